@@ -1,0 +1,1 @@
+"""OrderTrack: real-time order tracking. The README explains the layout."""
