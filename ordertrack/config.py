@@ -1,8 +1,8 @@
 """Settings, read once from the environment (and `.env`), checked before anything listens.
 
-`load` either answers settings that can be trusted or raises `SettingsError`, which names the variable
-and says what to change. A setting is one field below and one line in `.env.example`; its variable is
-the field's name in capitals. An empty variable counts as not set.
+`load` either answers settings that can be trusted or raises `SettingsError`, which names the
+variable and says what to change. A setting is one field below and one line in `.env.example`; its
+variable is the field's name in capitals. An empty variable counts as not set.
 """
 
 import ipaddress
@@ -20,7 +20,7 @@ from psycopg2.extensions import parse_dsn
 from sqlalchemy import URL
 
 # Shown in `.env.example`, and therefore known to everybody: never accepted.
-EXAMPLE_JWT_SECRET = "replace-me-with-at-least-32-random-bytes"
+EXAMPLE_JWT_SECRET = "replace-me-with-at-least-32-random-bytes"  # noqa: S105 (refused)
 
 # RFC 7518 wants an HMAC key at least as long as the hash (HS256: 256 bits).
 MIN_SECRET_BYTES = 32
@@ -40,8 +40,8 @@ class SettingsError(Exception):
         self.setting = setting
 
 
-# How a field reads its variable. Each parser raises ValueError with the end of a sentence that begins
-# with the setting's name; none repeats a value that may be secret.
+# How a field reads its variable. Each parser raises ValueError with the end of a sentence that
+# begins with the setting's name; none repeats a value that may be secret.
 
 
 def _field(parse: Callable[[str], object], **options: Any) -> Any:
@@ -93,8 +93,10 @@ def _dsn(raw: str) -> None:
     try:
         parse_dsn(raw)
     except psycopg2.Error as error:
-        # libpq's own words may quote a part of a badly quoted password; an option's name is harmless.
-        option = re.search(r'invalid (?:URI query parameter|connection option): "(\w+)"', str(error))
+        # libpq's own words may quote a part of a badly quoted password; an option's name may stay.
+        option = re.search(
+            r'invalid (?:URI query parameter|connection option):? "(\w+)"', str(error)
+        )
         because = f": libpq has no option {option[1]!r}" if option else ""
         raise ValueError(
             "cannot be read. Use `host=… user=… password=… dbname=…`, with values that hold spaces "
@@ -148,9 +150,9 @@ def _origin(raw: str) -> str:
 def default_data_dir() -> Path:
     """`.data` in the checkout; for root `/var/lib/ordertrack`.
 
-    PostgreSQL refuses to run as root, so root's cluster belongs to another user, who must be able to
-    reach it. A checkout is often where that user has no business (below `/root`), and opening those
-    folders would harm more than it helps.
+    PostgreSQL refuses to run as root, so root's cluster belongs to another user, who must be able
+    to reach it. A checkout is often where that user has no business (below `/root`), and opening
+    those folders would harm more than it helps.
     """
     if os.geteuid() == 0:
         return Path("/var/lib/ordertrack")
@@ -161,7 +163,7 @@ def default_data_dir() -> Path:
 class Settings:
     """Everything that can be set from outside. Immutable; made by `load`."""
 
-    # Database and secret -------------------------------------------------------------------------
+    # Database and secret --------------------------------------------------------------------------
 
     # libpq `key=value` form or a postgresql:// URL, PostgreSQL 14 or later. None: the embedded one.
     db_dsn: str | None = _text(_dsn, None, secret=True)
@@ -186,7 +188,7 @@ class Settings:
     statement_timeout_ms: int = _integer(5000, low=100, high=600_000)
     lock_timeout_ms: int = _integer(2000, low=50, high=600_000)
 
-    # Where it listens, and for whom -----------------------------------------------------------------
+    # Where it listens, and for whom ---------------------------------------------------------------
 
     # Loopback unless told: a server that was only tried out is not open to the whole network.
     host: str = _text(_host, "127.0.0.1")
@@ -207,7 +209,7 @@ class Settings:
     # Largest request body, and largest message from a socket, in bytes.
     max_body_bytes: int = _integer(65_536, low=1024, high=10_485_760)
 
-    # Accounts and rights ----------------------------------------------------------------------------
+    # Accounts and rights --------------------------------------------------------------------------
 
     # Which orders a driver sees and moves: all of them, or those assigned to the driver.
     driver_scope: DriverScope = _choice("all", get_args(DriverScope), str.lower)
@@ -218,7 +220,7 @@ class Settings:
     # … and long, because it is what keeps a phone signed in.
     refresh_token_seconds: int = _integer(30 * 86_400, low=60, high=366 * 86_400)
 
-    # Live connections -------------------------------------------------------------------------------
+    # Live connections -----------------------------------------------------------------------------
 
     # Sockets of one process, and of one user in it: enough for dispatchers' tabs and for an
     # integration, not for hoarding.
@@ -235,7 +237,7 @@ class Settings:
     # promise, and it bounds how late a lost right takes effect.
     relay_poll_ms: int = _integer(500, low=5, high=60_000)
 
-    # Running it -------------------------------------------------------------------------------------
+    # Running it -----------------------------------------------------------------------------------
 
     # After SIGTERM: how long requests may finish and sockets are told to come back (1012).
     drain_seconds: float = _seconds(8, low=0, high=300)
