@@ -38,6 +38,7 @@ def main(binaries: str, *command: str) -> int:
     options = f"-c listen_addresses= -c max_connections=200 -c fsync=off -k {folder}"
     # A terminal's Ctrl-C reaches the command as well; it ends, and then this tidies up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8",
             "--locale=C.UTF-8", "--no-sync")  # fmt: skip
