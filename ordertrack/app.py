@@ -1,0 +1,47 @@
+"""The application factory: what the server is made of, step by step."""
+
+from pathlib import Path
+
+from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from ordertrack import cli, identity, problems
+from ordertrack.blueprints import admin, auth, ops, orders
+from ordertrack.blueprints._http import IdConverter
+from ordertrack.config import Settings
+from ordertrack.db import engine_options
+from ordertrack.extensions import db, jwt, migrate
+from ordertrack.realtime import live
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def create_app(settings: Settings) -> Flask:
+    """A server on the database of *settings* (``db_dsn`` and ``jwt_secret`` are set by now)."""
+    app = Flask(
+        "ordertrack",
+        root_path=str(ROOT),
+        template_folder="templates",
+        static_folder="static",
+    )
+    app.extensions["ordertrack_settings"] = settings
+    app.url_map.converters["id"] = IdConverter
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=settings.database_url,
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(settings),
+        MAX_CONTENT_LENGTH=settings.max_body_bytes,
+        **identity.jwt_options(settings),
+    )
+    db.init_app(app)
+    migrate.init_app(app, db, directory=str(ROOT / "migrations"))
+    jwt.init_app(app)
+    problems.init_app(app)
+    identity.init_app(app)
+    for blueprint in (auth, orders, admin, ops):
+        app.register_blueprint(blueprint.blueprint)
+    live.init_app(app, settings)
+    cli.init_app(app)
+    if settings.trusted_proxies:
+        n = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n)  # type: ignore[method-assign]
+    return app

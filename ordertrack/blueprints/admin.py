@@ -1,0 +1,39 @@
+"""/api/admin/users: people, for admins."""
+
+from flask import Blueprint, Response
+
+from ordertrack import identity
+from ordertrack.blueprints._http import MAX_PAGE, body, integer, json_answer, known_arguments
+from ordertrack.errors import ValidationFailed
+from ordertrack.payloads import UserForm, present_account
+from ordertrack.services import accounts
+
+blueprint = Blueprint("admin", __name__, url_prefix="/api/admin")
+
+
+@blueprint.get("/users")
+def list_users() -> Response:
+    """Ascending by id: ``?after=`` takes the last id of the page before."""
+    known_arguments("after", "limit")
+    limit = integer("limit", MAX_PAGE, low=1, high=MAX_PAGE)
+    found = accounts.list_users(
+        identity.principal(), after=integer("after", 0), limit=limit + 1
+    )
+    shown = found[:limit]
+    return json_answer(
+        {
+            "users": [present_account(account) for account in shown],
+            "next_after": str(shown[-1].id) if len(found) > limit else None,
+        }
+    )
+
+
+@blueprint.patch("/users/<id:user_id>")
+def change_user(user_id: int) -> Response:
+    form = body(UserForm)
+    if form.role is None and form.active is None:
+        raise ValidationFailed.at("", "give role, active or both")
+    account = accounts.change_user(
+        identity.principal(), user_id, role=form.role, active=form.active
+    )
+    return json_answer(present_account(account))

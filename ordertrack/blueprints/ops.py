@@ -1,0 +1,28 @@
+"""For those who run it: alive, ready. Metrics join them here."""
+
+from flask import Blueprint, Response, current_app
+from sqlalchemy import text
+
+from ordertrack import db, identity
+from ordertrack.blueprints._http import json_answer
+from ordertrack.errors import Unavailable
+
+blueprint = Blueprint("ops", __name__)
+
+
+@blueprint.get("/healthz")
+@identity.public
+def healthz() -> Response:
+    """The process answers: no more than that, so that a database's fault does not restart it."""
+    return json_answer({"status": "ok"})
+
+
+@blueprint.get("/readyz")
+@identity.public
+def readyz() -> Response:
+    """Whether to send it traffic: the database answers and the relay follows the log."""
+    relay = current_app.extensions.get("ordertrack_relay")
+    if relay is not None and not relay.is_following:
+        raise Unavailable("The relay is not following the log.")
+    db.fetch_one(text("SELECT 1"), {})
+    return json_answer({"status": "ready"})

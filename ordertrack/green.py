@@ -1,0 +1,27 @@
+"""Leaving the loop: work that would hold everybody up runs on real threads.
+
+Under the server the standard library is patched by eventlet and everything shares one thread; on
+the command line and in most tests nothing is patched and there is no loop to spare.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import eventlet.patcher
+import eventlet.semaphore
+import eventlet.tpool
+
+T = TypeVar("T")
+
+# Each argon2id hash takes 19 MiB and some 20 ms of a core. Two at a time keep two cores busy and
+# leave the loop its share; the rest of a login storm waits here, without a thread each.
+_AT_ONCE = 2
+_turns = eventlet.semaphore.Semaphore(_AT_ONCE)
+
+
+def off_the_loop(function: Callable[..., T], *args: Any) -> T:
+    """Call ``function(*args)`` on a real thread while the loop goes on; its result or exception."""
+    if not eventlet.patcher.is_monkey_patched("thread"):
+        return function(*args)
+    with _turns:
+        return cast(T, eventlet.tpool.execute(function, *args))

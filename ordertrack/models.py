@@ -1,0 +1,190 @@
+"""The tables. Rules that must hold whatever code runs are constraints and triggers here and in
+`migrations/`; what is allowed to whom is in `ordertrack.policy` and `ordertrack.lifecycle`.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.types import UserDefinedType
+
+from ordertrack.extensions import Base
+from ordertrack.lifecycle import Status
+from ordertrack.policy import Role
+
+EVENT_TYPES = ("created", "status_changed", "description_changed", "driver_assigned", "deleted")
+
+
+class XID8(UserDefinedType[str]):
+    """PostgreSQL's 64-bit transaction id, which never wraps around."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
+
+
+def _one_of(column: str, values: Any, name: str) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=name)
+
+
+class User(Base):
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    email: Mapped[str] = mapped_column(Text)
+    password_hash: Mapped[str] = mapped_column(Text)
+    role: Mapped[str] = mapped_column(Text, server_default=Role.USER.value)
+    active: Mapped[bool] = mapped_column(server_default=text("true"))
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now()
+    )
+
+    __table_args__ = (
+        _one_of("role", Role, "role"),
+        # An address is one person's, whatever its case.
+        Index("uq_users_email_lower", func.lower(email), unique=True),
+    )
+
+
+class Session(Base):
+    """One sign-in. Its tokens carry its id; revoking it ends them all."""
+
+    __tablename__ = "sessions"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now()
+    )
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    revoked_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class Order(Base):
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    customer_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    driver_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
+    description: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text, server_default=Status.PENDING.value)
+    # The status before the present one: kept here because one UPDATE can return it from here on
+    # every PostgreSQL (RETURNING old.* came with 18).
+    previous_status: Mapped[str | None] = mapped_column(Text)
+    version: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.clock_timestamp()
+    )
+    updated_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.clock_timestamp()
+    )
+    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+    customer: Mapped[User] = relationship(foreign_keys=customer_id)
+    driver: Mapped[User | None] = relationship(foreign_keys=driver_id)
+
+    __table_args__ = (
+        _one_of("status", Status, "status"),
+        CheckConstraint("version >= 1", name="version"),
+        Index("ix_orders_customer", customer_id, id.desc()),
+        Index("ix_orders_driver", driver_id, id.desc()),
+        Index("ix_orders_status", "status", id.desc()),
+    )
+
+    @property
+    def is_deleted(self) -> bool:
+        return self.deleted_at is not None
+
+
+class OrderEvent(Base):
+    """One change of one order: audit trail, recovery cursor and broadcast source in one row.
+
+    Append-only: triggers refuse UPDATE, DELETE and TRUNCATE. The actor's name and role, and whose
+    order it was, are kept as they were at the time.
+    """
+
+    __tablename__ = "order_events"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    xid: Mapped[str] = mapped_column(XID8, server_default=text("pg_current_xact_id()"))
+    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id"))
+    version: Mapped[int] = mapped_column(Integer)
+    type: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    previous_status: Mapped[str | None] = mapped_column(Text)
+    # No foreign key: users are never deleted, and it would lock the same few staff rows (FOR KEY
+    # SHARE) in every change of every order.
+    actor_id: Mapped[int] = mapped_column(BigInteger)
+    actor_name: Mapped[str] = mapped_column(Text)
+    actor_role: Mapped[str] = mapped_column(Text)
+    note: Mapped[str | None] = mapped_column(Text)
+    # What else changed: {"description": text} or {"driver": {"id", "name"} | null}.
+    changes: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    customer_id: Mapped[int] = mapped_column(BigInteger)
+    driver_id: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.clock_timestamp()
+    )
+
+    __table_args__ = (
+        UniqueConstraint(order_id, version),
+        _one_of("type", EVENT_TYPES, "type"),
+        _one_of("status", Status, "status"),
+        CheckConstraint("version >= 1", name="version"),
+        Index("ix_order_events_xid", "xid"),
+    )
+
+
+class AccessChange(Base):
+    """A right that ended: a sign-out, a new role, a deactivation. Append-only.
+
+    The relay tails it beside `order_events`, so that every process closes the sockets that lived on
+    that right. ``session_id`` NULL means all sessions of the user.
+    """
+
+    __tablename__ = "access_changes"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    xid: Mapped[str] = mapped_column(XID8, server_default=text("pg_current_xact_id()"))
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    session_id: Mapped[int | None] = mapped_column(ForeignKey("sessions.id"))
+    reason: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.clock_timestamp()
+    )
+
+    __table_args__ = (
+        _one_of("reason", ("signed_out", "role_changed", "deactivated"), "reason"),
+        Index("ix_access_changes_xid", "xid"),
+    )
+
+
+class IdempotencyKey(Base):
+    """A key that a client sent with a POST, and the order that it made: once per user and key."""
+
+    __tablename__ = "idempotency_keys"
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    request_hash: Mapped[str] = mapped_column(Text)
+    order_id: Mapped[int | None] = mapped_column(ForeignKey("orders.id"))
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now()
+    )

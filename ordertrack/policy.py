@@ -1,0 +1,104 @@
+"""Who may see and do what. Pure: facts in, answers out.
+
+REST, pages, Socket.IO and raw sockets all ask here. Where a statement must carry the rule itself
+(lists, the one-statement status change), `ordertrack.services.statements` writes it in SQL, and the
+authorisation matrix in the tests holds both to the same table.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from ordertrack import lifecycle
+from ordertrack.lifecycle import Standing, Status
+
+
+class Role(StrEnum):
+    USER = "user"
+    DRIVER = "driver"
+    ADMIN = "admin"
+
+
+class DriverScope(StrEnum):
+    """Which orders drivers see and move: all (the default), or those assigned to them."""
+
+    ALL = "all"
+    ASSIGNED = "assigned"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """What a verified token proves: a user's id and the id of the session it signed in with."""
+
+    user_id: int
+    session_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Somebody who acts, as the database knows them in this very transaction."""
+
+    id: int
+    name: str
+    role: Role
+
+    @property
+    def is_staff(self) -> bool:
+        return self.role is not Role.USER
+
+
+class OrderFacts(Protocol):
+    """The facts about an order on which rights depend."""
+
+    @property
+    def customer_id(self) -> int: ...
+    @property
+    def driver_id(self) -> int | None: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def is_deleted(self) -> bool: ...
+
+
+def standings(actor: Actor, order: OrderFacts, scope: DriverScope) -> frozenset[Standing]:
+    """What *actor* is to *order*. Empty means: for this caller the order does not exist."""
+    held = set()
+    if actor.role is Role.ADMIN:
+        held.add(Standing.ADMIN)
+    if actor.role is Role.DRIVER and (
+        scope is DriverScope.ALL or order.driver_id == actor.id
+    ):
+        held.add(Standing.DRIVER)
+    if order.customer_id == actor.id:
+        held.add(Standing.OWNER)
+    return frozenset(held)
+
+
+def can_see(actor: Actor, order: OrderFacts, scope: DriverScope) -> bool:
+    return not order.is_deleted and bool(standings(actor, order, scope))
+
+
+def can_read_history(actor: Actor, order: OrderFacts, scope: DriverScope) -> bool:
+    """The history outlives the order; of a deleted order only admins may read it."""
+    if order.is_deleted:
+        return actor.role is Role.ADMIN
+    return can_see(actor, order, scope)
+
+
+def may_touch(held: frozenset[Standing]) -> bool:
+    """Whether the caller is one who may edit and delete at all (not a mere driver)."""
+    return bool(held & {Standing.OWNER, Standing.ADMIN})
+
+
+def can_edit(held: frozenset[Standing], status: Status) -> bool:
+    """The owner while the order is Pending, an admin until it is final."""
+    if Standing.ADMIN in held:
+        return status not in lifecycle.TERMINAL
+    return Standing.OWNER in held and status is lifecycle.INITIAL
+
+
+def can_delete(held: frozenset[Standing], status: Status) -> bool:
+    """The owner while the order is Pending, an admin always."""
+    if Standing.ADMIN in held:
+        return True
+    return Standing.OWNER in held and status is lifecycle.INITIAL

@@ -1,0 +1,265 @@
+"""From the log to the sockets: who watches what, and the seam between replay and live.
+
+A *watcher* is one connection. It joins the rooms of orders, or a feed; the relay hands every event
+of the log to `Fanout.publish`, once and in order, and it goes to everybody in the order's room.
+
+The seam. A client that subscribes must get the events that it missed from the log and all later
+ones live: none lost between the two, none twice. While `subscribe` reads the log, the watcher is in
+*transit* for that order: what is published meanwhile is not delivered to it, only noted. If
+anything newer than the answer was noted, the log is read again; else the watcher joins without
+giving up the loop, and the acknowledgement leaves before anything else can. The relay may still be
+behind what was read, so events up to the answer's version stay suppressed for this watcher (its
+*floor*) until the relay has caught up with that moment.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from itertools import chain
+from typing import Protocol
+
+from ordertrack import policy
+from ordertrack.errors import DomainError, NotFound, Unavailable
+from ordertrack.eventlog import Event
+from ordertrack.payloads import present_event, to_json
+from ordertrack.policy import Actor, DriverScope, Role
+from ordertrack.realtime.engine import Outgoing, encode_event
+from ordertrack.realtime.frames import text_frame
+from ordertrack.services.orders import CaughtUp
+
+# A read of the log takes about a millisecond; an order that changed during each of so many reads
+# in a row is changing faster than anybody can watch it.
+ATTEMPTS = 20
+
+TRY_AGAIN_LATER = 1013  # WebSocket close code
+
+Wanted = dict[int, int | None]
+Read = Callable[[Wanted], tuple[Actor, dict[int, CaughtUp | DomainError]]]
+
+
+class Announcement:
+    """An event on its way out: encoded once for each protocol, and only if somebody speaks it."""
+
+    __slots__ = ("_frame", "_json", "_outgoing", "event")
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        self._json: str | None = None
+        self._frame: bytes | None = None
+        self._outgoing: Outgoing | None = None
+
+    @property
+    def json(self) -> str:
+        if self._json is None:
+            self._json = to_json(present_event(self.event))
+        return self._json
+
+    @property
+    def frame(self) -> bytes:
+        """For raw WebSockets: a text frame with the event."""
+        if self._frame is None:
+            self._frame = text_frame(self.json)
+        return self._frame
+
+    @property
+    def outgoing(self) -> Outgoing:
+        """For Socket.IO: an ``order_update`` with the event."""
+        if self._outgoing is None:
+            self._outgoing = encode_event("order_update", self.json)
+        return self._outgoing
+
+
+class Watcher(Protocol):
+    """One connection, of either kind."""
+
+    actor: Actor | None
+
+    def deliver(self, announcement: Announcement) -> None:
+        """Queue the event behind all that was sent before. Never blocks, never raises."""
+
+    def join(self, room: str) -> None: ...
+
+    def leave(self, room: str) -> None: ...
+
+    def sign_out(self, error: DomainError) -> None:
+        """Tell the client why, and close."""
+
+    def hang_up(self, code: int, reason: str) -> None:
+        """Close with a WebSocket close code."""
+
+
+class _Transit:
+    """A watcher on its way into a room: see the module's theory."""
+
+    __slots__ = ("floor", "newest")
+
+    def __init__(self) -> None:
+        self.newest = 0  # the highest version published while the log was being read
+        self.floor: int | None = None  # None: still reading; else what the answer reached
+
+
+def order_room(order_id: int) -> str:
+    return str(order_id)
+
+
+STAFF_FEED = "feed"
+
+
+def feed_room(actor: Actor, scope: DriverScope) -> str:
+    """The room in which *actor* hears of every order that it may see."""
+    if actor.role is Role.ADMIN or (actor.role is Role.DRIVER and scope is DriverScope.ALL):
+        return STAFF_FEED
+    return f"feed:{actor.id}"
+
+
+class Fanout:
+    """The watchers of one process. *members* answers who is in a room now."""
+
+    def __init__(
+        self, members: Callable[[str], Collection[Watcher]], scope: DriverScope
+    ) -> None:
+        self._members = members
+        self._scope = scope
+        self._transit: dict[int, dict[Watcher, _Transit]] = {}
+        # Transits that are over once the relay has caught up: those begun before the read that is
+        # under way, and those begun since.
+        self._settled: list[tuple[int, Watcher, _Transit]] = []
+        self._settling: list[tuple[int, Watcher, _Transit]] = []
+        self.published = 0
+        self.deliveries = 0
+
+    # --- the way in ---------------------------------------------------------------------------
+
+    def subscribe(
+        self, watcher: Watcher, wanted: Wanted, read: Read
+    ) -> dict[int, CaughtUp | DomainError]:
+        """Put *watcher* into the rooms of the orders *wanted*, and say what it missed.
+
+        *read* is asked where the orders stand (`services.orders.catch_up`). The caller must send
+        the answer to the client before it gives up the loop. An order that cannot be watched has
+        its error as answer. Whatever *read* raises is passed on, and nothing was joined.
+        """
+        transits = {order_id: _Transit() for order_id in wanted}
+        for order_id, transit in transits.items():
+            self._transit.setdefault(order_id, {})[watcher] = transit
+        try:
+            answers = self._read_until_current(watcher, wanted, transits, read)
+        except BaseException:
+            for order_id, transit in transits.items():
+                self._drop(order_id, watcher, transit)
+            if any(transit.newest for transit in transits.values()):
+                # It may have been watching already, and what it did not get is gone.
+                watcher.hang_up(TRY_AGAIN_LATER, "missed an event; resume with after")
+            raise
+        for order_id, transit in transits.items():
+            answer = answers[order_id]
+            if isinstance(answer, CaughtUp):
+                transit.floor = answer.version
+                self._settling.append((order_id, watcher, transit))
+                watcher.join(order_room(order_id))
+            else:
+                self._drop(order_id, watcher, transit)
+                watcher.leave(order_room(order_id))
+        return answers
+
+    def _read_until_current(
+        self,
+        watcher: Watcher,
+        wanted: Wanted,
+        transits: Mapping[int, _Transit],
+        read: Read,
+    ) -> dict[int, CaughtUp | DomainError]:
+        answers: dict[int, CaughtUp | DomainError] = {}
+        behind = wanted
+        for _ in range(ATTEMPTS):
+            watcher.actor, found = read(behind)
+            answers.update(found)
+            behind = {
+                order_id: wanted[order_id]
+                for order_id, answer in answers.items()
+                if isinstance(answer, CaughtUp) and transits[order_id].newest > answer.version
+            }
+            if not behind:
+                return answers
+        for order_id in behind:
+            answers[order_id] = Unavailable("The order is changing too fast. Subscribe again.")
+        return answers
+
+    def _drop(self, order_id: int, watcher: Watcher, transit: _Transit) -> None:
+        there = self._transit.get(order_id)
+        if there is not None and there.get(watcher) is transit:
+            del there[watcher]
+            if not there:
+                del self._transit[order_id]
+
+    def unsubscribe(self, watcher: Watcher, order_id: int) -> None:
+        watcher.leave(order_room(order_id))
+
+    # --- the way out --------------------------------------------------------------------------
+
+    def publish(self, event: Event) -> None:
+        """Deliver *event* to all who watch its order. Called by the relay alone, in log order."""
+        announcement = Announcement(event)
+        self.published += 1
+        recipients = self._audience(event)
+        transits = self._transit.get(event.order_id)
+        if transits:
+            held_back = set()
+            for watcher, transit in transits.items():
+                if transit.floor is None:
+                    transit.newest = event.version
+                    held_back.add(watcher)
+                elif event.version <= transit.floor:
+                    held_back.add(watcher)
+            recipients = [watcher for watcher in recipients if watcher not in held_back]
+        if event.type == "driver_assigned" and self._scope is DriverScope.ASSIGNED:
+            recipients = self._without_those_who_lost_it(event, recipients)
+        self.deliveries += len(recipients)
+        for watcher in recipients:
+            watcher.deliver(announcement)
+
+    def _audience(self, event: Event) -> list[Watcher]:
+        """Everybody in the order's room and in the feeds that show it, each once."""
+        room = self._members(order_room(event.order_id))
+        feeds = [self._members(STAFF_FEED), self._members(f"feed:{event.customer_id}")]
+        if event.driver_id is not None:
+            feeds.append(self._members(f"feed:{event.driver_id}"))
+        if any(feeds):
+            return list(dict.fromkeys(chain(room, *feeds)))
+        return list(room)
+
+    def _without_those_who_lost_it(
+        self, event: Event, recipients: list[Watcher]
+    ) -> list[Watcher]:
+        """Drivers who see only their own orders lose this one when it becomes another's."""
+        facts = _EventFacts(event)
+        keeping = []
+        for watcher in recipients:
+            if watcher.actor is None or policy.can_see(watcher.actor, facts, self._scope):
+                keeping.append(watcher)
+            else:
+                watcher.sign_out(NotFound("The order has been given to another driver."))
+        return keeping
+
+    # --- what the relay tells -----------------------------------------------------------------
+
+    def reading(self) -> None:
+        """The relay is about to read the log."""
+        self._settled += self._settling
+        self._settling = []
+
+    def caught_up(self) -> None:
+        """All that the read found has been published: older floors have done their work."""
+        for order_id, watcher, transit in self._settled:
+            self._drop(order_id, watcher, transit)
+        self._settled = []
+
+
+class _EventFacts:
+    """An event's order as `policy` wants to know it."""
+
+    is_deleted = False
+
+    def __init__(self, event: Event) -> None:
+        self.customer_id = event.customer_id
+        self.driver_id = event.driver_id
+        self.status: str = event.status
+

@@ -1,0 +1,209 @@
+"""Socket.IO: connect, subscribe, unsubscribe, authenticate. Rooms are Flask-SocketIO rooms, one for
+each order id, and one for each feed.
+
+Handlers are registered on python-socketio's server and get no Flask request context: they need the
+token, not a request. Nothing here changes an order; that is REST's alone.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flask import Flask
+from pydantic import BaseModel
+from socketio.exceptions import ConnectionRefusedError as Refused
+
+from ordertrack import identity
+from ordertrack.errors import DomainError, ValidationFailed
+from ordertrack.identity import Credential
+from ordertrack.payloads import (
+    OrdersWanted,
+    OrderWanted,
+    parse,
+    present_catch_up,
+    to_json,
+)
+from ordertrack.policy import Actor, DriverScope
+from ordertrack.problems import from_exception, problem
+from ordertrack.realtime.engine import EngineSocket, SocketIO, encode_event
+from ordertrack.realtime.fanout import Announcement, Fanout, feed_room
+from ordertrack.realtime.guests import Guests
+from ordertrack.services import actors, orders
+from ordertrack.services.orders import CaughtUp
+
+SIGNED_OUT = 1008  # policy violation, RFC 6455
+
+Ack = dict[str, Any]
+
+
+class SocketWatcher:
+    """A Socket.IO client that has been let in."""
+
+    __slots__ = ("_rooms", "_sid", "_socket", "actor", "credential")
+
+    def __init__(
+        self, rooms: "Rooms", sid: str, socket: EngineSocket, credential: Credential
+    ) -> None:
+        self._rooms = rooms
+        self._sid = sid
+        self._socket = socket
+        self.credential = credential
+        self.actor: Actor | None = None
+
+    def deliver(self, announcement: Announcement) -> None:
+        self._socket.send_outgoing(announcement.outgoing)
+
+    def join(self, room: str) -> None:
+        self._rooms.server.enter_room(self._sid, room)
+
+    def leave(self, room: str) -> None:
+        self._rooms.server.leave_room(self._sid, room)
+
+    def sign_out(self, error: DomainError) -> None:
+        self._socket.send_outgoing(encode_event("signed_out", to_json(problem(error))))
+        self.hang_up(SIGNED_OUT, error.code)
+
+    def hang_up(self, code: int, reason: str) -> None:
+        self._rooms.forget(self._sid)
+        self._socket.close_with(code, reason)
+
+
+class Rooms:
+    """The Socket.IO side of one process."""
+
+    def __init__(
+        self, app: Flask, socketio: SocketIO, fanout: Fanout, guests: Guests, scope: DriverScope
+    ) -> None:
+        self._app = app
+        self._fanout = fanout
+        self._guests = guests
+        self._scope = scope
+        self._watchers: dict[str, SocketWatcher] = {}
+        self.server: Any = socketio.server
+        for name, handler in {
+            "subscribe": self._subscribe,
+            "unsubscribe": self._unsubscribe,
+            "authenticate": self._authenticate,
+        }.items():
+            self.server.on(name, self._answering(handler))
+        self.server.on("connect", self._connect)
+        self.server.on("disconnect", self._disconnect)
+
+    def forget(self, sid: str) -> None:
+        """The client is being closed: nothing reaches it any more."""
+        watcher = self._watchers.pop(sid, None)
+        if watcher is not None:
+            self._guests.leave(watcher)
+
+    # --- events -------------------------------------------------------------------------------
+
+    def _connect(self, sid: str, environ: Mapping[str, Any], auth: Any = None) -> None:
+        try:
+            with self._app.app_context():
+                token = auth.get("token") if isinstance(auth, dict) else None
+                if token is None:
+                    token = identity.token_from_cookies(environ.get("HTTP_COOKIE"))
+                credential = identity.from_token(token)
+                actors.identify(credential.principal)
+            watcher = SocketWatcher(self, sid, self._socket(sid), credential)
+            self._guests.admit(watcher)
+        except Exception as error:
+            shown = from_exception(error)
+            raise Refused(shown.detail, problem(shown)) from error
+        self._watchers[sid] = watcher
+
+    def _disconnect(self, sid: str, _reason: str) -> None:
+        self.forget(sid)
+
+    def _subscribe(self, watcher: SocketWatcher, data: Any) -> Ack:
+        if isinstance(data, dict) and "feed" in data:
+            return self._subscribe_feed(watcher, data)
+        if isinstance(data, dict) and "orders" in data:
+            wanted = parse(data, OrdersWanted).orders
+            if len({one.order_id for one in wanted}) != len(wanted):
+                raise ValidationFailed.at("/orders", "must name each order once")
+            answers = self._join(watcher, wanted)
+            return {"ok": True, "results": [_ack(answers[one.order_id]) for one in wanted]}
+        one = parse(data, OrderWanted)
+        return _ack(self._join(watcher, [one])[one.order_id])
+
+    def _join(
+        self, watcher: SocketWatcher, wanted: Iterable[OrderWanted]
+    ) -> dict[int, CaughtUp | DomainError]:
+        principal = watcher.credential.principal
+        return self._fanout.subscribe(
+            watcher,
+            {one.order_id: one.after for one in wanted},
+            lambda some: orders.catch_up(principal, some, self._scope),
+        )
+
+    def _subscribe_feed(self, watcher: SocketWatcher, data: dict[str, Any]) -> Ack:
+        _require_feed(data)
+        watcher.actor = actors.identify(watcher.credential.principal)
+        watcher.join(feed_room(watcher.actor, self._scope))
+        return {"ok": True}
+
+    def _unsubscribe(self, watcher: SocketWatcher, data: Any) -> Ack:
+        if isinstance(data, dict) and "feed" in data:
+            _require_feed(data)
+            if watcher.actor is not None:
+                watcher.leave(feed_room(watcher.actor, self._scope))
+        else:
+            self._fanout.unsubscribe(watcher, parse(data, Unwanted).order_id)
+        return {"ok": True}
+
+    def _authenticate(self, watcher: SocketWatcher, data: Any) -> Ack:
+        credential = identity.from_token(parse(data, Renewal).token)
+        actors.identify(credential.principal)
+        self._guests.renew(watcher, credential)
+        return {"ok": True}
+
+    # --- around every event -------------------------------------------------------------------
+
+    def _answering(
+        self, handler: Callable[[SocketWatcher, Any], Ack]
+    ) -> Callable[..., Ack]:
+        """Give *handler* the watcher and one argument; turn what it raises into an ack."""
+
+        def handle(sid: str, *arguments: Any) -> Ack:
+            watcher = self._watchers.get(sid)
+            if watcher is None:  # being closed
+                return {"ok": False}
+            try:
+                with self._app.app_context():
+                    return handler(watcher, arguments[0] if arguments else None)
+            except Exception as error:
+                return {"ok": False, "error": problem(from_exception(error))}
+
+        return handle
+
+    def _socket(self, sid: str) -> EngineSocket:
+        found: EngineSocket = self.server.eio.sockets[
+            self.server.manager.eio_sid_from_sid(sid, "/")
+        ]
+        return found
+
+    def members(self, room: str) -> list[SocketWatcher]:
+        """Who is in *room* now."""
+        watchers = self._watchers
+        return [
+            watchers[sid] for sid in self.server.manager.members(room) if sid in watchers
+        ]
+
+
+class Unwanted(OrderWanted):
+    """An order that is not watched any more."""
+
+
+class Renewal(BaseModel):
+    token: str
+
+
+def _require_feed(data: dict[str, Any]) -> None:
+    if data != {"feed": "orders"}:
+        raise ValidationFailed.at("/feed", 'must be "orders", and alone')
+
+
+def _ack(answer: CaughtUp | DomainError) -> Ack:
+    if isinstance(answer, DomainError):
+        return {"ok": False, "error": problem(answer)}
+    return present_catch_up(answer)

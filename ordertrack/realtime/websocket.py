@@ -1,0 +1,210 @@
+"""Raw WebSockets: GET /ws/orders/<id>?after=VERSION, one order's events as text frames.
+
+A WSGI application in front of Flask's, because a connection that is taken over has no response.
+Refusals are HTTP answers before the upgrade.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import parse_qs
+
+from flask import Flask
+
+from ordertrack import identity
+from ordertrack.errors import DomainError, InvalidToken, ValidationFailed
+from ordertrack.identity import Credential
+from ordertrack.payloads import MAX_ID, MAX_VERSION
+from ordertrack.policy import Actor, DriverScope
+from ordertrack.problems import answer, from_exception
+from ordertrack.realtime import transport
+from ordertrack.realtime.fanout import Announcement, Fanout, order_room
+from ordertrack.realtime.guests import Guests
+from ordertrack.realtime.transport import Limits, Origins, Refused, WebSocket
+from ordertrack.services import orders
+from ordertrack.services.orders import CaughtUp
+
+PROTOCOL = "ordertrack.v1"
+SIGNED_OUT = 1008  # policy violation, RFC 6455
+
+Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+_PATH = re.compile(r"/ws/orders/([0-9]{1,19})")
+
+
+class RawRooms:
+    """Who watches an order over a raw socket: the rooms that Socket.IO does not know of."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, dict[RawWatcher, None]] = {}
+
+    def members(self, room: str) -> Iterable["RawWatcher"]:
+        return self._rooms.get(room, ())
+
+    def join(self, room: str, watcher: "RawWatcher") -> None:
+        self._rooms.setdefault(room, {})[watcher] = None
+
+    def leave(self, room: str, watcher: "RawWatcher") -> None:
+        members = self._rooms.get(room)
+        if members is not None:
+            members.pop(watcher, None)
+            if not members:
+                del self._rooms[room]
+
+
+class RawWatcher:
+    """A raw socket that watches one order; also the transport's handler for it."""
+
+    __slots__ = ("_backlog", "_guests", "_room", "_rooms", "_ws", "actor", "credential")
+
+    def __init__(
+        self, credential: Credential, order_id: int, rooms: RawRooms, guests: Guests
+    ) -> None:
+        self.credential = credential
+        self.actor: Actor | None = None
+        self._room = order_room(order_id)
+        self._rooms = rooms
+        self._guests = guests
+        self._ws: WebSocket | None = None
+        # What is announced between joining and the end of the handshake.
+        self._backlog: list[bytes] | None = []
+
+    def deliver(self, announcement: Announcement) -> None:
+        if self._ws is not None:
+            self._ws.enqueue(announcement.frame)
+        elif self._backlog is not None:
+            self._backlog.append(announcement.frame)
+
+    def replay(self, frames: list[bytes]) -> None:
+        """What was missed goes before what was announced since."""
+        self._backlog = frames + (self._backlog or [])
+
+    def join(self, room: str) -> None:
+        self._rooms.join(room, self)
+
+    def leave(self, room: str) -> None:
+        self._rooms.leave(room, self)
+
+    def sign_out(self, error: DomainError) -> None:
+        self.hang_up(SIGNED_OUT, error.code)
+
+    def hang_up(self, code: int, reason: str) -> None:
+        self.gone()
+        if self._ws is not None:
+            self._ws.close(code, reason)
+
+    def gone(self) -> None:
+        self._rooms.leave(self._room, self)
+        self._guests.leave(self)
+
+    def on_open(self, ws: WebSocket) -> None:
+        self._ws = ws
+        for frame in self._backlog or ():
+            ws.enqueue(frame)
+        self._backlog = None
+
+    def on_message_in_loop(self, ws: WebSocket, message: str | bytes) -> bool:
+        return True  # a watcher has nothing to say: changes are made over REST
+
+    def on_message(self, ws: WebSocket, message: str | bytes) -> None:
+        raise AssertionError("every message is dealt with in the loop")
+
+    def on_close(self, ws: WebSocket, code: int, reason: str) -> None:
+        self.gone()
+
+
+class OrderSockets:
+    """The WSGI application that answers /ws/orders/<id> and passes everything else on."""
+
+    def __init__(
+        self,
+        app: Flask,
+        inner: Wsgi,
+        *,
+        fanout: Fanout,
+        rooms: RawRooms,
+        guests: Guests,
+        origins: Origins,
+        limits: Limits,
+        scope: DriverScope,
+    ) -> None:
+        self._app = app
+        self._inner = inner
+        self._fanout = fanout
+        self._rooms = rooms
+        self._guests = guests
+        self._origins = origins
+        self._limits = limits
+        self._scope = scope
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        match = _PATH.fullmatch(environ.get("PATH_INFO", ""))
+        if match is None or int(match[1]) > MAX_ID:
+            return self._inner(environ, start_response)
+        try:
+            with self._app.app_context():
+                return self._open(environ, int(match[1]))
+        except Refused as refused:
+            return transport.refuse(start_response, refused)
+        except Exception as error:
+            return answer(from_exception(error))(environ, start_response)
+
+    def _open(self, environ: dict[str, Any], order_id: int) -> Iterable[bytes]:
+        transport.check_handshake(environ)
+        self._origins.check(environ)
+        credential, subprotocol = _credential(environ)
+        after = _after(environ)
+        watcher = RawWatcher(credential, order_id, self._rooms, self._guests)
+        self._guests.admit(watcher)
+        try:
+            standing = self._fanout.subscribe(
+                watcher,
+                {order_id: orders.LATEST if after is None else after},
+                lambda wanted: orders.catch_up(credential.principal, wanted, self._scope),
+            )[order_id]
+            if not isinstance(standing, CaughtUp):
+                raise standing
+            missed = standing.events
+            if standing.reset:
+                # Too much to replay: the latest event says where the order stands now.
+                principal = credential.principal
+                missed = orders.history(
+                    principal, order_id, self._scope, after=standing.version - 1, limit=1
+                ).events
+            watcher.replay([Announcement(event).frame for event in missed])
+            transport.take_over(environ, watcher, subprotocol=subprotocol, limits=self._limits)
+            return []
+        except BaseException:
+            watcher.gone()
+            raise
+
+
+def _credential(environ: dict[str, Any]) -> tuple[Credential, str | None]:
+    """From the Authorization header, or for browsers from the subprotocols. Never from a cookie."""
+    offered = [
+        part.strip() for part in environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "").split(",") if part
+    ]
+    subprotocol = PROTOCOL if PROTOCOL in offered else None
+    token = identity.bearer(environ.get("HTTP_AUTHORIZATION"))
+    if token is None and subprotocol:
+        token = next(
+            (part.removeprefix("bearer.") for part in offered if part.startswith("bearer.")), None
+        )
+    if token is None:
+        raise InvalidToken("Send Authorization: Bearer <token>, or the subprotocol bearer.<token>.")
+    return identity.from_token(token), subprotocol
+
+
+def _after(environ: dict[str, Any]) -> int | None:
+    given = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    unknown = set(given) - {"after"}
+    if unknown:
+        raise ValidationFailed.at(f"/{min(unknown)}", "is not a known parameter")
+    if "after" not in given:
+        return None
+    raw = given["after"][-1]
+    if not re.fullmatch(r"[0-9]{1,10}", raw) or int(raw) > MAX_VERSION:
+        raise ValidationFailed.at("/after", "must be a version: a whole number from 0")
+    return int(raw)

@@ -1,0 +1,215 @@
+"""People: registering, signing in and out, roles."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from argon2 import PasswordHasher
+from argon2.exceptions import VerificationError
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session as Transaction
+
+from ordertrack.db import transaction
+from ordertrack.errors import (
+    EmailTaken,
+    Forbidden,
+    InvalidCredentials,
+    InvalidToken,
+    NotFound,
+)
+from ordertrack.green import off_the_loop
+from ordertrack.models import AccessChange, Session, User
+from ordertrack.policy import Principal, Role
+from ordertrack.services import actors
+
+# argon2id with the memory, time and lanes that OWASP's password storage cheat sheet recommends
+# first: 19 MiB, t=2, p=1.
+_hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+
+# Verified when the address is unknown, so that both answers take the same time.
+_NOBODYS_HASH = _hasher.hash("no account has this password")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user as the outside may see it."""
+
+    id: int
+    name: str
+    email: str
+    role: Role
+    active: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """A fresh or continued session: what tokens are made from."""
+
+    account: Account
+    principal: Principal
+
+
+def register(name: str, email: str, password: str, role: Role = Role.USER) -> Account:
+    """Make an account. Over REST the role is always ``user``; only the command line says another.
+
+    Raises `EmailTaken` when the address, in whatever case, belongs to somebody.
+    """
+    password_hash = off_the_loop(_hasher.hash, password)
+    try:
+        with transaction() as t:
+            user = User(name=name, email=email, password_hash=password_hash, role=role.value)
+            t.add(user)
+            t.flush()
+            return _account(user)
+    except IntegrityError as error:
+        if "uq_users_email_lower" in str(error.orig):
+            raise EmailTaken("An account with this e-mail address exists already.") from error
+        raise
+
+
+def log_in(email: str, password: str, lifetime: timedelta) -> SignIn:
+    """Check the credentials and open a session that lives for *lifetime*.
+
+    Raises `InvalidCredentials` for an unknown address, a wrong password and a deactivated account
+    alike, after the same amount of work.
+    """
+    with transaction() as t:
+        user = t.scalar(select(User).where(func.lower(User.email) == email.lower()))
+        stored = user.password_hash if user else _NOBODYS_HASH
+        user_id = user.id if user else None
+    # No transaction is open while the hash is computed.
+    matches = off_the_loop(_verify, stored, password)
+    if user_id is None or not matches:
+        raise _refused()
+    with transaction() as t:
+        user = t.get(User, user_id)
+        if user is None or not user.active:
+            raise _refused()
+        session = Session(user_id=user.id, expires_at=datetime.now(UTC) + lifetime)
+        t.add(session)
+        t.flush()
+        return SignIn(_account(user), Principal(user.id, session.id))
+
+
+def _refused() -> InvalidCredentials:
+    return InvalidCredentials("E-mail address or password is wrong.")
+
+
+def _verify(stored: str, password: str) -> bool:
+    try:
+        return _hasher.verify(stored, password)
+    except VerificationError:
+        return False
+
+
+def me(principal: Principal) -> Account:
+    """The caller's own account. Raises `InvalidToken` when its session has ended."""
+    with transaction() as t:
+        actor = actors.resolve(t, principal)
+        return _account(t.get_one(User, actor.id))
+
+
+def log_out(principal: Principal) -> None:
+    """End the session: both its tokens are worth nothing from now on. Idempotent."""
+    with transaction() as t:
+        ended = t.execute(
+            update(Session)
+            .where(
+                Session.id == principal.session_id,
+                Session.user_id == principal.user_id,
+                Session.revoked_at.is_(None),
+            )
+            .values(revoked_at=func.now())
+            .returning(Session.id)
+        ).scalar()
+        if ended is not None:
+            t.add(
+                AccessChange(
+                    user_id=principal.user_id, session_id=principal.session_id, reason="signed_out"
+                )
+            )
+
+
+def list_users(principal: Principal, *, after: int = 0, limit: int = 100) -> list[Account]:
+    """Accounts with id > *after*, ascending. Raises `Forbidden` unless the caller is an admin."""
+    with transaction() as t:
+        actors.require_admin(actors.resolve(t, principal))
+        users = t.scalars(select(User).where(User.id > after).order_by(User.id).limit(limit))
+        return [_account(user) for user in users]
+
+
+def change_user(
+    principal: Principal, user_id: int, *, role: Role | None = None, active: bool | None = None
+) -> Account:
+    """Change a user's role or activity. What it is already is left alone.
+
+    Raises `Forbidden` unless the caller is an admin, or when it would take its own last right;
+    `NotFound` when there is no such user.
+    """
+    with transaction() as t:
+        actor = actors.resolve(t, principal)
+        actors.require_admin(actor)
+        user = t.get(User, user_id, with_for_update={"key_share": True})
+        if user is None:
+            raise NotFound("There is no such user.")
+        if user.id == actor.id and (role not in (None, Role.ADMIN) or active is False):
+            raise Forbidden("You cannot take your own admin rights away; ask another admin.")
+        _apply(t, user, role, active)
+        t.flush()
+        return _account(user)
+
+
+def set_role(email: str, role: Role) -> Account:
+    """For the command line, which stands above roles. Raises `NotFound`."""
+    with transaction() as t:
+        user = t.scalar(
+            select(User)
+            .where(func.lower(User.email) == email.lower())
+            .with_for_update(key_share=True)
+        )
+        if user is None:
+            raise NotFound(f"There is no user with the address {email}.")
+        _apply(t, user, role, None)
+        t.flush()
+        return _account(user)
+
+
+def all_users() -> list[Account]:
+    """Every account, by id; for the command line."""
+    with transaction() as t:
+        return [_account(user) for user in t.scalars(select(User).order_by(User.id))]
+
+
+def _apply(t: Transaction, user: User, role: Role | None, active: bool | None) -> None:
+    if role is not None and role.value != user.role:
+        user.role = role.value
+        t.add(AccessChange(user_id=user.id, reason="role_changed"))
+    if active is not None and active != user.active:
+        user.active = active
+        if not active:
+            t.execute(
+                update(Session)
+                .where(Session.user_id == user.id, Session.revoked_at.is_(None))
+                .values(revoked_at=func.now())
+            )
+            t.add(AccessChange(user_id=user.id, reason="deactivated"))
+
+
+def _account(user: User) -> Account:
+    return Account(
+        user.id, user.name, user.email, Role(user.role), bool(user.active), user.created_at
+    )
+
+
+def continue_session(principal: Principal) -> SignIn:
+    """What a refresh token earns: the same session, still good.
+
+    Raises `InvalidToken` when the session was signed out, has expired, or the user was deactivated.
+    """
+    with transaction() as t:
+        actor = actors.resolve(t, principal)
+        session = t.get_one(Session, principal.session_id)
+        if session.expires_at <= datetime.now(UTC):
+            raise InvalidToken("This session has expired. Log in again.")
+        return SignIn(_account(t.get_one(User, actor.id)), principal)

@@ -1,0 +1,654 @@
+"""Orders: placing, reading, changing, and catching up after having been away."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session as Transaction
+
+from ordertrack import db, eventlog, lifecycle, policy
+from ordertrack.errors import (
+    Conflict,
+    DomainError,
+    Forbidden,
+    IdempotencyKeyReused,
+    InvalidTransition,
+    NotFound,
+    Unavailable,
+    ValidationFailed,
+    VersionMismatch,
+)
+from ordertrack.eventlog import Event, Span
+from ordertrack.lifecycle import Standing, Status
+from ordertrack.models import IdempotencyKey, Order, User
+from ordertrack.policy import Actor, DriverScope, Principal, Role
+from ordertrack.services import actors
+
+# More missed events than this are not worth replaying: the client takes the present state instead.
+REPLAY_LIMIT = 500
+
+# In the place of a version: the one before the latest.
+LATEST = -1
+
+
+@dataclass(frozen=True, slots=True)
+class OrderView:
+    """An order as one caller sees it. Times are aware, in UTC."""
+
+    id: int
+    description: str
+    status: Status
+    version: int
+    customer_id: int
+    customer_name: str
+    driver_id: int | None
+    driver_name: str | None
+    created_at: datetime
+    updated_at: datetime
+    next_statuses: list[Status]
+    can_edit: bool
+    can_delete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A page of an order's events: those after a version, and the version that is the latest."""
+
+    events: list[Event]
+    version: int
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """Where a watcher stands: the order at ``version``, and what it missed up to there.
+
+    ``reset``: too much was missed to replay; ``order`` is the new state.
+    """
+
+    order: OrderView
+    version: int
+    events: list[Event]
+    reset: bool = False
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+_ORDER_COLUMNS = """o.id, o.description, o.status, o.version, o.customer_id,
+    c.name AS customer_name, o.driver_id, d.name AS driver_name, o.created_at, o.updated_at,
+    o.deleted_at"""
+_NAMES = "JOIN users c ON c.id = o.customer_id LEFT JOIN users d ON d.id = o.driver_id"
+
+# The caller and the orders in one statement. The caller's row comes even when no order does, so
+# that "signed out" and "no such order" can be told apart. Rights are for `policy` to judge.
+_READ = text(
+    f"""
+    WITH {actors.ACTOR_CTE}
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {_ORDER_COLUMNS}
+      FROM actor a
+      LEFT JOIN (orders o {_NAMES}) ON o.id = ANY (:ids)
+    """
+)
+
+
+def get(principal: Principal, order_id: int, scope: DriverScope) -> OrderView:
+    """One order. Raises `NotFound` when it does not exist for this caller, `InvalidToken`."""
+    actor, rows = _read(principal, [order_id])
+    return _view(actor, _seen(actor, rows.get(order_id), scope), scope)
+
+
+def _read(principal: Principal, ids: Sequence[int]) -> tuple[Actor, dict[int, "_Facts"]]:
+    rows = db.fetch_all(
+        _READ,
+        {"user": principal.user_id, "session": principal.session_id, "ids": list(ids)},
+    )
+    if not rows:
+        raise actors.signed_out()
+    return _actor(rows[0]), {row.id: _facts(row) for row in rows if row.id is not None}
+
+
+def _seen(actor: Actor, order: "_Facts | None", scope: DriverScope) -> "_Facts":
+    if order is None or not policy.can_see(actor, order, scope):
+        raise no_such_order()
+    return order
+
+
+def no_such_order() -> NotFound:
+    return NotFound("There is no such order.")
+
+
+def history(
+    principal: Principal, order_id: int, scope: DriverScope, *, after: int, limit: int
+) -> History:
+    """The events with version > *after*, at most *limit*: audit trail and offline recovery.
+
+    Raises `NotFound` when the caller may not read it. Of a deleted order admins may.
+    """
+    actor, rows = _read(principal, [order_id])
+    order = rows.get(order_id)
+    if order is None or not policy.can_read_history(actor, order, scope):
+        raise no_such_order()
+    events = eventlog.between([Span(order_id, after, order.version)], limit)[order_id]
+    last = events[-1].version if events else max(after, order.version)
+    return History(events, order.version, has_more=last < order.version)
+
+
+def catch_up(
+    principal: Principal, wanted: dict[int, int | None], scope: DriverScope
+) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
+    """Where each order stands and what was missed since a version: the read half of a subscription.
+
+    *wanted* maps order ids to the last version seen, `LATEST` to get the latest event too, or None
+    for "only from now on". An order that the caller may not see yields a `NotFound`, a version that
+    the order has not reached a `ValidationFailed`. One statement however many orders, two when
+    something was missed; state and events agree.
+
+    Raises `InvalidToken` when the caller's session has ended.
+    """
+    actor, rows = _read(principal, list(wanted))
+    answers: dict[int, CaughtUp | DomainError] = {}
+    spans = []
+    for order_id, after in wanted.items():
+        try:
+            order = _seen(actor, rows.get(order_id), scope)
+        except NotFound as error:
+            answers[order_id] = error
+            continue
+        if after == LATEST:
+            after = order.version - 1
+        if after is not None and after > order.version:
+            answers[order_id] = ValidationFailed.at(
+                "/after", f"must be at most {order.version}, the order's version"
+            )
+            continue
+        missed = 0 if after is None else order.version - after
+        answers[order_id] = CaughtUp(
+            _view(actor, order, scope), order.version, [], reset=missed > REPLAY_LIMIT
+        )
+        if after is not None and 0 < missed <= REPLAY_LIMIT:
+            spans.append(Span(order_id, after, order.version))
+    for order_id, events in eventlog.between(spans, REPLAY_LIMIT).items():
+        caught_up = answers[order_id]
+        assert isinstance(caught_up, CaughtUp)
+        caught_up.events.extend(events)
+    return actor, answers
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a list is narrowed to; None narrows nothing. Dates bound ``created_at``, aware, UTC."""
+
+    status: Status | None = None
+    text: str | None = None
+    driver_id: int | None = None
+    customer_id: int | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+
+
+_PAGE = f"""
+    WITH {actors.ACTOR_CTE}
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {_ORDER_COLUMNS}
+      FROM actor a
+      LEFT JOIN LATERAL (
+           SELECT * FROM orders o
+            WHERE o.deleted_at IS NULL {{where}}
+            ORDER BY o.id DESC LIMIT :limit) o ON true
+      LEFT JOIN users c ON c.id = o.customer_id
+      LEFT JOIN users d ON d.id = o.driver_id
+     ORDER BY o.id DESC
+"""
+_CONDITIONS = {
+    "status": "o.status = :status",
+    "text": "o.description ILIKE :text",
+    "driver_id": "o.driver_id = :driver_id",
+    "customer_id": "o.customer_id = :customer_id",
+    "created_from": "o.created_at >= :created_from",
+    "created_before": "o.created_at < :created_before",
+    "before": "o.id < :before",
+    "own": "o.customer_id = a.id",
+    "assigned": "(a.role <> 'driver' OR o.driver_id = a.id OR o.customer_id = a.id)",
+}
+
+
+def own_page(
+    principal: Principal, filters: Filters, scope: DriverScope, *, before: int | None, limit: int
+) -> list[OrderView]:
+    """The caller's own orders, newest first: at most *limit* with id < *before*."""
+    _, orders = _page(principal, filters, scope, before, limit, {"own"})
+    return orders
+
+
+def staff_page(
+    principal: Principal, filters: Filters, scope: DriverScope, *, before: int | None, limit: int
+) -> list[OrderView]:
+    """All orders that a member of staff may see, newest first. Raises `Forbidden` for customers."""
+    narrowed = {"assigned"} if scope is DriverScope.ASSIGNED else set()
+    actor, orders = _page(principal, filters, scope, before, limit, narrowed)
+    actors.require_staff(actor)
+    return orders
+
+
+def _page(
+    principal: Principal,
+    filters: Filters,
+    scope: DriverScope,
+    before: int | None,
+    limit: int,
+    narrowed: set[str],
+) -> tuple[Actor, list[OrderView]]:
+    values: dict[str, Any] = {
+        "status": filters.status.value if filters.status else None,
+        "text": _containing(filters.text) if filters.text else None,
+        "driver_id": filters.driver_id,
+        "customer_id": filters.customer_id,
+        "created_from": filters.created_from,
+        "created_before": filters.created_before,
+        "before": before,
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    where = "".join(f" AND {_CONDITIONS[name]}" for name in (*given, *sorted(narrowed)))
+    rows = db.fetch_all(
+        text(_PAGE.format(where=where)),
+        {**given, "user": principal.user_id, "session": principal.session_id, "limit": limit},
+    )
+    if not rows:
+        raise actors.signed_out()
+    actor = _actor(rows[0])
+    return actor, [_view(actor, _facts(row), scope) for row in rows if row.id is not None]
+
+
+def _containing(words: str) -> str:
+    """An ILIKE pattern in which the user's % and _ mean themselves."""
+    escaped = words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
+# --- changing ----------------------------------------------------------------------------------
+
+_INSERT = text(
+    f"""
+    WITH {actors.ACTOR_CTE},
+    o AS (
+        INSERT INTO orders (customer_id, description)
+        SELECT id, :description FROM actor
+        RETURNING *),
+    event AS (
+        INSERT INTO order_events (order_id, version, type, status, actor_id, actor_name,
+                                  actor_role, changes, customer_id, created_at)
+        SELECT o.id, o.version, 'created', o.status, a.id, a.name, a.role,
+               jsonb_build_object('description', o.description), o.customer_id, o.created_at
+          FROM o CROSS JOIN actor a)
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role,
+           o.id, o.description, o.status, o.version, o.customer_id, a.name AS customer_name,
+           o.driver_id, CAST(NULL AS text) AS driver_name, o.created_at, o.updated_at, o.deleted_at
+      FROM o CROSS JOIN actor a
+    """
+)
+
+
+def create(
+    principal: Principal, description: str, scope: DriverScope, *, key: str | None = None
+) -> OrderView:
+    """Place an order for the caller.
+
+    *key* is the client's Idempotency-Key: the same key with the same description yields the order
+    that the first call made, at its present state. Raises `IdempotencyKeyReused` when the
+    description differs, `Conflict` when that order has been deleted, `InvalidToken`.
+    """
+    parameters = {
+        "user": principal.user_id,
+        "session": principal.session_id,
+        "description": description,
+    }
+    with db.transaction() as t:
+        actor = actors.resolve(t, principal)
+        if key is not None:
+            made = _claim(t, actor, key, description)
+            if made is not None:
+                return _again(t, actor, made, scope)
+        row = t.execute(_INSERT, parameters).one()
+        if key is not None:
+            t.get_one(IdempotencyKey, (actor.id, key)).order_id = row.id
+        return _view(actor, _facts(row), scope)
+
+
+def _claim(t: Transaction, actor: Actor, key: str, description: str) -> int | None:
+    """Take the key for this transaction, or find the id of the order that was made under it.
+
+    A second request with the key waits at the unique index until the first has ended.
+    """
+    fingerprint = hashlib.sha256(description.encode()).hexdigest()
+    taken = t.execute(
+        insert(IdempotencyKey)
+        .values(user_id=actor.id, key=key, request_hash=fingerprint)
+        .on_conflict_do_nothing()
+        .returning(IdempotencyKey.key)
+    ).scalar()
+    if taken is not None:
+        return None
+    earlier = t.get_one(IdempotencyKey, (actor.id, key))
+    if earlier.request_hash != fingerprint:
+        raise IdempotencyKeyReused("This Idempotency-Key was used with another body.")
+    return earlier.order_id
+
+
+def _again(t: Transaction, actor: Actor, order_id: int, scope: DriverScope) -> OrderView:
+    order = t.get_one(Order, order_id)
+    if order.is_deleted:
+        raise Conflict("The order that was placed with this Idempotency-Key has been deleted.")
+    return _present(actor, order, scope)
+
+
+# The hot path. The statement is the whole check: who asks, what it may do, from which states, at
+# which version. A concurrent change makes the UPDATE wait and judge the new row again (READ
+# COMMITTED), so of two conflicting changes one finds no row.
+_MOVE = text(
+    f"""
+    WITH {actors.ACTOR_CTE},
+    o AS (
+        UPDATE orders o
+           SET status = :target, previous_status = o.status, version = o.version + 1,
+               updated_at = clock_timestamp()
+          FROM actor a
+         WHERE o.id = :id AND o.deleted_at IS NULL
+           AND (a.role = 'admin' AND o.status = ANY (:as_admin)
+                OR a.role = 'driver' AND o.status = ANY (:as_driver)
+                   AND (:all_drivers OR o.driver_id = a.id)
+                OR o.customer_id = a.id AND o.status = ANY (:as_owner))
+           AND (CAST(:if_version AS integer) IS NULL OR o.version = :if_version)
+        RETURNING o.*),
+    event AS (
+        INSERT INTO order_events (order_id, version, type, status, previous_status, actor_id,
+                                  actor_name, actor_role, note, customer_id, driver_id, created_at)
+        SELECT o.id, o.version, 'status_changed', o.status, o.previous_status, a.id,
+               a.name, a.role, :note, o.customer_id, o.driver_id, o.updated_at
+          FROM o CROSS JOIN actor a)
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {_ORDER_COLUMNS}
+      FROM actor a CROSS JOIN (o {_NAMES})
+    """
+)
+_SOURCES: dict[Status, dict[str, list[str]]] = {
+    target: {
+        f"as_{standing.value}": [s.value for s in lifecycle.predecessors(target, standing)]
+        for standing in Standing
+    }
+    for target in Status
+}
+
+
+def change_status(
+    principal: Principal,
+    order_id: int,
+    target: Status,
+    scope: DriverScope,
+    *,
+    note: str | None = None,
+    if_version: int | None = None,
+) -> OrderView:
+    """Move an order to *target*, appending its event, in one statement.
+
+    Setting the status that the order already has changes nothing and yields the order as it is.
+
+    Raises `NotFound` when the caller may not see it, `Forbidden` when the caller may never set
+    *target*, `VersionMismatch` when *if_version* is stale, `InvalidTransition` (with ``current``
+    and ``allowed``) when the order's status does not lead there, `InvalidToken`, `Unavailable`.
+    """
+    parameters = {
+        "user": principal.user_id,
+        "session": principal.session_id,
+        "id": order_id,
+        "target": target.value,
+        "all_drivers": scope is DriverScope.ALL,
+        "if_version": if_version,
+        "note": note,
+        **_SOURCES[target],
+    }
+    # Between the statement and the explanation of its failure the order may move on, and what then
+    # stands there may allow the change after all: ask again, a few times at the most.
+    for _ in range(5):
+        row = db.fetch_one(_MOVE, parameters)
+        if row is not None:
+            return _view(_actor(row), _facts(row), scope)
+        unchanged = _why_not(principal, order_id, target, scope, if_version)
+        if unchanged is not None:
+            return unchanged
+    raise Unavailable("The order is being changed by many at once. Try again.")
+
+
+def _why_not(
+    principal: Principal, order_id: int, target: Status, scope: DriverScope, if_version: int | None
+) -> OrderView | None:
+    """Explain a refused move by raising; the order when it is there already; None to try again."""
+    actor, rows = _read(principal, [order_id])
+    order = _seen(actor, rows.get(order_id), scope)
+    held = policy.standings(actor, order, scope)
+    somebody_may = lifecycle.may_ever_set(target, Standing)
+    if somebody_may and not lifecycle.may_ever_set(target, held):
+        raise Forbidden(f"You may not set an order to {target}.")
+    if order.status == target:
+        return _view(actor, order, scope)
+    _require_version(order.version, if_version)
+    allowed = lifecycle.next_statuses(Status(order.status), held)
+    if target in allowed:
+        return None
+    raise InvalidTransition(
+        f"An order that is {order.status} cannot become {target}"
+        + (f"; you may set {' or '.join(allowed)}." if allowed else "."),
+        current=order.status,
+        allowed=[status.value for status in allowed],
+    )
+
+
+def edit(
+    principal: Principal,
+    order_id: int,
+    description: str,
+    scope: DriverScope,
+    *,
+    if_version: int | None = None,
+) -> OrderView:
+    """Change the description. The same description again changes nothing.
+
+    Raises `NotFound`, `Forbidden` (a driver), `Conflict` (no longer editable), `VersionMismatch`.
+    """
+    with db.transaction() as t:
+        actor, order, held = _locked(t, principal, order_id, scope)
+        if not policy.may_touch(held):
+            raise Forbidden("Only the customer and admins may edit an order.")
+        if order.description == description:
+            return _present(actor, order, scope)
+        _require_version(order.version, if_version)
+        if not policy.can_edit(held, Status(order.status)):
+            raise Conflict(
+                f"An order that is {order.status} can no longer be edited by you.",
+                current=order.status,
+            )
+        order.description = description
+        _touch(t, order)
+        eventlog.append(
+            t, order, actor, "description_changed", changes={"description": description}
+        )
+        return _present(actor, order, scope)
+
+
+def delete(
+    principal: Principal, order_id: int, scope: DriverScope, *, if_version: int | None = None
+) -> None:
+    """Hide the order; its history stays.
+
+    Raises `NotFound` (also the second time), `Forbidden`, `Conflict`, `VersionMismatch`.
+    """
+    with db.transaction() as t:
+        actor, order, held = _locked(t, principal, order_id, scope)
+        if not policy.may_touch(held):
+            raise Forbidden("Only the customer and admins may delete an order.")
+        _require_version(order.version, if_version)
+        if not policy.can_delete(held, Status(order.status)):
+            raise Conflict(
+                f"An order that is {order.status} can no longer be deleted by you.",
+                current=order.status,
+            )
+        _touch(t, order)
+        order.deleted_at = order.updated_at
+        eventlog.append(t, order, actor, "deleted")
+
+
+def assign_driver(
+    principal: Principal,
+    order_id: int,
+    driver_id: int | None,
+    scope: DriverScope,
+    *,
+    if_version: int | None = None,
+) -> OrderView:
+    """Give the order to a driver, or to none. The same driver again changes nothing.
+
+    Raises `NotFound`, `Forbidden` unless the caller is an admin, `ValidationFailed` when
+    *driver_id* is not an active driver, `Conflict` when the order is final, `VersionMismatch`.
+    """
+    with db.transaction() as t:
+        actor, order, _ = _locked(t, principal, order_id, scope)
+        actors.require_admin(actor)
+        if order.driver_id == driver_id:
+            return _present(actor, order, scope)
+        _require_version(order.version, if_version)
+        if Status(order.status) in lifecycle.TERMINAL:
+            raise Conflict(
+                f"An order that is {order.status} needs no driver.", current=order.status
+            )
+        driver = t.get(User, driver_id) if driver_id is not None else None
+        if driver_id is not None and (
+            driver is None or driver.role != Role.DRIVER.value or not driver.active
+        ):
+            raise ValidationFailed.at("/driver_id", "must be the id of an active driver")
+        order.driver = driver
+        order.driver_id = driver_id
+        _touch(t, order)
+        shown = {"id": str(driver.id), "name": driver.name} if driver else None
+        eventlog.append(t, order, actor, "driver_assigned", changes={"driver": shown})
+        return _present(actor, order, scope)
+
+
+def _locked(
+    t: Transaction, principal: Principal, order_id: int, scope: DriverScope
+) -> tuple[Actor, Order, frozenset[Standing]]:
+    """The order under its row lock, for a change. FOR NO KEY UPDATE lets inserts refer to it."""
+    actor = actors.resolve(t, principal)
+    order = t.scalar(
+        select(Order).where(Order.id == order_id).with_for_update(key_share=True)
+    )
+    if order is None or not policy.can_see(actor, order, scope):
+        raise no_such_order()
+    return actor, order, policy.standings(actor, order, scope)
+
+
+def _touch(t: Transaction, order: Order) -> None:
+    # The clock after the lock was won, so that an order's times ascend with its versions.
+    order.updated_at = t.execute(text("SELECT clock_timestamp()")).scalar_one()
+
+
+def _require_version(current: int, wanted: int | None) -> None:
+    if wanted is not None and wanted != current:
+        raise VersionMismatch(
+            f"The order is at version {current}, not {wanted}.", current=current
+        )
+
+
+# --- rows to views -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """An order's row with the names that are shown beside it."""
+
+    id: int
+    description: str
+    status: str
+    version: int
+    customer_id: int
+    customer_name: str
+    driver_id: int | None
+    driver_name: str | None
+    created_at: datetime
+    updated_at: datetime
+    is_deleted: bool
+
+
+def _facts(row: Row[Any]) -> _Facts:
+    return _Facts(
+        row.id,
+        row.description,
+        row.status,
+        row.version,
+        row.customer_id,
+        row.customer_name,
+        row.driver_id,
+        row.driver_name,
+        row.created_at,
+        row.updated_at,
+        row.deleted_at is not None,
+    )
+
+
+def _actor(row: Row[Any]) -> Actor:
+    return Actor(row.actor_id, row.actor_name, Role(row.actor_role))
+
+
+def _present(actor: Actor, order: Order, scope: DriverScope) -> OrderView:
+    facts = _Facts(
+        order.id,
+        order.description,
+        order.status,
+        order.version,
+        order.customer_id,
+        order.customer.name,
+        order.driver_id,
+        order.driver.name if order.driver else None,
+        order.created_at,
+        order.updated_at,
+        order.is_deleted,
+    )
+    return _view(actor, facts, scope)
+
+
+def _view(actor: Actor, order: _Facts, scope: DriverScope) -> OrderView:
+    held = policy.standings(actor, order, scope)
+    status = Status(order.status)
+    return OrderView(
+        id=order.id,
+        description=order.description,
+        status=status,
+        version=order.version,
+        customer_id=order.customer_id,
+        customer_name=order.customer_name,
+        driver_id=order.driver_id,
+        driver_name=order.driver_name,
+        created_at=order.created_at,
+        updated_at=order.updated_at,
+        next_statuses=lifecycle.next_statuses(status, held),
+        can_edit=policy.can_edit(held, status),
+        can_delete=policy.can_delete(held, status),
+    )
+
+
+def counts(principal: Principal, scope: DriverScope) -> dict[Status, int]:
+    """How many orders the caller may see, by status; for boards. Raises `Forbidden`."""
+    narrowed = " AND (a.role <> 'driver' OR o.driver_id = a.id OR o.customer_id = a.id)"
+    where = narrowed if scope is DriverScope.ASSIGNED else ""
+    with db.transaction() as t:
+        actors.require_staff(actors.resolve(t, principal))
+        rows: Iterable[Row[Any]] = t.execute(
+            text(
+                f"""WITH {actors.ACTOR_CTE}
+                    SELECT o.status, count(*) AS number FROM orders o CROSS JOIN actor a
+                     WHERE o.deleted_at IS NULL{where} GROUP BY o.status"""
+            ),
+            {"user": principal.user_id, "session": principal.session_id},
+        )
+        found = {row.status: row.number for row in rows}
+    return {status: found.get(status.value, 0) for status in Status}
