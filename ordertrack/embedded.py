@@ -123,8 +123,8 @@ class _Cluster:
                 )
             if self._postmaster_lives():
                 time.sleep(0.05)  # it is recovering, or on its way up or down
-            else:
-                self._start()
+            elif not self._start():
+                time.sleep(0.05)
 
     def stop(self) -> None:
         """Stop it in order (open transactions roll back). Does nothing if it is not running."""
@@ -175,7 +175,8 @@ class _Cluster:
         pid_file.unlink(missing_ok=True)
         return False
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Whether it started. False: it will when asked again."""
         if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.old"))
         before = self.log.stat().st_size if self.log.exists() else 0
@@ -199,9 +200,12 @@ class _Cluster:
             with self.log.open("rb") as log:
                 log.seek(before)
                 said = log.read().decode(errors="replace")
+            if "pre-existing shared memory block" in said:
+                return False  # the last query of a killed PostgreSQL is not over yet
             raise EmbeddedError(
                 f"PostgreSQL does not start in {self.path}. {_SET_DB_DSN}\n{said or started.stdout}"
             )
+        return True
 
 
 class EmbeddedPostgres:
