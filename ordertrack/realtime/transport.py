@@ -1,0 +1,1037 @@
+"""WebSocket connections without a greenlet each: read by callbacks, written without blocking.
+
+Theory of operation
+-------------------
+`accept` checks an RFC 6455 handshake, takes the socket away from eventlet.wsgi and answers 101.
+From then on the connection is a `WebSocket` of a few hundred bytes: the request's greenlet, buffers
+and environ are gone. All such sockets live in one epoll of our own, and only that epoll is known to
+eventlet's hub, as one descriptor to watch. A thousand idle connections therefore cost the hub
+nothing, and the only things asked of eventlet are "call me when this descriptor is readable", "call
+me in the next turn" and "run this in a greenlet".
+
+*In.* A readable socket is read once per turn into a buffer that all share; `frames.Parser` keeps
+what is incomplete, within its limits. A message goes first to `Handler.on_message_in_loop`, which
+must not block and may say "done"; otherwise to the connection's inbox, which a worker greenlet
+empties through `Handler.on_message`, one message after the other, and which exists only while there
+is work. While an inbox is full the socket is not read (backpressure), and a client that sends more
+messages than its allowance is closed (1008).
+
+*Out.* A frame is handed over with `write` (now) or `enqueue` (in the next turn, together with all
+others for that socket, in one `send`: this is what broadcasts use, and as recipients are served
+in chunks with the loop running in between, nobody has to yield while publishing). What the kernel
+does not take stays as the socket's backlog, the rest of a partly sent frame first, until epoll says
+that the socket is writable. At any time all waiting frames are in exactly one of two places,
+`_pending` (never tried) or `_backlog` (tried), so there is never a second writer and order is kept.
+
+*Bounds.* A backlog that exceeds `max_queue_bytes`, or whose oldest frame is older than
+`max_queue_seconds`, is dropped and the connection closed with 1013: it can resume by version, and
+what it missed is cheaper to read again than to keep. A frame that finds no backlog is always taken,
+whatever its size, so an answer larger than the bound is slow, not impossible.
+
+*Time.* One sweep per second on the monotonic clock serves everything that waits: ages of backlogs,
+close handshakes, pings (`Heartbeat`), and whatever others add with `every_second`.
+
+*States.* OPEN → CLOSING (a close frame is queued; nothing further is accepted) → CLOSED (the
+descriptor is gone). `Handler.on_close` runs exactly once, after CLOSED, in a greenlet, and never
+while `on_message` runs for the same connection.
+
+This is the one module of `realtime` that knows eventlet; the small wrappers at the end are what the
+relay and the engine use instead.
+"""
+
+import base64
+import binascii
+import errno
+import hashlib
+import json
+import logging
+import random
+import socket as _constants
+import time
+from _socket import socket as RawSocket  # without the buffers and reference counts of socket.socket
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeVar
+
+import eventlet
+import eventlet.hubs
+import eventlet.patcher
+import eventlet.semaphore
+import eventlet.wsgi
+from eventlet.greenio import GreenSocket
+
+from ordertrack.realtime import frames
+from ordertrack.realtime.frames import binary_frame, close_frame, text_frame
+
+__all__ = [
+    "Handler",
+    "Heartbeat",
+    "Limits",
+    "Origins",
+    "Refused",
+    "Signal",
+    "Stats",
+    "WebSocket",
+    "accept",
+    "binary_frame",
+    "check_handshake",
+    "connections",
+    "every_second",
+    "flush",
+    "monotonic",
+    "pause",
+    "refuse",
+    "sleep",
+    "spawn",
+    "stats",
+    "take_over",
+    "text_frame",
+    "wait_readable",
+]
+
+log = logging.getLogger(__name__)
+monotonic = time.monotonic
+
+# Patching removes epoll from `select`; eventlet's own hub keeps the original in the same way.
+_select: Any = eventlet.patcher.original("select")
+
+OPEN: Final = 0
+CLOSING: Final = 1
+CLOSED: Final = 2
+
+# How long a peer may take to answer a close frame before the descriptor is closed anyway. Closing
+# connections keep no queue, so this only bounds descriptors.
+CLOSE_SECONDS: Final = 3.0
+
+# Recipients served in one turn of the loop: some 2 ms of work, after which others have their turn.
+FLUSH_CHUNK: Final = 256
+
+# Ready sockets handled in one turn; the rest is reported again in the next.
+READ_CHUNK: Final = 128
+
+# Frames of a backlog are joined up to this size per `send`: more only copies what is not taken.
+JOIN_BYTES: Final = 65_536
+
+# The kernel's own queue per connection. Without a bound it grows to megabytes for a client that has
+# stopped reading, which then looks healthy for minutes.
+SEND_BUFFER: Final = 65_536
+
+_ACCEPT_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_ACCEPT_SIZE: Final = 16
+
+Message = str | bytes
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one connection may use. Shared by all connections of a kind."""
+
+    # Summed over the fragments of a message; more closes with 1009.
+    max_message_bytes: int = 65_536
+
+    # What may wait for a client that does not read, and for how long; more closes with 1013.
+    max_queue_bytes: int = 1_000_000
+    max_queue_seconds: float = 20.0
+
+    # Frames that a client may send: enough to subscribe to its 200 orders one by one, twice, at
+    # once, and after that more than a person can cause. More closes with 1008.
+    message_burst: int = 400
+    messages_per_second: float = 50.0
+
+    # Messages that wait for a busy worker before the socket is not read any more.
+    max_inbox: int = 64
+
+    # Connections of the process; another one is answered 503.
+    max_connections: int = 10_000
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters of this process's sockets, for metrics. Plain numbers; nothing is ever reset."""
+
+    open: int = 0
+    opened: int = 0
+    messages_in: int = 0
+    frames_out: int = 0
+    sends: int = 0
+    queued_bytes: int = 0
+    slow_closes: int = 0
+    closed: dict[int, int] = field(default_factory=dict)  # by close code
+    refused: dict[str, int] = field(default_factory=dict)  # handshakes, by problem code
+
+
+stats = Stats()
+
+
+class Handler(Protocol):
+    """What a connection calls. Implementations keep the state of the connection themselves."""
+
+    def on_open(self, ws: "WebSocket") -> None:
+        """The connection stands; frames may be written. Runs in the greenlet of the handshake."""
+
+    def on_message_in_loop(self, ws: "WebSocket", message: Message) -> bool:
+        """True if the message has been dealt with. Must neither block nor wait."""
+
+    def on_message(self, ws: "WebSocket", message: Message) -> None:
+        """Handle one message; the next one of this connection waits. May block cooperatively."""
+
+    def on_close(self, ws: "WebSocket", code: int, reason: str) -> None:
+        """The connection is gone. `code` is the close code that was received or sent, 1006 if none.
+
+        Called exactly once, in a greenlet.
+        """
+
+
+class _Backlog:
+    """Frames that the kernel did not take, each with the time when it was queued."""
+
+    __slots__ = ("frames", "size", "times")
+
+    def __init__(self) -> None:
+        self.frames: deque[bytes | memoryview] = deque()
+        self.times: deque[float] = deque()
+        self.size = 0
+
+    def append(self, frame: bytes | memoryview, now: float) -> None:
+        self.frames.append(frame)
+        self.times.append(now)
+        self.size += len(frame)
+        stats.queued_bytes += len(frame)
+
+    def head(self) -> bytes | memoryview:
+        """The next bytes to send: at least one frame, several small ones joined."""
+        waiting = self.frames
+        if len(waiting) == 1 or len(waiting[0]) >= JOIN_BYTES:
+            return waiting[0]
+        joined, size = [], 0
+        for frame in waiting:
+            size += len(frame)
+            joined.append(frame)
+            if size >= JOIN_BYTES:
+                break
+        return b"".join(joined)
+
+    def sent(self, count: int) -> None:
+        """Forget the first `count` bytes; a partly sent frame stays as its rest."""
+        self.size -= count
+        stats.queued_bytes -= count
+        while count:
+            frame = self.frames[0]
+            if count < len(frame):
+                self.frames[0] = memoryview(frame)[count:]
+                return
+            count -= len(frame)
+            self.frames.popleft()
+            self.times.popleft()
+
+    def discard(self) -> bytes | memoryview | None:
+        """Empty it. Answers the rest of a partly sent frame, which the peer must still get."""
+        stats.queued_bytes -= self.size
+        head = self.frames[0] if self.frames else None
+        self.frames.clear()
+        self.times.clear()
+        self.size = 0
+        return head if isinstance(head, memoryview) else None
+
+
+class WebSocket:
+    """One connection. Every method returns at once and none raises; see the module's text."""
+
+    __slots__ = (
+        "_allowance",
+        "_backlog",
+        "_deaf",
+        "_fd",
+        "_inbox",
+        "_muted",
+        "_parser",
+        "_peer_closed",
+        "_pending",
+        "_socket",
+        "_working",
+        "close_code",
+        "close_reason",
+        "handler",
+        "heard",
+        "limits",
+        "state",
+    )
+
+    def __init__(self, raw: RawSocket, handler: Handler, limits: Limits) -> None:
+        self.handler: Handler | None = handler
+        self.limits = limits
+        self.state: int = OPEN
+        self.close_code = 1006
+        self.close_reason = ""
+        self.heard = True  # anything since the last ping
+        self._socket = raw
+        self._fd = raw.fileno()
+        self._parser: frames.Parser | None = frames.Parser(limits.max_message_bytes)
+        self._inbox: deque[Message] | None = None
+        self._working = False  # a greenlet is emptying the inbox
+        self._muted = False  # not read, because the inbox is full
+        self._deaf = False  # read, but thrown away: the peer broke the protocol
+        self._peer_closed = False  # its close frame has arrived
+        self._pending: list[bytes] | None = None  # never tried
+        self._backlog: _Backlog | None = None  # tried, and waiting for the kernel
+        self._allowance = 0.0  # when the message allowance will be whole again
+
+    @property
+    def alive(self) -> bool:
+        return self.state == OPEN
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait here for the client to read."""
+        return self._backlog.size if self._backlog is not None else 0
+
+    # Writing --------------------------------------------------------------------------------------
+
+    def write(self, frame: bytes) -> None:
+        """Send a whole encoded frame now, behind everything handed over before it."""
+        if self.state == OPEN:
+            self._put(frame)
+
+    def enqueue(self, frame: bytes) -> None:
+        """Send a frame in the loop's next turn, in one `send` with the others of this socket."""
+        if self.state != OPEN:
+            return
+        stats.frames_out += 1
+        if self._pending is not None:
+            self._pending.append(frame)
+        elif self._backlog is not None:
+            self._grow(frame)
+        else:
+            self._pending = [frame]
+            _loop.flush_soon(self)
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Send a close frame behind what is queued, then close when the peer has answered.
+
+        It has `CLOSE_SECONDS` for that. Nothing else is sent from now on.
+        """
+        if self.state == OPEN:
+            self.close_code, self.close_reason = code, reason
+            self._close_with(close_frame(code, reason))
+
+    def abort(self) -> None:
+        """Close at once, without a close frame and without sending what is queued."""
+        self._drop(reset=True)
+
+    def _put(self, frame: bytes) -> None:
+        stats.frames_out += 1
+        if self._backlog is not None:
+            self._grow(frame)
+            return
+        if self._pending is not None:
+            self._pending.append(frame)
+            self.flush()
+            return
+        self._send(frame, (frame,))
+
+    def flush(self) -> None:
+        """Hand what is pending to the kernel, in one `send`."""
+        pending = self._pending
+        if pending is None:
+            return
+        self._pending = None
+        self._send(pending[0] if len(pending) == 1 else b"".join(pending), pending)
+
+    def _send(self, data: bytes, parts: Iterable[bytes]) -> None:
+        """Try to send `data`, the join of `parts`; whatever is left becomes the backlog."""
+        stats.sends += 1
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop()
+            return
+        if sent == len(data):
+            return
+        backlog = self._backlog = _Backlog()
+        now = monotonic()
+        for part in parts:
+            backlog.append(part, now)
+        backlog.sent(sent)
+        _loop.stalled.add(self)
+        _loop.watch(self)
+
+    def _grow(self, frame: bytes) -> None:
+        backlog = self._backlog
+        assert backlog is not None
+        if self.state == OPEN and backlog.size + len(frame) > self.limits.max_queue_bytes:
+            self._too_slow("queue full")
+            return
+        backlog.append(frame, monotonic())
+
+    def _too_slow(self, reason: str) -> None:
+        """Give up the backlog; what the peer gets is the rest of one frame and the reason."""
+        stats.slow_closes += 1
+        self.close_code, self.close_reason = 1013, reason
+        backlog = self._backlog
+        assert backlog is not None
+        rest = backlog.discard()
+        if rest is not None:
+            backlog.append(rest, monotonic())
+        self._deaf = True
+        self._close_with(close_frame(1013, reason))
+
+    def on_writable(self) -> None:
+        """Called by the loop: the kernel takes bytes again."""
+        backlog = self._backlog
+        if backlog is None:
+            return
+        for _ in range(4):  # then it is somebody else's turn
+            data = backlog.head()
+            stats.sends += 1
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._drop()
+                return
+            backlog.sent(sent)
+            if not backlog.frames:
+                self._backlog = None
+                _loop.stalled.discard(self)
+                _loop.watch(self)
+                if self.state == CLOSING:
+                    self._close_sent()
+                return
+            if sent < len(data):
+                return
+
+    # Closing --------------------------------------------------------------------------------------
+
+    def _fail(self, code: int, reason: str) -> None:
+        """The peer broke a rule: say so, and throw away whatever else it sends."""
+        if self.state == OPEN:
+            self._deaf = True
+            self.close(code, reason)
+
+    def _close_with(self, frame: bytes) -> None:
+        self.state = CLOSING
+        self._parser = None if self._deaf else self._parser
+        self._inbox = None
+        _loop.closing.append((monotonic() + CLOSE_SECONDS, self))
+        if self._muted:
+            self._muted = False
+            _loop.watch(self)
+        self._put(frame)
+        if self.state == CLOSING and self._backlog is None:
+            self._close_sent()
+
+    def _close_sent(self) -> None:
+        """Our close frame has left: the peer's is awaited, unless it was there first."""
+        if self._peer_closed:
+            self._drop()
+        elif self._deaf:
+            # Closing with unread input would send a reset, which may overtake the close frame.
+            try:
+                self._socket.shutdown(_constants.SHUT_WR)
+            except OSError:
+                self._drop()
+
+    def _drop(self, *, reset: bool = False) -> None:
+        """Release the descriptor and everything that is kept for the peer."""
+        if self.state == CLOSED:
+            return
+        self.state = CLOSED
+        _loop.forget(self)
+        if self._backlog is not None:
+            self._backlog.discard()
+            reset = True  # else the kernel would keep its own queue for minutes
+        self._pending = self._backlog = self._parser = self._inbox = None
+        try:
+            if reset:
+                self._socket.setsockopt(
+                    _constants.SOL_SOCKET, _constants.SO_LINGER, b"\x01\0\0\0\0\0\0\0"
+                )
+            self._socket.close()
+        except OSError:
+            pass
+        stats.open -= 1
+        stats.closed[self.close_code] = stats.closed.get(self.close_code, 0) + 1
+        self._start_worker()
+
+    def expire(self) -> None:
+        """Called by the sweep: the close handshake took too long."""
+        self._drop(reset=self._backlog is not None)
+
+    # Reading --------------------------------------------------------------------------------------
+
+    def on_readable(self) -> None:
+        """Called by the loop: there is something to read, or an end."""
+        try:
+            count = self._socket.recv_into(_loop.buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop()
+            return
+        if count == 0:
+            self._drop()
+            return
+        self.heard = True
+        if self._parser is not None:
+            self.feed(bytes(_loop.view[:count]))
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes that the peer sent."""
+        parser = self._parser
+        if parser is None:
+            return
+        events = parser.feed(data)
+        for opcode, payload in events:
+            if self.state == CLOSED:
+                return
+            if not self._afford():
+                self._fail(1008, "too many messages")
+                return
+            if opcode == frames.TEXT:
+                try:
+                    text = payload.decode()
+                except UnicodeDecodeError:
+                    self._fail(1007, "text is not UTF-8")
+                    return
+                self._deliver(text)
+            elif opcode == frames.BINARY:
+                self._deliver(payload)
+            elif opcode == frames.PING:
+                self.write(frames.encode(frames.PONG, payload))
+            elif opcode == frames.CLOSE:
+                self._on_close_frame(payload)
+                return
+        if parser.error is not None:
+            self._fail(parser.error.code, parser.error.reason)
+
+    def _afford(self) -> bool:
+        """Whether one more message is within the allowance: a token bucket kept as one number."""
+        limits = self.limits
+        now = monotonic()
+        cost = 1.0 / limits.messages_per_second
+        whole = max(self._allowance, now) + cost
+        if whole - now > limits.message_burst * cost:
+            return False
+        self._allowance = whole
+        return True
+
+    def _on_close_frame(self, payload: bytes) -> None:
+        self._peer_closed = True
+        if self.state == CLOSING:
+            if self._backlog is None:
+                self._drop()
+            return
+        try:
+            code, self.close_reason = frames.read_close(payload)
+        except frames.ProtocolError as error:
+            code, self.close_reason = error.code, error.reason
+        self.close_code = code
+        self._close_with(close_frame(code) if code != 1005 else frames.encode(frames.CLOSE, b""))
+
+    def _deliver(self, message: Message) -> None:
+        handler = self.handler
+        if self.state != OPEN or handler is None:
+            return
+        stats.messages_in += 1
+        if handler.on_message_in_loop(self, message):
+            return
+        if self._inbox is None:
+            self._inbox = deque()
+        self._inbox.append(message)
+        if len(self._inbox) >= self.limits.max_inbox and not self._muted:
+            self._muted = True
+            _loop.watch(self)
+        self._start_worker()
+
+    def _start_worker(self) -> None:
+        if not self._working:
+            self._working = True
+            spawn(self._work)
+
+    def _work(self) -> None:
+        """The connection's greenlet while there is something to do."""
+        try:
+            while self._inbox and self.handler is not None:
+                message = self._inbox.popleft()
+                if self._muted and len(self._inbox) <= self.limits.max_inbox // 2:
+                    self._muted = False
+                    _loop.watch(self)
+                try:
+                    self.handler.on_message(self, message)
+                except Exception:  # whatever a handler did, the others go on
+                    log.exception("A message handler failed")
+                    self.close(1011, "internal error")
+        finally:
+            self._working = False
+            self._inbox = None
+        if self.state == CLOSED:
+            handler, self.handler = self.handler, None
+            if handler is not None:
+                handler.on_close(self, self.close_code, self.close_reason)
+
+
+class _Loop:
+    """The process's sockets: one epoll beneath eventlet's hub, one queue to flush, one sweep."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(65_536)
+        self.view = memoryview(self.buffer)
+        self.sockets: dict[int, WebSocket] = {}
+        self.dirty: deque[WebSocket] = deque()
+        self.stalled: set[WebSocket] = set()
+        self.closing: deque[tuple[float, WebSocket]] = deque()
+        self.sweeps: list[Callable[[float], None]] = []
+        self.draining = False
+        self._flushing = False
+        self._epoll: Any = None
+        self._hub: Any = None
+
+    def start(self) -> None:
+        """Attach to the hub, once."""
+        if self._epoll is not None:
+            return
+        if not hasattr(_select, "epoll"):
+            raise RuntimeError("The transport needs Linux: it watches its sockets with epoll")
+        self._epoll = _select.epoll()
+        self._hub = eventlet.hubs.get_hub()
+        self._hub.add(self._hub.READ, self._epoll.fileno(), self._on_ready, _ignore, None)
+        spawn(self._sweep_forever)
+
+    # Descriptors ----------------------------------------------------------------------------------
+
+    def add(self, ws: WebSocket) -> None:
+        self.sockets[ws._fd] = ws
+        self._epoll.register(ws._fd, _select.EPOLLIN)
+
+    def watch(self, ws: WebSocket) -> None:
+        """Make the epoll wait for what this socket waits for now."""
+        if ws.state == CLOSED:
+            return
+        events = 0 if ws._muted else _select.EPOLLIN
+        if ws._backlog is not None:
+            events |= _select.EPOLLOUT
+        self._epoll.modify(ws._fd, events)
+
+    def forget(self, ws: WebSocket) -> None:
+        self.stalled.discard(ws)
+        if self.sockets.pop(ws._fd, None) is not None:
+            self._epoll.unregister(ws._fd)
+
+    def _on_ready(self, _descriptor: int) -> None:
+        """Called by the hub: some of our sockets are ready."""
+        for descriptor, events in self._epoll.poll(0, READ_CHUNK):
+            ws = self.sockets.get(descriptor)
+            if ws is None:
+                continue
+            try:
+                if events & _select.EPOLLOUT:
+                    ws.on_writable()
+                if events & _select.EPOLLIN:
+                    ws.on_readable()
+                elif events & (_select.EPOLLHUP | _select.EPOLLERR):
+                    ws.abort()
+            except Exception:  # one connection's surprise must not end the loop
+                log.exception("A connection failed")
+                ws.abort()
+
+    # Flushing -------------------------------------------------------------------------------------
+
+    def flush_soon(self, ws: WebSocket) -> None:
+        self.dirty.append(ws)
+        if not self._flushing:
+            self._flushing = True
+            self._hub.schedule_call_global(0, self._flush)
+
+    def _flush(self) -> None:
+        dirty = self.dirty
+        for _ in range(min(len(dirty), FLUSH_CHUNK)):
+            dirty.popleft().flush()
+        if dirty:
+            self._hub.schedule_call_global(0, self._flush)
+        else:
+            self._flushing = False
+
+    # Time -----------------------------------------------------------------------------------------
+
+    def _sweep_forever(self) -> None:
+        while True:
+            sleep(1.0)
+            now = monotonic()
+            for sweep in (self._close_late, self._close_slow, *self.sweeps):
+                try:
+                    sweep(now)
+                except Exception:  # the next sweep may well succeed, and must run
+                    log.exception("A sweep failed")
+
+    def _close_late(self, now: float) -> None:
+        while self.closing and self.closing[0][0] <= now:
+            self.closing.popleft()[1].expire()
+
+    def _close_slow(self, now: float) -> None:
+        for ws in list(self.stalled):
+            backlog = ws._backlog
+            if backlog is None or ws.state != OPEN or not backlog.times:
+                continue
+            if now - backlog.times[0] > ws.limits.max_queue_seconds:
+                ws._too_slow("reading too slowly")
+
+
+def _ignore(*_: object) -> None:
+    """The hub would call this if our epoll's descriptor were closed; it never is."""
+
+
+_loop = _Loop()
+
+
+class Heartbeat:
+    """Pings any number of connections with two queues instead of a timer each.
+
+    Every connection is pinged `interval` seconds after it was added and after its last ping. One
+    that sent nothing at all within `timeout` seconds of a ping is expired.
+    """
+
+    def __init__(
+        self,
+        interval: float,
+        timeout: float,
+        ping: Callable[[Any], None],
+        expire: Callable[[Any], None],
+    ) -> None:
+        if not 0 < timeout < interval:
+            raise ValueError("A heartbeat's timeout must be shorter than its interval")
+        self._interval = interval
+        self._timeout = timeout
+        self._ping = ping
+        self._expire = expire
+        # Each in order of time, as what is appended is always due later than what is there.
+        self._to_ping: deque[tuple[float, Any]] = deque()
+        self._to_check: deque[tuple[float, Any]] = deque()
+
+    def add(self, connection: Any) -> None:
+        """`connection` has `alive` and `heard`; it is forgotten when it is no longer alive."""
+        self._to_ping.append((monotonic() + self._interval, connection))
+
+    def sweep(self, now: float) -> None:
+        while self._to_check and self._to_check[0][0] <= now:
+            due, connection = self._to_check.popleft()
+            if not connection.alive:
+                continue
+            if connection.heard:
+                self._to_ping.append((due - self._timeout + self._interval, connection))
+            else:
+                self._expire(connection)
+        while self._to_ping and self._to_ping[0][0] <= now:
+            _, connection = self._to_ping.popleft()
+            if connection.alive:
+                connection.heard = False
+                self._ping(connection)
+                self._to_check.append((now + self._timeout, connection))
+
+
+def _ping(ws: WebSocket) -> None:
+    ws.enqueue(frames.encode(frames.PING, b""))
+
+
+_pings = Heartbeat(25.0, 20.0, _ping, WebSocket.abort)
+_loop.sweeps.append(_pings.sweep)
+
+
+# Handshake ------------------------------------------------------------------------------------------
+
+
+class Refused(Exception):  # noqa: N818 (an answer, not a failure)
+    """A handshake that gets an HTTP answer instead of a WebSocket."""
+
+    def __init__(
+        self, status: str, code: str, detail: str, headers: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = tuple(headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Which web pages may open sockets: those of this server, and the `allowed` origins.
+
+    Programs that are not browsers send no Origin and are not concerned. Behind a proxy that is
+    trusted, scheme and host are what it says in X-Forwarded-Proto and X-Forwarded-Host.
+    """
+
+    allowed: frozenset[str] = frozenset()
+    behind_proxy: bool = False
+
+    def permit(self, environ: Mapping[str, Any]) -> bool:
+        origin = environ.get("HTTP_ORIGIN")
+        if origin is None:
+            return True
+        origin = _without_default_port(origin.lower())
+        return origin in self.allowed or origin == self._own(environ)
+
+    def _own(self, environ: Mapping[str, Any]) -> str | None:
+        scheme, host = environ.get("wsgi.url_scheme", "http"), environ.get("HTTP_HOST", "")
+        if self.behind_proxy:
+            scheme = _nearest(environ.get("HTTP_X_FORWARDED_PROTO")) or scheme
+            host = _nearest(environ.get("HTTP_X_FORWARDED_HOST")) or host
+        return _without_default_port(f"{scheme}://{host}".lower()) if host else None
+
+    def check(self, environ: Mapping[str, Any]) -> None:
+        """Raises `Refused` (403 `forbidden`) for a foreign page."""
+        if not self.permit(environ):
+            raise Refused("403 Forbidden", "forbidden", "This origin may not open sockets here")
+
+
+def _nearest(header: str | None) -> str:
+    """The value that the nearest proxy added; what stands before it anybody may have written."""
+    return header.rpartition(",")[2].strip() if header else ""
+
+
+def _without_default_port(origin: str) -> str:
+    if origin.startswith("http://"):
+        return origin.removesuffix(":80")
+    return origin.removesuffix(":443") if origin.startswith("https://") else origin
+
+
+def check_handshake(environ: Mapping[str, Any]) -> bytes:
+    """The answer to a valid handshake's key. Raises `Refused` for anything else."""
+    if environ["REQUEST_METHOD"] != "GET":
+        raise Refused(
+            "405 Method Not Allowed", "method_not_allowed", "WebSockets begin with GET",
+            [("Allow", "GET")],
+        )  # fmt: skip
+    upgrade = environ.get("HTTP_UPGRADE", "").lower()
+    connection = environ.get("HTTP_CONNECTION", "").lower()
+    if upgrade.strip() != "websocket" or "upgrade" not in {
+        token.strip() for token in connection.split(",")
+    }:
+        raise Refused(
+            "426 Upgrade Required", "upgrade_required", "This address speaks WebSocket",
+            [("Upgrade", "websocket"), ("Connection", "Upgrade")],
+        )  # fmt: skip
+    if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
+        raise Refused(
+            "426 Upgrade Required", "upgrade_required", "Only WebSocket version 13 is spoken",
+            [("Sec-WebSocket-Version", "13")],
+        )  # fmt: skip
+    key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip()
+    try:
+        size = len(base64.b64decode(key, validate=True))
+    except (binascii.Error, ValueError):
+        size = 0
+    if size != _ACCEPT_SIZE:
+        raise Refused("400 Bad Request", "malformed_request", "Sec-WebSocket-Key is not 16 bytes")
+    digest = hashlib.sha1(key.encode() + _ACCEPT_GUID, usedforsecurity=False).digest()
+    return base64.b64encode(digest)
+
+
+TOO_MANY: Final = Refused(
+    "503 Service Unavailable", "unavailable", "No more connections are taken now",
+    [("Retry-After", "5")],
+)  # fmt: skip
+
+
+def refuse(start_response: Callable[..., Any], refused: Refused) -> list[bytes]:
+    """Answer a handshake with a problem document (RFC 9457)."""
+    stats.refused[refused.code] = stats.refused.get(refused.code, 0) + 1
+    number, _, title = refused.status.partition(" ")
+    problem = {
+        "type": "about:blank",
+        "title": title,
+        "status": int(number),
+        "detail": refused.detail,
+        "code": refused.code,
+    }
+    body = json.dumps(problem).encode()
+    headers = [
+        ("Content-Type", "application/problem+json"),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+        *refused.headers,
+    ]
+    start_response(refused.status, headers)
+    return [body]
+
+
+def take_over(
+    environ: Mapping[str, Any],
+    handler: Handler,
+    *,
+    subprotocol: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    heartbeat: bool = True,
+) -> WebSocket:
+    """Turn the request in `environ` into a WebSocket; afterwards WSGI must answer nothing.
+
+    With `heartbeat`, the connection is kept alive by protocol pings. Raises `Refused` while an HTTP
+    answer is still possible, and `RuntimeError` where the request is not served by `serving`.
+    """
+    answer = check_handshake(environ)
+    if full(limits):
+        raise TOO_MANY
+    request_input: Any = environ.get("eventlet.input")
+    green = request_input.get_socket() if request_input is not None else None
+    if not isinstance(green, GreenSocket) or hasattr(green, "do_handshake"):
+        raise RuntimeError("WebSockets need OrderTrack's own server, with TLS ended by a proxy")
+    start()
+    # What the client sent behind its handshake is in the request's read buffer.
+    green.setblocking(False)
+    try:
+        early = request_input.rfile.peek()
+    except OSError:
+        early = b""
+    raw = green.fd
+    ws_socket = RawSocket(raw.family, raw.type, raw.proto, raw.detach())
+    ws_socket.setblocking(False)
+    ws_socket.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
+    ws_socket.setsockopt(_constants.SOL_SOCKET, _constants.SO_SNDBUF, SEND_BUFFER)
+    ws = WebSocket(ws_socket, handler, limits)
+    _loop.add(ws)
+    stats.open += 1
+    stats.opened += 1
+    protocol = f"Sec-WebSocket-Protocol: {subprotocol}\r\n".encode() if subprotocol else b""
+    # Enqueued, so that it leaves together with what the handler writes first.
+    ws.enqueue(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + answer + b"\r\n" + protocol + b"\r\n"
+    )
+    eventlet.wsgi.WSGI_LOCAL.already_handled = True
+    if heartbeat:
+        _pings.add(ws)
+    handler.on_open(ws)
+    if early:
+        ws.feed(early)
+    return ws
+
+
+def accept(
+    environ: Mapping[str, Any],
+    start_response: Callable[..., Any],
+    handler: Handler,
+    *,
+    subprotocol: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    heartbeat: bool = True,
+) -> list[bytes]:
+    """`take_over` as a WSGI application: what it answers, refusals included, is the body."""
+    try:
+        take_over(
+            environ, handler, subprotocol=subprotocol, limits=limits, heartbeat=heartbeat
+        )  # fmt: skip
+    except Refused as refused:
+        return refuse(start_response, refused)
+    return []
+
+
+def full(limits: Limits) -> bool:
+    """Whether a new connection has to be refused (`TOO_MANY`)."""
+    return _loop.draining or stats.open >= limits.max_connections
+
+
+def close_all(code: int, reason: str, seconds: float) -> None:
+    """Refuse new connections and close the open ones, evenly spread over `seconds`.
+
+    Clients that are told to come back then do not all come at once. Returns when every connection
+    has ended or been given `CLOSE_SECONDS` for it.
+    """
+    _loop.draining = True
+    leaving = list(_loop.sockets.values())
+    random.shuffle(leaving)  # not always the same ones first
+    began = monotonic()
+    for number, ws in enumerate(leaving):
+        due = began + seconds * number / len(leaving)
+        if due > monotonic():
+            sleep(due - monotonic())
+        elif number % FLUSH_CHUNK == 0:
+            pause()
+        ws.close(code, reason)
+    end = monotonic() + CLOSE_SECONDS
+    while _loop.sockets and monotonic() < end:
+        sleep(0.02)
+
+
+def connections() -> list[WebSocket]:
+    """Every connection that has a descriptor, in no order."""
+    return list(_loop.sockets.values())
+
+
+def start() -> None:
+    """Attach to the event loop. Done by the first connection; again, it does nothing."""
+    _loop.start()
+
+
+# What the rest of `realtime` needs of the event loop ------------------------------------------------
+
+
+def spawn(function: Callable[..., object], *args: Any) -> None:
+    """Run ``function(*args)`` in a greenlet of its own; an exception is logged."""
+    eventlet.spawn_n(_guarded, function, args)
+
+
+def _guarded(function: Callable[..., object], args: tuple[Any, ...]) -> None:
+    try:
+        function(*args)
+    except Exception:  # nobody waits for it, so nobody else can tell
+        log.exception("A background task failed")
+
+
+def sleep(seconds: float) -> None:
+    eventlet.sleep(seconds)
+
+
+def pause() -> None:
+    """Let everything else that is ready have its turn: for loops that run long."""
+    eventlet.sleep(0)
+
+
+def flush() -> None:
+    """Wait until everything enqueued so far has been handed to the kernel or is backlogged."""
+    while _loop.dirty:
+        pause()
+
+
+def every_second(callback: Callable[[float], None]) -> None:
+    """Call ``callback(monotonic time)`` about once a second once connected to. It must not block."""
+    _loop.sweeps.append(callback)
+
+
+def wait_readable(descriptor: Any, timeout: float | None = None) -> bool:
+    """Wait until a descriptor (or object with `fileno`) can be read; False after `timeout` seconds.
+
+    Raises `OSError` when the descriptor is closed meanwhile.
+    """
+    try:
+        eventlet.hubs.trampoline(descriptor, read=True, timeout=timeout, timeout_exc=_TimedOut)
+    except _TimedOut:
+        return False
+    except eventlet.hubs.IOClosed as error:
+        raise OSError(errno.EBADF, "closed while waiting") from error
+    return True
+
+
+class _TimedOut(Exception):
+    pass
+
+
+class Signal:
+    """A wake-up that is remembered once: setting it twice before anybody waits wakes once."""
+
+    def __init__(self) -> None:
+        self._wakeups = eventlet.semaphore.Semaphore(0)
+
+    def set(self) -> None:
+        if self._wakeups.counter < 1:
+            self._wakeups.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the next `set`, or take one that was not waited for; False after `timeout`."""
+        return bool(self._wakeups.acquire(timeout=timeout))
