@@ -37,7 +37,7 @@ def main(binaries: str, *command: str) -> int:
     # Not durable: it lives as long as the command. The settings do not change what tests see.
     options = f"-c listen_addresses= -c max_connections=200 -c fsync=off -k {folder}"
     # A terminal's Ctrl-C reaches the command as well; it ends, and then this tidies up.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8",
@@ -45,12 +45,8 @@ def main(binaries: str, *command: str) -> int:
         run("pg_ctl", "start", "--wait", "--log", str(folder / "log"), "--options", options)
         try:
             dsn = f"host={folder} port=5432 user=postgres dbname=postgres"
-            return subprocess.run(
-                command,
-                check=False,
-                env=os.environ | {"TEST_DB_DSN": dsn},
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            ).returncode
+            environ = os.environ | {"TEST_DB_DSN": dsn}
+            return subprocess.run(command, check=False, env=environ).returncode
         finally:
             run("pg_ctl", "stop", "--wait", "--mode=immediate")
     finally:
