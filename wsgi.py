@@ -1,13 +1,21 @@
 """The way in: ``python wsgi.py`` serves; ``flask --app wsgi …`` is the command line.
 
-Patching comes before every other import, so that all that is imported afterwards cooperates.
+The server patches the standard library before every other import, so that all that is imported
+afterwards cooperates. The command line has no loop and stays as it is.
 """
+
+import warnings
+
+# Said at every import of it; docs/adr/ says what its retirement means for us.
+warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
 
 import eventlet
 
-eventlet.monkey_patch()
+if __name__ == "__main__":
+    eventlet.monkey_patch()
 
 # ruff: noqa: E402 (see above)
+import logging
 import os
 import sys
 from contextlib import ExitStack
@@ -22,18 +30,16 @@ from ordertrack import embedded, serving
 from ordertrack.config import Settings, SettingsError, load
 from ordertrack.embedded import EmbeddedError
 
-# Without it one slow query would stop every socket of the process.
-assert get_wait_callback() is not None, "psycopg2 does not cooperate with the event loop"
+DOTENV = Path(__file__).with_name(".env")
 
 
 def prepare(stack: ExitStack) -> Settings:
     """The settings, with a database behind them: the given one, or the embedded one, started."""
-    settings = load(os.environ, dotenv=Path(__file__).with_name(".env"))
+    settings = load(os.environ, dotenv=DOTENV)
     if settings.db_dsn is None:
         postgres = stack.enter_context(embedded.start(settings.data_dir))
         secret = embedded.load_or_create_secret(settings.data_dir)
         settings = settings.with_embedded(postgres.dsn, secret)
-        print(f"Data is kept in {postgres.data_dir} (embedded PostgreSQL).", flush=True)
     return settings
 
 
@@ -50,12 +56,48 @@ def migrate(app: Flask) -> None:
         upgrade()
 
 
+_HERE = ("127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 (compared, not bound)
+
+
+def announce(settings: Settings, port: int, *, is_embedded: bool) -> None:
+    """What somebody who has just started it wants to know."""
+    host = "localhost" if settings.host in _HERE else settings.host
+    where = (
+        f"{settings.data_dir} (embedded PostgreSQL)" if is_embedded else "the database of DB_DSN"
+    )
+    sys.stdout.write(
+        f"OrderTrack serves on http://{host}:{port}\n"
+        f"  data    {where}\n"
+        "  admin   .venv/bin/flask --app wsgi users create"
+        " --email you@example.org --name You --role admin\n"
+        "  demo    .venv/bin/flask --app wsgi demo\n"
+    )
+    sys.stdout.flush()
+
+
 def main() -> None:
+    # Without it one slow query would stop every socket of the process.
+    assert get_wait_callback() is not None, "psycopg2 does not cooperate with the event loop"
     with ExitStack() as stack:
         settings = prepare(stack)
+        logging.basicConfig(level=settings.log_level)
+        is_embedded = load(os.environ, dotenv=DOTENV).db_dsn is None
         app = application.create_app(settings)
         migrate(app)
-        serving.serve(app, settings)
+        relay = app.extensions["ordertrack_relay"]
+        relay.start()
+        try:
+            serving.serve(
+                app,
+                host=settings.host,
+                port=settings.port,
+                drain_seconds=settings.drain_seconds,
+                ready=lambda port: announce(settings, port, is_embedded=is_embedded),
+                drain=app.extensions["ordertrack_drain"],
+            )
+        except OSError as error:
+            raise SettingsError("HOST and PORT", f"cannot be listened on: {error}") from error
+        relay.stop()
 
 
 if __name__ == "__main__":

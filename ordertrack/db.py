@@ -41,7 +41,11 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         # The connection used last is the one least likely to have died in the meantime, and the
         # surplus of a busy hour is left alone until it does.
         "pool_use_lifo": True,
-        "connect_args": {"application_name": "ordertrack", "connect_timeout": 5, "options": timeouts},
+        "connect_args": {
+            "application_name": "ordertrack",
+            "connect_timeout": 5,
+            "options": timeouts,
+        },
     }
 
 

@@ -127,7 +127,7 @@ def between(spans: Sequence[Span], limit: int) -> dict[int, list[Event]]:
 
 
 def _event(row: Row[Any]) -> Event:
-    return Event(*row)
+    return Event(*tuple[Any, ...](row))
 
 
 # --- tailing -----------------------------------------------------------------------------------
@@ -162,8 +162,8 @@ TAIL_ACCESS = f"""
     SELECT s.snapshot, e.*
       FROM (SELECT pg_current_snapshot()::text AS snapshot) AS s
       LEFT JOIN ({
-          _NEW.format(table="access_changes", columns="e.id, e.user_id, e.session_id, e.reason")
-      }) AS e ON true
+    _NEW.format(table="access_changes", columns="e.id, e.user_id, e.session_id, e.reason")
+}) AS e ON true
      ORDER BY e.id
 """
 

@@ -1,4 +1,4 @@
-"""Who speaks: header, cookie or handshake → Principal. The only module that reads or makes tokens."""
+"""Who speaks: header, cookie or handshake → Principal. No other module reads or makes tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -44,9 +44,7 @@ TERMINAL: Final = frozenset(status for status, steps in STEPS.items() if not ste
 
 def predecessors(target: Status, standing: Standing) -> list[Status]:
     """The states from which *standing* may move an order to *target*; empty when there are none."""
-    return [
-        status for status, steps in STEPS.items() if standing in steps.get(target, frozenset())
-    ]
+    return [status for status, steps in STEPS.items() if standing in steps.get(target, frozenset())]
 
 
 def next_statuses(current: Status, standings: Iterable[Standing]) -> list[Status]:

@@ -163,9 +163,7 @@ def parse(value: Any, form: type[AnyForm]) -> AnyForm:
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
-    return "".join(
-        "/" + str(part).replace("~", "~0").replace("/", "~1") for part in location
-    )
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 
 def _message(entry: Any) -> str:
@@ -186,7 +184,9 @@ def encode_cursor(order_id: int) -> str:
 def decode_cursor(cursor: str) -> int:
     """Raises `ValidationFailed` for anything that `encode_cursor` did not make."""
     try:
-        match = re.fullmatch(rb"o([0-9]{1,19})", urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        match = re.fullmatch(
+            rb"o([0-9]{1,19})", urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        )
     except ValueError:
         match = None
     if match is None or int(match[1]) > MAX_ID:

@@ -65,9 +65,7 @@ def standings(actor: Actor, order: OrderFacts, scope: DriverScope) -> frozenset[
     held = set()
     if actor.role is Role.ADMIN:
         held.add(Standing.ADMIN)
-    if actor.role is Role.DRIVER and (
-        scope is DriverScope.ALL or order.driver_id == actor.id
-    ):
+    if actor.role is Role.DRIVER and (scope is DriverScope.ALL or order.driver_id == actor.id):
         held.add(Standing.DRIVER)
     if order.customer_id == actor.id:
         held.add(Standing.OWNER)

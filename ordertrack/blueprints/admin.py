@@ -16,9 +16,7 @@ def list_users() -> Response:
     """Ascending by id: ``?after=`` takes the last id of the page before."""
     known_arguments("after", "limit")
     limit = integer("limit", MAX_PAGE, low=1, high=MAX_PAGE)
-    found = accounts.list_users(
-        identity.principal(), after=integer("after", 0), limit=limit + 1
-    )
+    found = accounts.list_users(identity.principal(), after=integer("after", 0), limit=limit + 1)
     shown = found[:limit]
     return json_answer(
         {

@@ -37,9 +37,7 @@ blueprint = Blueprint("orders", __name__, url_prefix="/api")
 @blueprint.post("/orders")
 def create() -> Response:
     form = body(OrderForm)
-    order = orders.create(
-        identity.principal(), form.description, scope(), key=_idempotency_key()
-    )
+    order = orders.create(identity.principal(), form.description, scope(), key=_idempotency_key())
     location = url_for("orders.get", order_id=order.id)
     return _answer(order, 201, {"Location": location})
 
@@ -101,7 +99,7 @@ def _place() -> tuple[int, int | None]:
 
 
 def _page(found: list[OrderView], limit: int) -> Response:
-    """*found* was asked for with one more than *limit*, which tells whether there is a next page."""
+    """*found* was asked for with one more than *limit*: that tells whether there is a next page."""
     shown, more = found[:limit], len(found) > limit
     cursor = encode_cursor(shown[-1].id) if more else None
     headers = {}

@@ -113,9 +113,7 @@ def feed_room(actor: Actor, scope: DriverScope) -> str:
 class Fanout:
     """The watchers of one process. *members* answers who is in a room now."""
 
-    def __init__(
-        self, members: Callable[[str], Collection[Watcher]], scope: DriverScope
-    ) -> None:
+    def __init__(self, members: Callable[[str], Collection[Watcher]], scope: DriverScope) -> None:
         self._members = members
         self._scope = scope
         self._transit: dict[int, dict[Watcher, _Transit]] = {}
@@ -226,9 +224,7 @@ class Fanout:
             return list(dict.fromkeys(chain(room, *feeds)))
         return list(room)
 
-    def _without_those_who_lost_it(
-        self, event: Event, recipients: list[Watcher]
-    ) -> list[Watcher]:
+    def _without_those_who_lost_it(self, event: Event, recipients: list[Watcher]) -> list[Watcher]:
         """Drivers who see only their own orders lose this one when it becomes another's."""
         facts = _EventFacts(event)
         keeping = []
@@ -262,4 +258,3 @@ class _EventFacts:
         self.customer_id = event.customer_id
         self.driver_id = event.driver_id
         self.status: str = event.status
-

@@ -86,6 +86,4 @@ class Guests:
                 guest.sign_out(TokenExpired("The token has expired. Connect with a new one."))
 
     def _expect(self, guest: Guest) -> None:
-        heapq.heappush(
-            self._expiries, (guest.credential.expires_at, next(self._tiebreak), guest)
-        )
+        heapq.heappush(self._expiries, (guest.credential.expires_at, next(self._tiebreak), guest))

@@ -52,6 +52,7 @@ def init_app(app: Flask, settings: Settings) -> Relay:
     )
     transport.every_second(guests.sweep)
     app.extensions["ordertrack_relay"] = relay
+    app.extensions["ordertrack_drain"] = socketio.drain
 
     @app.after_request
     def wake_the_relay(response: Response) -> Response:

@@ -60,11 +60,12 @@ class SocketWatcher:
 
     def sign_out(self, error: DomainError) -> None:
         self._socket.send_outgoing(encode_event("signed_out", to_json(problem(error))))
-        self.hang_up(SIGNED_OUT, error.code)
+        self._rooms.forget(self._sid)
+        self._socket.close_with(SIGNED_OUT, error.code)
 
     def hang_up(self, code: int, reason: str) -> None:
         self._rooms.forget(self._sid)
-        self._socket.close_with(code, reason)
+        self._socket.close_with(code, reason, goodbye=False)  # so that it comes back by itself
 
 
 class Rooms:
@@ -159,9 +160,7 @@ class Rooms:
 
     # --- around every event -------------------------------------------------------------------
 
-    def _answering(
-        self, handler: Callable[[SocketWatcher, Any], Ack]
-    ) -> Callable[..., Ack]:
+    def _answering(self, handler: Callable[[SocketWatcher, Any], Ack]) -> Callable[..., Ack]:
         """Give *handler* the watcher and one argument; turn what it raises into an ack."""
 
         def handle(sid: str, *arguments: Any) -> Ack:
@@ -171,23 +170,20 @@ class Rooms:
             try:
                 with self._app.app_context():
                     return handler(watcher, arguments[0] if arguments else None)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (answered as a problem, logged if unexpected)
                 return {"ok": False, "error": problem(from_exception(error))}
 
         return handle
 
     def _socket(self, sid: str) -> EngineSocket:
-        found: EngineSocket = self.server.eio.sockets[
-            self.server.manager.eio_sid_from_sid(sid, "/")
-        ]
+        found: EngineSocket = self.server.manager.socket(sid)
         return found
 
     def members(self, room: str) -> list[SocketWatcher]:
         """Who is in *room* now."""
         watchers = self._watchers
-        return [
-            watchers[sid] for sid in self.server.manager.members(room) if sid in watchers
-        ]
+        sids = self.server.manager.rooms.get("/", {}).get(room, ())
+        return [watchers[sid] for sid in sids if sid in watchers]
 
 
 class Unwanted(OrderWanted):

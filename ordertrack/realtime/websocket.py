@@ -148,7 +148,7 @@ class OrderSockets:
                 return self._open(environ, int(match[1]))
         except Refused as refused:
             return transport.refuse(start_response, refused)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (answered as a problem, logged if unexpected)
             return answer(from_exception(error))(environ, start_response)
 
     def _open(self, environ: dict[str, Any], order_id: int) -> Iterable[bytes]:

@@ -152,14 +152,13 @@ def catch_up(
     actor, rows = _read(principal, list(wanted))
     answers: dict[int, CaughtUp | DomainError] = {}
     spans = []
-    for order_id, after in wanted.items():
+    for order_id, since in wanted.items():
         try:
             order = _seen(actor, rows.get(order_id), scope)
         except NotFound as error:
             answers[order_id] = error
             continue
-        if after == LATEST:
-            after = order.version - 1
+        after = order.version - 1 if since == LATEST else since
         if after is not None and after > order.version:
             answers[order_id] = ValidationFailed.at(
                 "/after", f"must be at most {order.version}, the order's version"
@@ -539,9 +538,7 @@ def _locked(
 ) -> tuple[Actor, Order, frozenset[Standing]]:
     """The order under its row lock, for a change. FOR NO KEY UPDATE lets inserts refer to it."""
     actor = actors.resolve(t, principal)
-    order = t.scalar(
-        select(Order).where(Order.id == order_id).with_for_update(key_share=True)
-    )
+    order = t.scalar(select(Order).where(Order.id == order_id).with_for_update(key_share=True))
     if order is None or not policy.can_see(actor, order, scope):
         raise no_such_order()
     return actor, order, policy.standings(actor, order, scope)
@@ -554,9 +551,7 @@ def _touch(t: Transaction, order: Order) -> None:
 
 def _require_version(current: int, wanted: int | None) -> None:
     if wanted is not None and wanted != current:
-        raise VersionMismatch(
-            f"The order is at version {current}, not {wanted}.", current=current
-        )
+        raise VersionMismatch(f"The order is at version {current}, not {wanted}.", current=current)
 
 
 # --- rows to views -----------------------------------------------------------------------------
