@@ -465,9 +465,12 @@ static void stop_clock(void) {
     tally.cpu_ended = cpu_ns();
 }
 
-static void create_clients(int wanted) {
-    if (client_count) return; /* epoll holds their addresses: made once */
-    clients = calloc((size_t)wanted, sizeof *clients);
+/* As many as the largest step wants, once: epoll holds their addresses. */
+static void create_clients(void) {
+    int wanted = 0;
+    for (int i = 0; i < plan.step_count; i++)
+        if (plan.steps[i].kind == CONNECT && plan.steps[i].arg[0] > wanted) wanted = (int)plan.steps[i].arg[0];
+    clients = calloc((size_t)wanted + 1, sizeof *clients);
     if (!clients) abort();
     for (client_count = 0; client_count < wanted; client_count++) {
         struct connection *c = &clients[client_count];
@@ -482,7 +485,6 @@ static void create_clients(int wanted) {
 
 static void run_connect(const struct step *step) {
     int wanted = (int)step->arg[0], in_flight = (int)step->arg[1], begun = 0;
-    create_clients(wanted);
     uint64_t limit = step_limit();
     start_clock();
     while (tally.connected + tally.failed < wanted && now_ns() < limit) {
@@ -684,6 +686,7 @@ int main(int argc, char **argv) {
         perror("epoll");
         return 1;
     }
+    create_clients();
     for (int i = 0; i < plan.step_count; i++) run_step(&plan.steps[i]);
     return 0;
 }

@@ -1,0 +1,69 @@
+"""What the machine has, where things run on it, and what processes use of it (Linux)."""
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+_CORES = sorted(os.sched_getaffinity(0))
+
+# The server under test has one core to itself; the database, the load generator and we ourselves
+# share another. On a machine with one core they share it, and the report says so.
+SERVER_CORE = _CORES[0]
+LOAD_CORE = _CORES[1 % len(_CORES)]
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def pin(cores: Iterable[int]) -> None:
+    """Keep this process, and what it starts from now on, on those cores."""
+    os.sched_setaffinity(0, set(cores))
+
+
+def all_cores() -> list[int]:
+    return _CORES
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """CPU time that these processes have used so far, user and system."""
+    ticks = 0
+    for pid in pids:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(after_name[11]) + int(after_name[12])
+    return ticks / _TICKS
+
+
+def pss_bytes(pids: Iterable[int]) -> int:
+    """Their memory, what they share with others counted in proportion (proportional set size)."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def busy_seconds(core: int) -> float:
+    """How long that core has worked since boot, whoever it worked for."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks[:8])
+            return (user + nice + system + irq + softirq + steal) / _TICKS
+    raise LookupError(f"no core {core} in /proc/stat")
+
+
+def load_average() -> float:
+    return os.getloadavg()[0]
+
+
+def describe() -> str:
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{len(_CORES)} cores ({model}), {memory:.0f} GiB, Linux {platform.release()}"

@@ -1,0 +1,177 @@
+"""Results as a Markdown page, a chart, and every round's figures as JSON."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from benchmarks import chart, machine
+from benchmarks.load import BUSY
+from benchmarks.run import Outcome, Results
+from benchmarks.scenarios import Promise, Scenario
+
+
+def failures(results: Results) -> list[str]:
+    """What went wrong, one line each: a server that failed, a stream that was not whole."""
+    return [
+        f"{scenario.name}, {_label(outcome)}: {failure}"
+        for scenario, outcomes in results.scenarios
+        for outcome in outcomes
+        for failure in outcome.failures
+    ]
+
+
+def save(results: Results, stem: Path, *, quick: bool) -> list[Path]:
+    """Write `stem`.md, .svg and .json; the paths."""
+    stem.parent.mkdir(exist_ok=True)
+    page, picture, data = (stem.with_name(f"{stem.name}.{end}") for end in ("md", "svg", "json"))
+    page.write_text(markdown(results, quick=quick, picture=picture.name))
+    picture.write_text(chart.svg(results))
+    data.write_text(json.dumps(_data(results), indent=1) + "\n")
+    return [page, picture, data]
+
+
+def markdown(results: Results, *, quick: bool, picture: str | None = None) -> str:
+    lines = [
+        f"# Benchmarks, {datetime.now():%d %B %Y}",
+        "",
+        *(["A quick run: small, short, and of no use but to see that it works.", ""] if quick else []),
+        f"{machine.describe()}; PostgreSQL {results.postgres}. Load average before the run:"
+        f" {results.load_before:.2f}. Medians of interleaved rounds; the server under test on core"
+        f" {machine.SERVER_CORE}, database and load generator on core {machine.LOAD_CORE}. How to read"
+        " this: [README](../README.md).",
+        "",
+        *([f"![Chart]({picture})", ""] if picture else []),
+        *_promises(results),
+    ]
+    for scenario, outcomes in results.scenarios:
+        lines += _scenario(scenario, outcomes)
+    if results.skipped:
+        lines += ["## Left out", ""]
+        lines += [f"- {name}: {why.splitlines()[0]}" for name, why in results.skipped.items()]
+        lines.append("")
+    if failed := failures(results):
+        lines += ["## Failed", "", *(f"- {line.splitlines()[0]}" for line in failed), ""]
+    else:
+        lines += [_PROOF, ""]
+    return "\n".join(lines)
+
+
+_PROOF = (
+    "Every client's stream of every order was checked in every run: not one event lost, repeated or"
+    " out of order, not one wrong answer."
+)
+
+
+def _promises(results: Results) -> list[str]:
+    rows = []
+    for scenario, outcomes in results.scenarios:
+        ours = _of(outcomes, "ordertrack")
+        for promise in scenario.promises:
+            theirs = _of(outcomes, promise.against)
+            if ours and theirs:
+                rows.append(_promise(scenario, promise, ours, theirs))
+    if not rows:
+        return []
+    head = ["Row", "OrderTrack", "against", "its figure", "ratio", "target", "beyond", ""]
+    return ["## Targets", "", *_table(head, rows), ""]
+
+
+def _promise(scenario: Scenario, promise: Promise, ours: Outcome, theirs: Outcome) -> list[str]:
+    mine, its = ours.median(promise.figure), theirs.median(promise.figure)
+    less = scenario.less_is_better
+    if mine is None or its is None:
+        return [scenario.name, "failed", theirs.title, "", "", "", "", "✗"]
+    ratio = mine / its
+
+    def holds(bound: float) -> bool:
+        return ratio <= bound if less else ratio >= bound
+
+    sign, unit = "≤" if less else "≥", scenario.figures[promise.figure]
+    verdict = "✓" if holds(promise.target) else "✗"
+    if promise.beyond is not None and holds(promise.beyond):
+        verdict = "✓✓"
+    return [
+        f"{scenario.name}, {promise.figure}",
+        _number(mine, unit) + (" †" if ours.is_load_bound else ""),
+        theirs.title,
+        _number(its, unit) + (" †" if theirs.is_load_bound else ""),
+        f"**{ratio:.2f} ×**",
+        f"{sign} {promise.target} ×",
+        f"{sign} {promise.beyond} ×" if promise.beyond is not None else "",
+        verdict,
+    ]
+
+
+def _scenario(scenario: Scenario, outcomes: list[Outcome]) -> list[str]:
+    head = ["", *scenario.figures, "load generator", "its core"]
+    rows = []
+    for outcome in outcomes:
+        cells = [_label(outcome)]
+        for figure, unit in scenario.figures.items():
+            median = outcome.median(figure)
+            if median is None:
+                cells.append("–" if outcome.rounds else "failed")
+                continue
+            low, high = outcome.spread(figure)
+            several = len(outcome.rounds) > 1
+            cells.append(_number(median, unit) + (f" ({_range(low, high)})" if several else ""))
+        shares = [_share(outcome.load_cpu), _share(outcome.load_core_busy)]
+        rows.append(cells + [shares[0] + (" †" if outcome.is_load_bound else ""), shares[1]])
+    lines = [f"## {scenario.name}", "", f"{scenario.title}.", "", *_table(head, rows), ""]
+    if any(outcome.is_load_bound for outcome in outcomes):
+        lines += [f"† The load generator used more than {BUSY:.0%} of a core: the server may be faster.", ""]
+    return lines
+
+
+def _of(outcomes: list[Outcome], contender: str) -> Outcome | None:
+    return next((outcome for outcome in outcomes if outcome.case.contender == contender), None)
+
+
+def _label(outcome: Outcome) -> str:
+    return ", ".join(filter(None, (outcome.title, outcome.case.label)))
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _number(value: float, unit: str) -> str:
+    return plain(value) + ("" if unit.startswith("/") else f" {unit}")
+
+
+def plain(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{plain(low)}–{plain(high)}"
+
+
+def _share(shares: list[float]) -> str:
+    return f"{sorted(shares)[len(shares) // 2]:.0%}" if shares else ""
+
+
+def _data(results: Results) -> dict[str, object]:
+    return {
+        "when": datetime.now().isoformat(timespec="seconds"),
+        "machine": machine.describe(),
+        "postgres": results.postgres,
+        "load_before": results.load_before,
+        "scenarios": [
+            {
+                "name": scenario.name,
+                "cases": [
+                    {
+                        "contender": outcome.case.contender,
+                        "label": outcome.case.label,
+                        "rounds": outcome.rounds,
+                        "load_cpu": outcome.load_cpu,
+                        "load_core_busy": outcome.load_core_busy,
+                    }
+                    for outcome in outcomes
+                ],
+            }
+            for scenario, outcomes in results.scenarios
+        ],
+    }
