@@ -150,7 +150,9 @@ class _Cluster:
             "--builtin-locale=C.UTF-8",
         )
         if made.returncode:
-            raise EmbeddedError(f"No database could be made in {self.path}: {made.stdout.strip()}")
+            raise EmbeddedError(
+                f"No database could be made in {self.path}. {_SET_DB_DSN}\n{made.stdout.strip()}"
+            )
         fresh.rename(self.path)
 
     def _accepts_connections(self) -> bool:
@@ -160,20 +162,24 @@ class _Cluster:
         return ready.returncode == 0
 
     def _postmaster_lives(self) -> bool:
-        """Whether postmaster.pid names this cluster's PostgreSQL.
+        """Whether postmaster.pid names this cluster's PostgreSQL, running. If not, it goes.
 
-        A file that names a stranger, as after the restart of a container, where process ids repeat,
-        would keep PostgreSQL from starting: it goes.
+        PostgreSQL would do that too, but takes any live process of its user for itself: a stranger
+        with the same id, as after the restart of a container, or its own remains, when nobody has
+        collected them. Shared memory still keeps a second one from starting beside a first.
         """
         pid_file = self.path / "postmaster.pid"
         try:
-            command = psutil.Process(int(pid_file.read_text().split()[0])).cmdline()
-        except (FileNotFoundError, IndexError, psutil.Error):
-            return False  # none, half written, gone, or not ours to look at
-        if str(self.path) in command:
-            return True
-        pid_file.unlink(missing_ok=True)
-        return False
+            pid = int(pid_file.read_text().split()[0])
+        except (FileNotFoundError, IndexError):
+            return False  # there is none, or one that is being written
+        try:
+            lives = str(self.path) in psutil.Process(pid).cmdline()
+        except psutil.Error:
+            lives = False
+        if not lives:
+            pid_file.unlink(missing_ok=True)
+        return lives
 
     def _start(self) -> bool:
         """Whether it started. False: it will when asked again."""

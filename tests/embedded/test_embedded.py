@@ -185,6 +185,16 @@ def test_stopping_twice_is_stopping_once(stopped: Path) -> None:
     assert not postmasters(stopped)
 
 
+def test_a_folder_may_have_any_sensible_name(data_dir: Path, stopped: Path) -> None:
+    odd = data_dir / "it's Zoë’s (folder)"
+    odd.mkdir()
+    data_dir.chmod(0o711)
+    (stopped / "postgres").rename(odd / "postgres")
+    with embedded.start(odd) as postgres:
+        assert query(postgres.dsn, "SELECT 1") == 1
+        assert len(postmasters(odd)) == 1
+
+
 def test_settings_of_another_server_in_the_environment_do_not_lead_astray(
     stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,15 +287,19 @@ def kill_all(folder: Path) -> None:
     psutil.wait_procs(family, DEADLINE)
 
 
-def test_a_stranger_with_the_process_id_of_a_dead_postgresql_is_no_obstacle(stopped: Path) -> None:
+@pytest.mark.parametrize("state", [psutil.STATUS_SLEEPING, psutil.STATUS_ZOMBIE])
+def test_a_stranger_with_the_process_id_of_a_dead_postgresql_is_no_obstacle(
+    stopped: Path, state: str
+) -> None:
     postgres = embedded.start(stopped)
     pid_file = stopped / "postgres" / "postmaster.pid"
     kill_all(stopped)
     lines = pid_file.read_text().splitlines()
     owner = (stopped / "postgres").stat().st_uid
-    with subprocess.Popen(
-        ["/bin/sleep", "1000"], user=owner if os.geteuid() == 0 else None
-    ) as stranger:
+    seconds = "1000" if state == psutil.STATUS_SLEEPING else "0"
+    user = owner if os.geteuid() == 0 else None
+    with subprocess.Popen(["/bin/sleep", seconds], user=user) as stranger:
+        until(lambda: psutil.Process(stranger.pid).status() == state)
         pid_file.write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
         postgres.ensure_running()
         assert query(postgres.dsn, "SELECT 1") == 1
