@@ -58,8 +58,6 @@ import eventlet
 import eventlet.hubs
 import eventlet.patcher
 import eventlet.semaphore
-import eventlet.wsgi
-from eventlet.greenio import GreenSocket
 
 from ordertrack.realtime import frames
 from ordertrack.realtime.frames import binary_frame, close_frame, text_frame
@@ -116,6 +114,10 @@ JOIN_BYTES: Final = 65_536
 # The kernel's own queue per connection. Without a bound it grows to megabytes for a client that has
 # stopped reading, which then looks healthy for minutes.
 SEND_BUFFER: Final = 65_536
+
+# The key in a WSGI environ of a callable that gives the connection away, as its socket and what has
+# been read from it beyond the request. The server then forgets about both.
+TAKE_OVER: Final = "ordertrack.take_over"
 
 _ACCEPT_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _ACCEPT_SIZE: Final = 16
@@ -747,7 +749,7 @@ _loop.sweeps.append(_pings.sweep)
 # Handshake ------------------------------------------------------------------------------------------
 
 
-class Refused(Exception):  # noqa: N818 (an answer, not a failure)
+class Refused(Exception):
     """A handshake that gets an HTTP answer instead of a WebSocket."""
 
     def __init__(
@@ -878,18 +880,11 @@ def take_over(
     answer = check_handshake(environ)
     if full(limits):
         raise TOO_MANY
-    request_input: Any = environ.get("eventlet.input")
-    green = request_input.get_socket() if request_input is not None else None
-    if not isinstance(green, GreenSocket) or hasattr(green, "do_handshake"):
-        raise RuntimeError("WebSockets need OrderTrack's own server, with TLS ended by a proxy")
+    give = environ.get(TAKE_OVER)
+    if give is None:
+        raise RuntimeError("WebSockets need OrderTrack's own server, ordertrack.serving")
     start()
-    # What the client sent behind its handshake is in the request's read buffer.
-    green.setblocking(False)
-    try:
-        early = request_input.rfile.peek()
-    except OSError:
-        early = b""
-    raw = green.fd
+    raw, early = give()
     ws_socket = RawSocket(raw.family, raw.type, raw.proto, raw.detach())
     ws_socket.setblocking(False)
     ws_socket.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
@@ -904,7 +899,6 @@ def take_over(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: " + answer + b"\r\n" + protocol + b"\r\n"
     )
-    eventlet.wsgi.WSGI_LOCAL.already_handled = True
     if heartbeat:
         _pings.add(ws)
     handler.on_open(ws)
