@@ -1,6 +1,7 @@
 """Running scenarios: rounds interleaved, so that a slow minute of the machine hits everybody."""
 
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -79,6 +80,7 @@ def _prepare(
                 contender.prepare()
             except (tools.MissingTool, StartFailed) as error:
                 skipped[kind.name] = str(error)
+                print(f"{kind.title} is left out: {error}", file=sys.stderr)
             else:
                 ready[kind.name] = contender
     return ready, skipped
@@ -98,6 +100,7 @@ def _take_turn(scenario: Scenario, outcome: Outcome, contender: Contender) -> No
         figures, steps = _measure(scenario, outcome.case, contender)
     except (load.LoadFailed, StartFailed) as error:
         outcome.failures.append(str(error))
+        print(f"{scenario.name}, {outcome.title}: {error}", file=sys.stderr)
         return
     outcome.rounds.append(figures)
     if steps:
