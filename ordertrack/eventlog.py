@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from ordertrack import db
@@ -83,18 +82,21 @@ def append(
 
 # After a version and up to another: what the caller was shown as the order's present version, so
 # that state and events of one answer agree although they are two statements.
-_BETWEEN = text(
+_BETWEEN = db.Statement(
     f"""
     SELECT {_COLUMNS}
-      FROM unnest(CAST(:orders AS bigint[]), CAST(:after AS integer[]), CAST(:upto AS integer[]))
-           AS wanted (order_id, after, upto)
+      FROM unnest(:orders, :after, :upto) AS wanted (order_id, after, upto)
       CROSS JOIN LATERAL (
            SELECT * FROM order_events
             WHERE order_id = wanted.order_id
               AND version > wanted.after AND version <= wanted.upto
             ORDER BY version LIMIT :limit) AS e
      ORDER BY e.order_id, e.version
-    """
+    """,
+    orders="bigint[]",
+    after="integer[]",
+    upto="integer[]",
+    limit="integer",
 )
 
 
@@ -112,22 +114,15 @@ def between(spans: Sequence[Span], limit: int) -> dict[int, list[Event]]:
     events: dict[int, list[Event]] = {span.order_id: [] for span in spans}
     if not spans:
         return events
-    rows = db.fetch_all(
-        _BETWEEN,
-        {
-            "orders": [span.order_id for span in spans],
-            "after": [span.after for span in spans],
-            "upto": [span.upto for span in spans],
-            "limit": limit,
-        },
+    rows = _BETWEEN.all(
+        orders=[span.order_id for span in spans],
+        after=[span.after for span in spans],
+        upto=[span.upto for span in spans],
+        limit=limit,
     )
     for row in rows:
-        events[row.order_id].append(_event(row))
+        events[row.order_id].append(Event(*row))
     return events
-
-
-def _event(row: Row[Any]) -> Event:
-    return Event(*tuple[Any, ...](row))
 
 
 # --- tailing -----------------------------------------------------------------------------------

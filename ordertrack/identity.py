@@ -1,18 +1,25 @@
 """Who speaks: header, cookie or handshake → Principal. No other module reads or makes tokens."""
 
+import hmac
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import jwt as pyjwt
-from flask import Flask, current_app, g, request
+from flask import Flask, Response, current_app, g, request
 from flask_jwt_extended import (
     create_access_token,
     create_refresh_token,
     decode_token,
     get_jwt,
+    set_access_cookies,
+    set_refresh_cookies,
+    unset_jwt_cookies,
     verify_jwt_in_request,
 )
 from flask_jwt_extended.exceptions import CSRFError, JWTExtendedException
@@ -20,9 +27,12 @@ from flask_jwt_extended.exceptions import CSRFError, JWTExtendedException
 from ordertrack.config import Settings
 from ordertrack.errors import CsrfFailed, DomainError, InvalidToken, TokenExpired
 from ordertrack.policy import Principal
+from ordertrack.services import accounts
 from ordertrack.services.accounts import SignIn
 
 ISSUER = AUDIENCE = "ordertrack"
+
+_UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +67,15 @@ def jwt_options(settings: Settings) -> dict[str, Any]:
         "JWT_COOKIE_SAMESITE": "Lax",
         "JWT_COOKIE_CSRF_PROTECT": True,
         "JWT_CSRF_CHECK_FORM": True,
+        # Pages carry the token in their forms and in one meta element; no cookie needs to.
+        "JWT_CSRF_IN_COOKIES": False,
     }
 
 
 def issue(sign_in: SignIn) -> Tokens:
     """Sign the tokens of a session."""
-    claims = {"sid": str(sign_in.principal.session_id)}
+    session_id = sign_in.principal.session_id
+    claims = {"sid": str(session_id), "csrf": _csrf_token(session_id)}
     subject = str(sign_in.principal.user_id)
     lifetime: timedelta = current_app.config["JWT_ACCESS_TOKEN_EXPIRES"]
     return Tokens(
@@ -95,38 +108,131 @@ def principal() -> Principal:
 
 def init_app(app: Flask) -> None:
     """Closed by default: one check before every request, opened per view by a mark."""
+    # Verifying a token costs more than the rest of the check together, and a client sends the same
+    # one for minutes. What was genuine stays genuine; only the time is checked again.
+    app.extensions["ordertrack_verify"] = lru_cache(maxsize=8192)(_verify)
 
     @app.before_request
     def authenticate() -> None:
         view = app.view_functions.get(request.endpoint or "")
         if view is None or "is_public" in view.__dict__:
             return
-        g.principal = from_request(refresh="takes_refresh_token" in view.__dict__)
+        if request.method in _UNSAFE and "Authorization" not in request.headers:
+            refuse_other_sites()
+        refresh = "takes_refresh_token" in view.__dict__
+        try:
+            g.principal = from_request(refresh=refresh)
+        except (InvalidToken, TokenExpired):
+            if refresh or "Authorization" in request.headers:
+                raise
+            g.principal = _continue_by_cookie()
+
+    @app.after_request
+    def keep_what_was_renewed(response: Response) -> Response:
+        tokens: Tokens | None = g.pop("renewed", None)
+        if tokens is not None:
+            set_access_cookie(response, tokens)
+        return response
 
 
-def from_request(*, refresh: bool = False) -> Principal:
+def _continue_by_cookie() -> Principal:
+    """A browser that was away for longer than an access token lives: go on by its refresh cookie.
+
+    The CSRF token is checked as ever; it belongs to the session, so a form that was open for hours
+    still carries the right one. Raises what `from_request` and `accounts.continue_session` raise.
+    """
+    caller = from_request(refresh=True, location="cookies")
+    g.renewed = issue(accounts.continue_session(caller))
+    return caller
+
+
+def from_request(*, refresh: bool = False, location: str | None = None) -> Principal:
     """Verify the current request's token (header, or cookie with its CSRF token on writes).
 
     Raises `InvalidToken`, `TokenExpired`, `CsrfFailed`.
     """
     try:
-        verify_jwt_in_request(refresh=refresh)
+        verify_jwt_in_request(refresh=refresh, locations=location)
     except (JWTExtendedException, pyjwt.PyJWTError) as error:
         raise _refusal(error) from error
     return _principal(get_jwt())
 
 
+# --- browsers ----------------------------------------------------------------------------------
+
+
+def set_session_cookies(response: Response, tokens: Tokens) -> None:
+    """Sign the browser in: HttpOnly, SameSite=Lax, each for as long as its token lives."""
+    set_access_cookie(response, tokens)
+    lifetime: timedelta = current_app.config["JWT_REFRESH_TOKEN_EXPIRES"]
+    set_refresh_cookies(response, tokens.refresh, max_age=int(lifetime.total_seconds()))
+
+
+def set_access_cookie(response: Response, tokens: Tokens) -> None:
+    """Renew only what is short-lived."""
+    set_access_cookies(response, tokens.access, max_age=tokens.expires_in)
+
+
+def clear_cookies(response: Response) -> None:
+    """Sign the browser out; ending the session is `accounts.log_out`'s part."""
+    unset_jwt_cookies(response)
+
+
+def has_cookies() -> bool:
+    """Whether the browser claims to be signed in; nothing is verified."""
+    names = ("JWT_ACCESS_COOKIE_NAME", "JWT_REFRESH_COOKIE_NAME")
+    return any(current_app.config[name] in request.cookies for name in names)
+
+
+def csrf_token() -> str:
+    """What the forms of the current caller's pages must send back."""
+    return _csrf_token(principal().session_id)
+
+
+def _csrf_token(session_id: int) -> str:
+    # One for the whole session: a form stays good while the tokens are renewed beneath it, in this
+    # tab or another. It is a claim of both tokens, so Flask-JWT-Extended's check is unchanged.
+    key: str = current_app.config["JWT_SECRET_KEY"]
+    return hmac.digest(key.encode(), f"csrf:{session_id}".encode(), "sha256").hex()[:32]
+
+
+def refuse_other_sites() -> None:
+    """Raise `CsrfFailed` when a browser says that another site sent this request.
+
+    For forms without a session of their own (a login could be forged, too), and a second lock on
+    the others. Clients that are no browsers say nothing, and have no cookies to abuse.
+    """
+    fetched_from = request.headers.get("Sec-Fetch-Site")
+    if fetched_from is not None:
+        is_own = fetched_from in ("same-origin", "none")
+    else:
+        origin = request.headers.get("Origin")
+        is_own = origin is None or urlsplit(origin).netloc == request.host
+    if not is_own:
+        raise CsrfFailed("The request came from another site.")
+
+
+# --- tokens ------------------------------------------------------------------------------------
+
+
 def from_token(token: Any) -> Credential:
-    """Verify an access token that came by other ways than a request: a socket's handshake.
+    """Verify an access token by itself: from a header or a socket's handshake.
 
     Needs an application context. Raises `InvalidToken`, `TokenExpired`.
     """
     if not isinstance(token, str) or not token:
         raise InvalidToken("An access token is required.")
     try:
-        claims = decode_token(token)
+        credential: Credential = current_app.extensions["ordertrack_verify"](token)
     except (JWTExtendedException, pyjwt.PyJWTError) as error:
         raise _refusal(error) from error
+    if credential.expires_at <= time.time():
+        raise _refusal(pyjwt.ExpiredSignatureError())
+    return credential
+
+
+def _verify(token: str) -> Credential:
+    claims = decode_token(token)
     if claims.get("type") != "access":
         raise InvalidToken("This is not an access token.")
     return Credential(_principal(claims), float(claims["exp"]))

@@ -1,6 +1,6 @@
 """Who is asking: from what a token proves to what the database says now."""
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.orm import Session as Transaction
 
 from ordertrack import db
@@ -8,8 +8,8 @@ from ordertrack.errors import Forbidden, InvalidToken
 from ordertrack.models import Session, User
 from ordertrack.policy import Actor, Principal, Role
 
-# The caller, in statements of one's own. Binds :user and :session; no row when the session
-# has ended or the user was deactivated.
+# The caller, in statements of one's own. Binds :user and :session; no row when the
+# session has ended or the user was deactivated. `CALLER` declares their types.
 ACTOR_CTE = """
     actor AS (
         SELECT u.id, u.name, u.role
@@ -17,6 +17,7 @@ ACTOR_CTE = """
          WHERE u.id = :user AND u.active
            AND s.id = :session AND s.revoked_at IS NULL)
 """
+CALLER = {"user": "bigint", "session": "bigint"}
 
 
 def resolve(transaction: Transaction, principal: Principal) -> Actor:
@@ -39,12 +40,12 @@ def resolve(transaction: Transaction, principal: Principal) -> Actor:
     return Actor(row.id, row.name, Role(row.role))
 
 
-_IDENTIFY = text(f"WITH {ACTOR_CTE} SELECT id, name, role FROM actor")
+_IDENTIFY = db.Statement(f"WITH {ACTOR_CTE} SELECT id, name, role FROM actor", **CALLER)
 
 
 def identify(principal: Principal) -> Actor:
     """The caller as the database knows it now, in a statement of its own. Raises `InvalidToken`."""
-    row = db.fetch_one(_IDENTIFY, {"user": principal.user_id, "session": principal.session_id})
+    row = _IDENTIFY.one(user=principal.user_id, session=principal.session_id)
     if row is None:
         raise signed_out()
     return Actor(row.id, row.name, Role(row.role))

@@ -85,13 +85,15 @@ _NAMES = "JOIN users c ON c.id = o.customer_id LEFT JOIN users d ON d.id = o.dri
 
 # The caller and the orders in one statement. The caller's row comes even when no order does, so
 # that "signed out" and "no such order" can be told apart. Rights are for `policy` to judge.
-_READ = text(
+_READ = db.Statement(
     f"""
     WITH {actors.ACTOR_CTE}
     SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {_ORDER_COLUMNS}
       FROM actor a
       LEFT JOIN (orders o {_NAMES}) ON o.id = ANY (:ids)
-    """
+    """,
+    **actors.CALLER,
+    ids="bigint[]",
 )
 
 
@@ -102,10 +104,7 @@ def get(principal: Principal, order_id: int, scope: DriverScope) -> OrderView:
 
 
 def _read(principal: Principal, ids: Sequence[int]) -> tuple[Actor, dict[int, "_Facts"]]:
-    rows = db.fetch_all(
-        _READ,
-        {"user": principal.user_id, "session": principal.session_id, "ids": list(ids)},
-    )
+    rows = _READ.all(user=principal.user_id, session=principal.session_id, ids=list(ids))
     if not rows:
         raise actors.signed_out()
     return _actor(rows[0]), {row.id: _facts(row) for row in rows if row.id is not None}
@@ -346,7 +345,7 @@ def _again(t: Transaction, actor: Actor, order_id: int, scope: DriverScope) -> O
 # The hot path. The statement is the whole check: who asks, what it may do, from which states, at
 # which version. A concurrent change makes the UPDATE wait and judge the new row again (READ
 # COMMITTED), so of two conflicting changes one finds no row.
-_MOVE = text(
+_MOVE = db.Statement(
     f"""
     WITH {actors.ACTOR_CTE},
     o AS (
@@ -359,7 +358,7 @@ _MOVE = text(
                 OR a.role = 'driver' AND o.status = ANY (:as_driver)
                    AND (:all_drivers OR o.driver_id = a.id)
                 OR o.customer_id = a.id AND o.status = ANY (:as_owner))
-           AND (CAST(:if_version AS integer) IS NULL OR o.version = :if_version)
+           AND (:if_version IS NULL OR o.version = :if_version)
         RETURNING o.*),
     event AS (
         INSERT INTO order_events (order_id, version, type, status, previous_status, actor_id,
@@ -369,7 +368,16 @@ _MOVE = text(
           FROM o CROSS JOIN actor a)
     SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {_ORDER_COLUMNS}
       FROM actor a CROSS JOIN (o {_NAMES})
-    """
+    """,
+    **actors.CALLER,
+    id="bigint",
+    target="text",
+    note="text",
+    as_admin="text[]",
+    as_driver="text[]",
+    as_owner="text[]",
+    all_drivers="boolean",
+    if_version="integer",
 )
 _SOURCES: dict[Status, dict[str, list[str]]] = {
     target: {
@@ -410,7 +418,7 @@ def change_status(
     # Between the statement and the explanation of its failure the order may move on, and what then
     # stands there may allow the change after all: ask again, a few times at the most.
     for _ in range(5):
-        row = db.fetch_one(_MOVE, parameters)
+        row = _MOVE.one(**parameters)
         if row is not None:
             return _view(_actor(row), _facts(row), scope)
         unchanged = _why_not(principal, order_id, target, scope, if_version)
