@@ -1,0 +1,124 @@
+"""The PostgreSQL of the tests: one server, a migrated template, clones of it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from flask_migrate import upgrade
+from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT, make_dsn, parse_dsn
+
+from ordertrack import embedded
+from ordertrack.app import create_app
+from ordertrack.config import Settings, load
+from ordertrack.extensions import db
+
+# What the application connects as: it owns its database and is no superuser, as in production.
+APPLICATION_ROLE = "ordertrack_tests"
+APPLICATION_PASSWORD = "only-for-tests"
+
+JWT_SECRET = "the-secret-with-which-the-tests-sign-their-tokens"
+
+
+def settings_for(dsn: str, **changes: str) -> Settings:
+    """The settings of a server on *dsn*; *changes* are further variables, in capitals."""
+    return load({"DB_DSN": dsn, "JWT_SECRET": JWT_SECRET, **changes})
+
+
+class Postgres:
+    """Maintenance access to the test server.
+
+    dsn             a superuser's, to the maintenance database
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self._numbers = count(1)
+        # Unique on a server that several runs share; PostgreSQL cuts names at 63 bytes.
+        self._prefix = f"ordertrack_test_{os.getpid()}"
+        self._template: str | None = None
+        self._ensure_role()
+
+    def execute(self, sql: str, *values: Any, dsn: str | None = None) -> list[tuple[Any, ...]]:
+        """Run one statement, committed, as superuser; answers its rows. *dsn*: where else."""
+        connection = psycopg2.connect(dsn or self.dsn)
+        try:
+            connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+            with connection.cursor() as cursor:
+                cursor.execute(sql, values or None)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def as_superuser(self, dsn: str) -> str:
+        """The DSN of the same database for a superuser."""
+        return make_dsn(self.dsn, dbname=parse_dsn(dsn)["dbname"])
+
+    def create(self, *, template: str | None = None) -> str:
+        """A new database's DSN for the application's role: empty, or a copy of *template*."""
+        name = f"{self._prefix}_{next(self._numbers)}"
+        source = f"TEMPLATE {template}" if template else ""
+        self.execute(f"CREATE DATABASE {name} OWNER {APPLICATION_ROLE} {source}")
+        return make_dsn(self.dsn, dbname=name, user=APPLICATION_ROLE, password=APPLICATION_PASSWORD)
+
+    def clone(self) -> str:
+        """A new migrated database's DSN. The migrations run once; the rest is copying."""
+        if self._template is None:
+            dsn = self.create()
+            migrate(dsn)
+            self._template = parse_dsn(dsn)["dbname"]
+        return self.create(template=self._template)
+
+    def drop(self, dsn: str) -> None:
+        """Drop a database, whoever is still connected to it."""
+        self.execute(f"DROP DATABASE IF EXISTS {parse_dsn(dsn)['dbname']} WITH (FORCE)")
+
+    def drop_all(self) -> None:
+        """Drop every database that this object made."""
+        made = self.execute(
+            "SELECT datname FROM pg_database WHERE datname LIKE %s", self._prefix + r"\_%"
+        )
+        for (name,) in made:
+            self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def _ensure_role(self) -> None:
+        if self.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", APPLICATION_ROLE):
+            return
+        self.execute(f"CREATE ROLE {APPLICATION_ROLE} LOGIN PASSWORD %s", APPLICATION_PASSWORD)
+
+
+def migrate(dsn: str) -> None:
+    """Bring the database to the latest migration, as a starting server does."""
+    app = create_app(settings_for(dsn))
+    with app.app_context():
+        upgrade()
+        db.engine.dispose()
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """The server that TEST_DB_DSN names, or an embedded one in a temporary folder."""
+    given = os.environ.get("TEST_DB_DSN")
+    if given:
+        postgres = Postgres(given)
+        try:
+            yield postgres
+        finally:
+            postgres.drop_all()
+        return
+    # Not tmp_path: pytest closes its folders to others, and for root another user runs PostgreSQL.
+    folder = Path(tempfile.mkdtemp(prefix="ordertrack-test-"))
+    try:
+        with embedded.start(folder) as started:
+            postgres = Postgres(started.superuser_dsn)
+            # Nobody needs the data after a power cut. What tests can see does not change.
+            postgres.execute("ALTER SYSTEM SET fsync = off")
+            postgres.execute("SELECT pg_reload_conf()")
+            yield postgres
+    finally:
+        shutil.rmtree(folder)
