@@ -16,6 +16,7 @@ Content-Length or one that is not a number; Content-Length together with Transfe
 are what request smuggling is made of.
 """
 
+import contextlib
 import errno
 import io
 import json
@@ -38,7 +39,6 @@ import eventlet.green.socket
 from eventlet.hubs import trampoline
 
 from ordertrack.realtime.transport import TAKE_OVER
-import contextlib
 
 log = logging.getLogger(__name__)
 

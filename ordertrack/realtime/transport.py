@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-`accept` checks an RFC 6455 handshake, takes the socket away from eventlet.wsgi and answers 101.
+`accept` checks an RFC 6455 handshake, takes the socket away from the HTTP server and answers 101.
 From then on the connection is a `WebSocket` of a few hundred bytes: the request's greenlet, buffers
 and environ are gone. All such sockets live in one epoll of our own, and only that epoll is known to
 eventlet's hub, as one descriptor to watch. A thousand idle connections therefore cost the hub
@@ -39,19 +39,15 @@ This is the one module of `realtime` that knows eventlet; the small wrappers at 
 relay and the engine use instead.
 """
 
-import base64
-import binascii
+import _socket  # its sockets lack what socket.socket adds for files and contexts, and are smaller
 import errno
-import hashlib
-import json
 import logging
 import random
 import socket as _constants
 import time
-from _socket import socket as RawSocket  # without the buffers and reference counts of socket.socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 import eventlet
@@ -60,9 +56,16 @@ import eventlet.patcher
 import eventlet.semaphore
 
 from ordertrack.realtime import frames
+from ordertrack.realtime.backlog import Backlog
 from ordertrack.realtime.frames import binary_frame, close_frame, text_frame
+from ordertrack.realtime.handshake import TOO_MANY, Origins, Refused, check_handshake
+from ordertrack.realtime.handshake import refuse as _refuse
+from ordertrack.realtime.heartbeat import Heartbeat
+from ordertrack.realtime.stats import Stats, stats
 
 __all__ = [
+    "TAKE_OVER",
+    "TOO_MANY",
     "Handler",
     "Heartbeat",
     "Limits",
@@ -108,9 +111,6 @@ FLUSH_CHUNK: Final = 256
 # Ready sockets handled in one turn; the rest is reported again in the next.
 READ_CHUNK: Final = 128
 
-# Frames of a backlog are joined up to this size per `send`: more only copies what is not taken.
-JOIN_BYTES: Final = 65_536
-
 # The kernel's own queue per connection. Without a bound it grows to megabytes for a client that has
 # stopped reading, which then looks healthy for minutes.
 SEND_BUFFER: Final = 65_536
@@ -118,9 +118,6 @@ SEND_BUFFER: Final = 65_536
 # The key in a WSGI environ of a callable that gives the connection away, as its socket and what has
 # been read from it beyond the request. The server then forgets about both.
 TAKE_OVER: Final = "ordertrack.take_over"
-
-_ACCEPT_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_ACCEPT_SIZE: Final = 16
 
 Message = str | bytes
 T = TypeVar("T")
@@ -152,24 +149,6 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits()
 
 
-@dataclass(slots=True)
-class Stats:
-    """Counters of this process's sockets, for metrics. Plain numbers; nothing is ever reset."""
-
-    open: int = 0
-    opened: int = 0
-    messages_in: int = 0
-    frames_out: int = 0
-    sends: int = 0
-    queued_bytes: int = 0
-    slow_closes: int = 0
-    closed: dict[int, int] = field(default_factory=dict)  # by close code
-    refused: dict[str, int] = field(default_factory=dict)  # handshakes, by problem code
-
-
-stats = Stats()
-
-
 class Handler(Protocol):
     """What a connection calls. Implementations keep the state of the connection themselves."""
 
@@ -187,58 +166,6 @@ class Handler(Protocol):
 
         Called exactly once, in a greenlet.
         """
-
-
-class _Backlog:
-    """Frames that the kernel did not take, each with the time when it was queued."""
-
-    __slots__ = ("frames", "size", "times")
-
-    def __init__(self) -> None:
-        self.frames: deque[bytes | memoryview] = deque()
-        self.times: deque[float] = deque()
-        self.size = 0
-
-    def append(self, frame: bytes | memoryview, now: float) -> None:
-        self.frames.append(frame)
-        self.times.append(now)
-        self.size += len(frame)
-        stats.queued_bytes += len(frame)
-
-    def head(self) -> bytes | memoryview:
-        """The next bytes to send: at least one frame, several small ones joined."""
-        waiting = self.frames
-        if len(waiting) == 1 or len(waiting[0]) >= JOIN_BYTES:
-            return waiting[0]
-        joined, size = [], 0
-        for frame in waiting:
-            size += len(frame)
-            joined.append(frame)
-            if size >= JOIN_BYTES:
-                break
-        return b"".join(joined)
-
-    def sent(self, count: int) -> None:
-        """Forget the first `count` bytes; a partly sent frame stays as its rest."""
-        self.size -= count
-        stats.queued_bytes -= count
-        while count:
-            frame = self.frames[0]
-            if count < len(frame):
-                self.frames[0] = memoryview(frame)[count:]
-                return
-            count -= len(frame)
-            self.frames.popleft()
-            self.times.popleft()
-
-    def discard(self) -> bytes | memoryview | None:
-        """Empty it. Answers the rest of a partly sent frame, which the peer must still get."""
-        stats.queued_bytes -= self.size
-        head = self.frames[0] if self.frames else None
-        self.frames.clear()
-        self.times.clear()
-        self.size = 0
-        return head if isinstance(head, memoryview) else None
 
 
 class WebSocket:
@@ -264,7 +191,7 @@ class WebSocket:
         "state",
     )
 
-    def __init__(self, raw: RawSocket, handler: Handler, limits: Limits) -> None:
+    def __init__(self, raw: _socket.socket, handler: Handler, limits: Limits) -> None:
         self.handler: Handler | None = handler
         self.limits = limits
         self.state: int = OPEN
@@ -280,7 +207,7 @@ class WebSocket:
         self._deaf = False  # read, but thrown away: the peer broke the protocol
         self._peer_closed = False  # its close frame has arrived
         self._pending: list[bytes] | None = None  # never tried
-        self._backlog: _Backlog | None = None  # tried, and waiting for the kernel
+        self._backlog: Backlog | None = None  # tried, and waiting for the kernel
         self._allowance = 0.0  # when the message allowance will be whole again
 
     @property
@@ -356,7 +283,7 @@ class WebSocket:
             return
         if sent == len(data):
             return
-        backlog = self._backlog = _Backlog()
+        backlog = self._backlog = Backlog()
         now = monotonic()
         for part in parts:
             backlog.append(part, now)
@@ -693,51 +620,6 @@ def _ignore(*_: object) -> None:
 _loop = _Loop()
 
 
-class Heartbeat:
-    """Pings any number of connections with two queues instead of a timer each.
-
-    Every connection is pinged `interval` seconds after it was added and after its last ping. One
-    that sent nothing at all within `timeout` seconds of a ping is expired.
-    """
-
-    def __init__(
-        self,
-        interval: float,
-        timeout: float,
-        ping: Callable[[Any], None],
-        expire: Callable[[Any], None],
-    ) -> None:
-        if not 0 < timeout < interval:
-            raise ValueError("A heartbeat's timeout must be shorter than its interval")
-        self._interval = interval
-        self._timeout = timeout
-        self._ping = ping
-        self._expire = expire
-        # Each in order of time, as what is appended is always due later than what is there.
-        self._to_ping: deque[tuple[float, Any]] = deque()
-        self._to_check: deque[tuple[float, Any]] = deque()
-
-    def add(self, connection: Any) -> None:
-        """`connection` has `alive` and `heard`; it is forgotten when it is no longer alive."""
-        self._to_ping.append((monotonic() + self._interval, connection))
-
-    def sweep(self, now: float) -> None:
-        while self._to_check and self._to_check[0][0] <= now:
-            due, connection = self._to_check.popleft()
-            if not connection.alive:
-                continue
-            if connection.heard:
-                self._to_ping.append((due - self._timeout + self._interval, connection))
-            else:
-                self._expire(connection)
-        while self._to_ping and self._to_ping[0][0] <= now:
-            _, connection = self._to_ping.popleft()
-            if connection.alive:
-                connection.heard = False
-                self._ping(connection)
-                self._to_check.append((now + self._timeout, connection))
-
-
 def _ping(ws: WebSocket) -> None:
     ws.enqueue(frames.encode(frames.PING, b""))
 
@@ -746,122 +628,13 @@ _pings = Heartbeat(25.0, 20.0, _ping, WebSocket.abort)
 _loop.sweeps.append(_pings.sweep)
 
 
-# Handshake ------------------------------------------------------------------------------------------
-
-
-class Refused(Exception):
-    """A handshake that gets an HTTP answer instead of a WebSocket."""
-
-    def __init__(
-        self, status: str, code: str, detail: str, headers: Iterable[tuple[str, str]] = ()
-    ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-        self.detail = detail
-        self.headers = tuple(headers)
-
-
-@dataclass(frozen=True, slots=True)
-class Origins:
-    """Which web pages may open sockets: those of this server, and the `allowed` origins.
-
-    Programs that are not browsers send no Origin and are not concerned. Behind a proxy that is
-    trusted, scheme and host are what it says in X-Forwarded-Proto and X-Forwarded-Host.
-    """
-
-    allowed: frozenset[str] = frozenset()
-    behind_proxy: bool = False
-
-    def permit(self, environ: Mapping[str, Any]) -> bool:
-        origin = environ.get("HTTP_ORIGIN")
-        if origin is None:
-            return True
-        origin = _without_default_port(origin.lower())
-        return origin in self.allowed or origin == self._own(environ)
-
-    def _own(self, environ: Mapping[str, Any]) -> str | None:
-        scheme, host = environ.get("wsgi.url_scheme", "http"), environ.get("HTTP_HOST", "")
-        if self.behind_proxy:
-            scheme = _nearest(environ.get("HTTP_X_FORWARDED_PROTO")) or scheme
-            host = _nearest(environ.get("HTTP_X_FORWARDED_HOST")) or host
-        return _without_default_port(f"{scheme}://{host}".lower()) if host else None
-
-    def check(self, environ: Mapping[str, Any]) -> None:
-        """Raises `Refused` (403 `forbidden`) for a foreign page."""
-        if not self.permit(environ):
-            raise Refused("403 Forbidden", "forbidden", "This origin may not open sockets here")
-
-
-def _nearest(header: str | None) -> str:
-    """The value that the nearest proxy added; what stands before it anybody may have written."""
-    return header.rpartition(",")[2].strip() if header else ""
-
-
-def _without_default_port(origin: str) -> str:
-    if origin.startswith("http://"):
-        return origin.removesuffix(":80")
-    return origin.removesuffix(":443") if origin.startswith("https://") else origin
-
-
-def check_handshake(environ: Mapping[str, Any]) -> bytes:
-    """The answer to a valid handshake's key. Raises `Refused` for anything else."""
-    if environ["REQUEST_METHOD"] != "GET":
-        raise Refused(
-            "405 Method Not Allowed", "method_not_allowed", "WebSockets begin with GET",
-            [("Allow", "GET")],
-        )  # fmt: skip
-    upgrade = environ.get("HTTP_UPGRADE", "").lower()
-    connection = environ.get("HTTP_CONNECTION", "").lower()
-    if upgrade.strip() != "websocket" or "upgrade" not in {
-        token.strip() for token in connection.split(",")
-    }:
-        raise Refused(
-            "426 Upgrade Required", "upgrade_required", "This address speaks WebSocket",
-            [("Upgrade", "websocket"), ("Connection", "Upgrade")],
-        )  # fmt: skip
-    if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
-        raise Refused(
-            "426 Upgrade Required", "upgrade_required", "Only WebSocket version 13 is spoken",
-            [("Sec-WebSocket-Version", "13")],
-        )  # fmt: skip
-    key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip()
-    try:
-        size = len(base64.b64decode(key, validate=True))
-    except (binascii.Error, ValueError):
-        size = 0
-    if size != _ACCEPT_SIZE:
-        raise Refused("400 Bad Request", "malformed_request", "Sec-WebSocket-Key is not 16 bytes")
-    digest = hashlib.sha1(key.encode() + _ACCEPT_GUID, usedforsecurity=False).digest()
-    return base64.b64encode(digest)
-
-
-TOO_MANY: Final = Refused(
-    "503 Service Unavailable", "unavailable", "No more connections are taken now",
-    [("Retry-After", "5")],
-)  # fmt: skip
+# Connections ----------------------------------------------------------------------------------
 
 
 def refuse(start_response: Callable[..., Any], refused: Refused) -> list[bytes]:
-    """Answer a handshake with a problem document (RFC 9457)."""
+    """Answer a handshake with a problem document, and count it."""
     stats.refused[refused.code] = stats.refused.get(refused.code, 0) + 1
-    number, _, title = refused.status.partition(" ")
-    problem = {
-        "type": "about:blank",
-        "title": title,
-        "status": int(number),
-        "detail": refused.detail,
-        "code": refused.code,
-    }
-    body = json.dumps(problem).encode()
-    headers = [
-        ("Content-Type", "application/problem+json"),
-        ("Content-Length", str(len(body))),
-        ("Cache-Control", "no-store"),
-        *refused.headers,
-    ]
-    start_response(refused.status, headers)
-    return [body]
+    return _refuse(start_response, refused)
 
 
 def take_over(
@@ -885,7 +658,7 @@ def take_over(
         raise RuntimeError("WebSockets need OrderTrack's own server, ordertrack.serving")
     start()
     raw, early = give()
-    ws_socket = RawSocket(raw.family, raw.type, raw.proto, raw.detach())
+    ws_socket = _socket.socket(raw.family, raw.type, raw.proto, raw.detach())
     ws_socket.setblocking(False)
     ws_socket.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
     ws_socket.setsockopt(_constants.SOL_SOCKET, _constants.SO_SNDBUF, SEND_BUFFER)
@@ -963,7 +736,7 @@ def start() -> None:
     _loop.start()
 
 
-# What the rest of `realtime` needs of the event loop ------------------------------------------------
+# What the rest of `realtime` needs of the event loop -------------------------------------------
 
 
 def spawn(function: Callable[..., object], *args: Any) -> None:
@@ -994,7 +767,10 @@ def flush() -> None:
 
 
 def every_second(callback: Callable[[float], None]) -> None:
-    """Call ``callback(monotonic time)`` about once a second once connected to. It must not block."""
+    """Call ``callback(monotonic time)`` about once a second, from the first connection on.
+
+    It must not block.
+    """
     _loop.sweeps.append(callback)
 
 
