@@ -179,6 +179,7 @@ class _Cluster:
             lives = False
         if not lives:
             pid_file.unlink(missing_ok=True)
+            (self.path / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)  # names it likewise
         return lives
 
     def _start(self) -> bool:
