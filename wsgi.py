@@ -15,6 +15,7 @@ if __name__ == "__main__":
     eventlet.monkey_patch()
 
 # ruff: noqa: E402 (see above)
+import atexit
 import logging
 import os
 import sys
@@ -46,6 +47,7 @@ def prepare(stack: ExitStack) -> Settings:
 def create_app() -> Flask:
     """For ``flask --app wsgi``: the application on a migrated database."""
     stack = ExitStack()
+    atexit.register(stack.close)
     app = application.create_app(prepare(stack))
     migrate(app)
     return app

@@ -151,6 +151,8 @@ def from_request(*, refresh: bool = False, location: str | None = None) -> Princ
 
     Raises `InvalidToken`, `TokenExpired`, `CsrfFailed`.
     """
+    if location is None and not refresh and (token := bearer(request.headers.get("Authorization"))):
+        return from_token(token).principal
     try:
         verify_jwt_in_request(refresh=refresh, locations=location)
     except (JWTExtendedException, pyjwt.PyJWTError) as error:
