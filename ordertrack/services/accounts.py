@@ -75,7 +75,7 @@ def log_in(email: str, password: str, lifetime: timedelta) -> SignIn:
     alike, after the same amount of work.
     """
     with transaction() as t:
-        user = t.scalar(select(User).where(func.lower(User.email) == email.lower()))
+        user = t.scalar(select(User).where(func.lower(User.email) == func.lower(email)))
         stored = user.password_hash if user else _NOBODYS_HASH
         user_id = user.id if user else None
     # No transaction is open while the hash is computed.
@@ -165,7 +165,7 @@ def set_role(email: str, role: Role) -> Account:
     with transaction() as t:
         user = t.scalar(
             select(User)
-            .where(func.lower(User.email) == email.lower())
+            .where(func.lower(User.email) == func.lower(email))
             .with_for_update(key_share=True)
         )
         if user is None:

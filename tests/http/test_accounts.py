@@ -1,0 +1,234 @@
+"""Accounts over REST: registering, signing in and out, roles."""
+
+import threading
+from uuid import uuid4
+
+import pytest
+from argon2 import extract_parameters
+from argon2.low_level import Type
+from flask import Flask
+
+from tests.support.databases import Postgres
+from tests.support.http import Answer, Api
+from tests.support.people import PASSWORD, People, Person
+
+
+def address() -> str:
+    return f"{uuid4().hex}@example.org"
+
+
+def registered(nobody: Api, **fields: str) -> Answer:
+    form = {"name": "Ann", "email": address(), "password": PASSWORD, **fields}
+    return nobody.post("/api/register", json=form)
+
+
+def log_in(nobody: Api, email: str, password: str = PASSWORD) -> Answer:
+    return nobody.post("/api/login", json={"email": email, "password": password})
+
+
+# --- registering -------------------------------------------------------------------------------
+
+
+def test_registering_makes_a_customer(nobody: Api) -> None:
+    email = address()
+    answer = registered(nobody, name="Ann", email=email)
+    assert answer.status_code == 201
+    user = answer.json()
+    assert set(user) == {"id", "name", "email", "role", "active", "created_at"}
+    assert user["id"].isdecimal()
+    assert (user["name"], user["email"]) == ("Ann", email)
+    assert (user["role"], user["active"]) == ("user", True)
+    assert user["created_at"].endswith("Z")
+
+
+def test_a_password_is_stored_as_argon2id_of_the_recommended_cost(
+    nobody: Api, postgres: Postgres, database: str
+) -> None:
+    email = address()
+    registered(nobody, email=email)
+    stored = postgres.execute(
+        "SELECT password_hash FROM users WHERE email = %s",
+        email,
+        dsn=postgres.as_superuser(database),
+    )[0][0]
+    cost = extract_parameters(stored)
+    assert cost.type is Type.ID
+    # OWASP's first choice: 19 MiB, two passes, one lane.
+    assert (cost.memory_cost, cost.time_cost, cost.parallelism) == (19 * 1024, 2, 1)
+    assert PASSWORD not in stored
+
+
+def test_no_answer_ever_shows_a_password_or_its_hash(nobody: Api) -> None:
+    email = address()
+    for answer in (registered(nobody, email=email), log_in(nobody, email)):
+        assert PASSWORD not in answer.text
+        assert "argon2" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("taken", "wanted"),
+    [
+        ("{}@Example.org", "{}@example.ORG"),
+        ("{}@example.org", "{}@example.org"),
+        ("Ümlaut{}@example.org", "üMLAUT{}@example.org"),
+        (" {}@example.org ", "{}@example.org"),
+    ],
+)
+def test_an_address_is_unique_whatever_its_case(nobody: Api, taken: str, wanted: str) -> None:
+    unique = uuid4().hex
+    assert registered(nobody, email=taken.format(unique)).status_code == 201
+    refused = registered(nobody, email=wanted.format(unique.upper()))
+    assert (refused.status_code, refused.code) == (409, "email_taken")
+
+
+@pytest.mark.parametrize("form", ["{}@example.org", "İ{}@example.org", "Straße{}@example.org"])
+def test_who_registered_can_sign_in_with_the_address_as_it_was_written(
+    nobody: Api, form: str
+) -> None:
+    email = form.format(uuid4().hex)
+    assert registered(nobody, email=email).status_code == 201
+    assert log_in(nobody, email).status_code == 200
+
+
+def test_of_two_registrations_at_once_one_gets_the_address(app: Flask, people: People) -> None:
+    email, answers = address(), []
+    start = threading.Barrier(4)
+
+    def register() -> None:
+        start.wait()
+        answers.append(registered(people.nobody, email=email).status_code)
+
+    threads = [threading.Thread(target=register) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [201, 409, 409, 409]
+
+
+# --- signing in --------------------------------------------------------------------------------
+
+
+def test_a_login_yields_tokens_that_work(nobody: Api) -> None:
+    email = address()
+    user = registered(nobody, email=email).json()
+    answer = log_in(nobody, email)
+    assert answer.status_code == 200
+    body = answer.json()
+    assert set(body) == {"access_token", "refresh_token", "token_type", "expires_in", "user"}
+    assert (body["token_type"], body["user"]) == ("Bearer", user)
+    assert body["expires_in"] > 0
+    assert Api(nobody.transport, body["access_token"]).get("/api/me").json() == user
+
+
+def test_a_login_works_whatever_the_case_of_the_address(nobody: Api) -> None:
+    email = address()
+    registered(nobody, email=email.upper())
+    assert log_in(nobody, email).status_code == 200
+
+
+def test_a_wrong_password_and_an_unknown_address_look_the_same(nobody: Api) -> None:
+    email = address()
+    registered(nobody, email=email)
+    wrong = log_in(nobody, email, "not the password")
+    unknown = log_in(nobody, address())
+    assert (wrong.status_code, wrong.code) == (401, "invalid_credentials")
+    assert (unknown.status_code, unknown.content) == (wrong.status_code, wrong.content)
+
+
+def test_passwords_are_compared_to_their_last_character(nobody: Api) -> None:
+    email = address()
+    long = "x" * 1024
+    assert registered(nobody, email=email, password=long).status_code == 201
+    assert log_in(nobody, email, long[:-1]).status_code == 401
+    assert log_in(nobody, email, long).status_code == 200
+
+
+# --- refresh and logout ------------------------------------------------------------------------
+
+
+def refreshing(person: Person) -> Answer:
+    return Api(person.api.transport, person.refresh_token).post("/api/refresh")
+
+
+def test_a_refresh_token_earns_a_new_access_token_of_the_same_session(people: People) -> None:
+    person = people.customer()
+    answer = refreshing(person)
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["token_type"], body["user"]["id"]) == ("Bearer", person.id)
+    renewed = Api(person.api.transport, body["access_token"])
+    assert renewed.get("/api/me").status_code == 200
+    assert person.api.post("/api/logout").status_code == 204
+    assert renewed.get("/api/me").code == "invalid_token"
+
+
+def test_an_access_token_does_not_refresh(people: People) -> None:
+    assert people.customer().api.post("/api/refresh").code == "invalid_token"
+
+
+def test_after_a_logout_neither_token_is_worth_anything(people: People) -> None:
+    person = people.customer()
+    elsewhere = person.signed_in_again()
+    assert person.api.post("/api/logout").status_code == 204
+    for answer in (person.api.get("/api/me"), person.api.get("/api/orders"), refreshing(person)):
+        assert (answer.status_code, answer.code) == (401, "invalid_token")
+    # Only this session ended.
+    assert elsewhere.api.get("/api/me").status_code == 200
+
+
+def test_refusals_of_tokens_name_the_scheme(nobody: Api) -> None:
+    answer = nobody.get("/api/me")
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+# --- people, for admins ------------------------------------------------------------------------
+
+
+def test_an_admin_lists_users_in_pages(people: People) -> None:
+    admin = people.admin()
+    made = [people.customer() for _ in range(3)]
+    page = admin.api.get(f"/api/admin/users?after={int(made[0].id) - 1}&limit=2").json()
+    assert [user["id"] for user in page["users"]] == [made[0].id, made[1].id]
+    rest = admin.api.get(f"/api/admin/users?after={page['next_after']}").json()
+    assert made[2].id in [user["id"] for user in rest["users"]]
+    assert rest["next_after"] is None
+
+
+def test_an_admin_changes_a_role_and_it_counts_at_once(people: People) -> None:
+    admin, person = people.admin(), people.customer()
+    assert person.api.get("/api/admin/orders").code == "forbidden"
+    answer = admin.api.patch(f"/api/admin/users/{person.id}", json={"role": "driver"})
+    assert (answer.status_code, answer.json()["role"]) == (200, "driver")
+    assert person.api.get("/api/admin/orders").status_code == 200
+    admin.api.patch(f"/api/admin/users/{person.id}", json={"role": "user"})
+    assert person.api.get("/api/admin/orders").code == "forbidden"
+
+
+def test_a_deactivated_user_is_out_and_stays_out(people: People) -> None:
+    admin, person = people.admin(), people.customer()
+    answer = admin.api.patch(f"/api/admin/users/{person.id}", json={"active": False})
+    assert (answer.status_code, answer.json()["active"]) == (200, False)
+    assert person.api.get("/api/me").code == "invalid_token"
+    assert refreshing(person).code == "invalid_token"
+    assert log_in(people.nobody, person.email).code == "invalid_credentials"
+    admin.api.patch(f"/api/admin/users/{person.id}", json={"active": True})
+    assert log_in(people.nobody, person.email).status_code == 200
+    # What was signed out when it was deactivated does not come back to life.
+    assert person.api.get("/api/me").code == "invalid_token"
+
+
+@pytest.mark.parametrize("change", [{"role": "user"}, {"role": "driver"}, {"active": False}])
+def test_an_admin_cannot_take_its_own_rights_away(
+    people: People, change: dict[str, object]
+) -> None:
+    admin = people.admin()
+    answer = admin.api.patch(f"/api/admin/users/{admin.id}", json=change)
+    assert (answer.status_code, answer.code) == (403, "forbidden")
+    assert admin.api.get("/api/admin/users").status_code == 200
+
+
+def test_changing_nobody_is_not_found(people: People) -> None:
+    answer = people.admin().api.patch(f"/api/admin/users/{2**62}", json={"role": "driver"})
+    assert (answer.status_code, answer.code) == (404, "not_found")
