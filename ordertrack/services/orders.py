@@ -1,7 +1,7 @@
 """Orders: placing, reading, changing, and catching up after having been away."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -78,19 +78,19 @@ class CaughtUp:
 
 # --- reading -----------------------------------------------------------------------------------
 
-_ORDER_COLUMNS = """o.id, o.description, o.status, o.version, o.customer_id,
+ORDER_COLUMNS = """o.id, o.description, o.status, o.version, o.customer_id,
     c.name AS customer_name, o.driver_id, d.name AS driver_name, o.created_at, o.updated_at,
     o.deleted_at"""
-_NAMES = "JOIN users c ON c.id = o.customer_id LEFT JOIN users d ON d.id = o.driver_id"
+NAMES = "JOIN users c ON c.id = o.customer_id LEFT JOIN users d ON d.id = o.driver_id"
 
 # The caller and the orders in one statement. The caller's row comes even when no order does, so
 # that "signed out" and "no such order" can be told apart. Rights are for `policy` to judge.
 _READ = db.Statement(
     f"""
     WITH {actors.ACTOR_CTE}
-    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {_ORDER_COLUMNS}
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {ORDER_COLUMNS}
       FROM actor a
-      LEFT JOIN (orders o {_NAMES}) ON o.id = ANY (:ids)
+      LEFT JOIN (orders o {NAMES}) ON o.id = ANY (:ids)
     """,
     **actors.CALLER,
     ids="bigint[]",
@@ -100,17 +100,17 @@ _READ = db.Statement(
 def get(principal: Principal, order_id: int, scope: DriverScope) -> OrderView:
     """One order. Raises `NotFound` when it does not exist for this caller, `InvalidToken`."""
     actor, rows = _read(principal, [order_id])
-    return _view(actor, _seen(actor, rows.get(order_id), scope), scope)
+    return view_of(actor, _seen(actor, rows.get(order_id), scope), scope)
 
 
-def _read(principal: Principal, ids: Sequence[int]) -> tuple[Actor, dict[int, "_Facts"]]:
+def _read(principal: Principal, ids: Sequence[int]) -> tuple[Actor, dict[int, "Facts"]]:
     rows = _READ.all(user=principal.user_id, session=principal.session_id, ids=list(ids))
     if not rows:
         raise actors.signed_out()
-    return _actor(rows[0]), {row.id: _facts(row) for row in rows if row.id is not None}
+    return actor_of(rows[0]), {row.id: facts_of(row) for row in rows if row.id is not None}
 
 
-def _seen(actor: Actor, order: "_Facts | None", scope: DriverScope) -> "_Facts":
+def _seen(actor: Actor, order: "Facts | None", scope: DriverScope) -> "Facts":
     if order is None or not policy.can_see(actor, order, scope):
         raise no_such_order()
     return order
@@ -165,7 +165,7 @@ def catch_up(
             continue
         missed = 0 if after is None else order.version - after
         answers[order_id] = CaughtUp(
-            _view(actor, order, scope), order.version, [], reset=missed > REPLAY_LIMIT
+            view_of(actor, order, scope), order.version, [], reset=missed > REPLAY_LIMIT
         )
         if after is not None and 0 < missed <= REPLAY_LIMIT:
             spans.append(Span(order_id, after, order.version))
@@ -190,7 +190,7 @@ class Filters:
 
 _PAGE = f"""
     WITH {actors.ACTOR_CTE}
-    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {_ORDER_COLUMNS}
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {ORDER_COLUMNS}
       FROM actor a
       LEFT JOIN LATERAL (
            SELECT * FROM orders o
@@ -217,7 +217,7 @@ def own_page(
     principal: Principal, filters: Filters, scope: DriverScope, *, before: int | None, limit: int
 ) -> list[OrderView]:
     """The caller's own orders, newest first: at most *limit* with id < *before*."""
-    _, orders = _page(principal, filters, scope, before, limit, {"own"})
+    _, orders = page(principal, filters, scope, before, limit, {"own"})
     return orders
 
 
@@ -226,12 +226,12 @@ def staff_page(
 ) -> list[OrderView]:
     """All orders that a member of staff may see, newest first. Raises `Forbidden` for customers."""
     narrowed = {"assigned"} if scope is DriverScope.ASSIGNED else set()
-    actor, orders = _page(principal, filters, scope, before, limit, narrowed)
+    actor, orders = page(principal, filters, scope, before, limit, narrowed)
     actors.require_staff(actor)
     return orders
 
 
-def _page(
+def page(
     principal: Principal,
     filters: Filters,
     scope: DriverScope,
@@ -239,9 +239,13 @@ def _page(
     limit: int,
     narrowed: set[str],
 ) -> tuple[Actor, list[OrderView]]:
+    """The caller and a page of orders; *narrowed* names the conditions that make it safe to show.
+
+    Does not check the caller's role. Raises `InvalidToken`.
+    """
     values: dict[str, Any] = {
         "status": filters.status.value if filters.status else None,
-        "text": _containing(filters.text) if filters.text else None,
+        "text": containing(filters.text) if filters.text else None,
         "driver_id": filters.driver_id,
         "customer_id": filters.customer_id,
         "created_from": filters.created_from,
@@ -256,11 +260,11 @@ def _page(
     )
     if not rows:
         raise actors.signed_out()
-    actor = _actor(rows[0])
-    return actor, [_view(actor, _facts(row), scope) for row in rows if row.id is not None]
+    actor = actor_of(rows[0])
+    return actor, [view_of(actor, facts_of(row), scope) for row in rows if row.id is not None]
 
 
-def _containing(words: str) -> str:
+def containing(words: str) -> str:
     """An ILIKE pattern in which the user's % and _ mean themselves."""
     escaped = words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return f"%{escaped}%"
@@ -312,7 +316,7 @@ def create(
         row = t.execute(_INSERT, parameters).one()
         if key is not None:
             t.get_one(IdempotencyKey, (actor.id, key)).order_id = row.id
-        return _view(actor, _facts(row), scope)
+        return view_of(actor, facts_of(row), scope)
 
 
 def _claim(t: Transaction, actor: Actor, key: str, description: str) -> int | None:
@@ -366,8 +370,8 @@ _MOVE = db.Statement(
         SELECT o.id, o.version, 'status_changed', o.status, o.previous_status, a.id,
                a.name, a.role, :note, o.customer_id, o.driver_id, o.updated_at
           FROM o CROSS JOIN actor a)
-    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {_ORDER_COLUMNS}
-      FROM actor a CROSS JOIN (o {_NAMES})
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {ORDER_COLUMNS}
+      FROM actor a CROSS JOIN (o {NAMES})
     """,
     **actors.CALLER,
     id="bigint",
@@ -420,7 +424,7 @@ def change_status(
     for _ in range(5):
         row = _MOVE.one(**parameters)
         if row is not None:
-            return _view(_actor(row), _facts(row), scope)
+            return view_of(actor_of(row), facts_of(row), scope)
         unchanged = _why_not(principal, order_id, target, scope, if_version)
         if unchanged is not None:
             return unchanged
@@ -438,7 +442,7 @@ def _why_not(
     if somebody_may and not lifecycle.may_ever_set(target, held):
         raise Forbidden(f"You may not set an order to {target}.")
     if order.status == target:
-        return _view(actor, order, scope)
+        return view_of(actor, order, scope)
     _require_version(order.version, if_version)
     allowed = lifecycle.next_statuses(Status(order.status), held)
     if target in allowed:
@@ -562,11 +566,11 @@ def _require_version(current: int, wanted: int | None) -> None:
         raise VersionMismatch(f"The order is at version {current}, not {wanted}.", current=current)
 
 
-# --- rows to views -----------------------------------------------------------------------------
+# --- rows to views: for the statements here and in `services.screens` ---------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Facts:
+class Facts:
     """An order's row with the names that are shown beside it."""
 
     id: int
@@ -582,8 +586,8 @@ class _Facts:
     is_deleted: bool
 
 
-def _facts(row: Row[Any]) -> _Facts:
-    return _Facts(
+def facts_of(row: Row[Any]) -> Facts:
+    return Facts(
         row.id,
         row.description,
         row.status,
@@ -598,12 +602,12 @@ def _facts(row: Row[Any]) -> _Facts:
     )
 
 
-def _actor(row: Row[Any]) -> Actor:
+def actor_of(row: Row[Any]) -> Actor:
     return Actor(row.actor_id, row.actor_name, Role(row.actor_role))
 
 
 def _present(actor: Actor, order: Order, scope: DriverScope) -> OrderView:
-    facts = _Facts(
+    facts = Facts(
         order.id,
         order.description,
         order.status,
@@ -616,10 +620,10 @@ def _present(actor: Actor, order: Order, scope: DriverScope) -> OrderView:
         order.updated_at,
         order.is_deleted,
     )
-    return _view(actor, facts, scope)
+    return view_of(actor, facts, scope)
 
 
-def _view(actor: Actor, order: _Facts, scope: DriverScope) -> OrderView:
+def view_of(actor: Actor, order: Facts, scope: DriverScope) -> OrderView:
     held = policy.standings(actor, order, scope)
     status = Status(order.status)
     return OrderView(
@@ -637,21 +641,3 @@ def _view(actor: Actor, order: _Facts, scope: DriverScope) -> OrderView:
         can_edit=policy.can_edit(held, status),
         can_delete=policy.can_delete(held, status),
     )
-
-
-def counts(principal: Principal, scope: DriverScope) -> dict[Status, int]:
-    """How many orders the caller may see, by status; for boards. Raises `Forbidden`."""
-    narrowed = " AND (a.role <> 'driver' OR o.driver_id = a.id OR o.customer_id = a.id)"
-    where = narrowed if scope is DriverScope.ASSIGNED else ""
-    with db.transaction() as t:
-        actors.require_staff(actors.resolve(t, principal))
-        rows: Iterable[Row[Any]] = t.execute(
-            text(
-                f"""WITH {actors.ACTOR_CTE}
-                    SELECT o.status, count(*) AS number FROM orders o CROSS JOIN actor a
-                     WHERE o.deleted_at IS NULL{where} GROUP BY o.status"""
-            ),
-            {"user": principal.user_id, "session": principal.session_id},
-        )
-        found = {row.status: row.number for row in rows}
-    return {status: found.get(status.value, 0) for status in Status}

@@ -1,0 +1,376 @@
+"""What a screen shows, in one statement each: the caller, the orders, and what stands around them.
+
+The same rights as in `services.orders`, judged by the same policy. Nothing is changed here but in
+`move_many`, which is `orders.change_status` several times.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import text
+
+from ordertrack import db, policy
+from ordertrack.errors import DomainError
+from ordertrack.eventlog import Event
+from ordertrack.lifecycle import TERMINAL, Standing, Status
+from ordertrack.policy import Actor, DriverScope, Principal
+from ordertrack.services import actors, orders
+from ordertrack.services.orders import Facts, OrderView
+
+# Events that an order's page shows besides the steps themselves; the whole trail has its own page.
+RECENT: Final = 50
+
+# Orders of one status on a driver's screen, the longest-waiting first.
+WAITING: Final = 50
+
+# Rows that an export reads at a time: it holds no transaction open while a slow client reads.
+EXPORT_BATCH: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A driver that orders can be given to."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class OrderScreen:
+    """One order with its trail: the steps, and the latest of the other events, ascending.
+
+    ``steps`` are all pairs (from, to) that the caller may ever take; ``drivers`` is empty for those
+    who cannot assign. ``deleted_at`` is set only for those who may still read the trail.
+    """
+
+    actor: Actor
+    order: OrderView
+    held: frozenset[Standing]
+    events: list[Event]
+    drivers: list[Driver]
+    deleted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Orders, and who looks at them."""
+
+    actor: Actor
+    orders: list[OrderView]
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A dispatcher's overview. ``counts`` obeys every filter but the status itself."""
+
+    actor: Actor
+    orders: list[OrderView]
+    counts: dict[Status, int]
+    drivers: list[Driver]
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a board is narrowed to; None and False narrow nothing. Times are aware, in UTC.
+
+    ``text`` is looked for in descriptions and customers' names, and is an order's number, too.
+    """
+
+    status: Status | None = None
+    text: str | None = None
+    driver_id: int | None = None
+    unassigned: bool = False
+    customer: str | None = None
+    customer_id: int | None = None
+    placed_from: datetime | None = None
+    placed_before: datetime | None = None
+    deleted: bool = False
+
+
+_DRIVERS = """
+    (SELECT coalesce(json_agg(json_build_array(d.id, d.name) ORDER BY lower(d.name), d.id), '[]')
+       FROM users d WHERE d.role = 'driver' AND d.active)
+"""
+
+# --- one order ---------------------------------------------------------------------------------
+
+_ORDER = db.Statement(
+    f"""
+    WITH {actors.ACTOR_CTE}
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {orders.ORDER_COLUMNS},
+           (SELECT json_agg(json_build_array(
+                       e.id, e.order_id, e.version, e.type, e.status, e.previous_status, e.actor_id,
+                       e.actor_name, e.actor_role, e.note, e.changes, e.customer_id, e.driver_id,
+                       e.created_at) ORDER BY e.version)
+              FROM order_events e
+             WHERE e.order_id = o.id AND (e.version > o.version - :recent
+                                          OR e.type IN ('created', 'status_changed'))) AS events,
+           CASE WHEN a.role = 'admin' THEN {_DRIVERS} END AS drivers
+      FROM actor a
+      LEFT JOIN (orders o {orders.NAMES}) ON o.id = :id
+    """,
+    **actors.CALLER,
+    id="bigint",
+    recent="integer",
+)
+
+
+def order(principal: Principal, order_id: int, scope: DriverScope) -> OrderScreen:
+    """One order's page. Raises `NotFound` when it does not exist for this caller."""
+    screen = _order_screen(principal, order_id, scope, RECENT)
+    if screen.deleted_at is not None:
+        raise orders.no_such_order()
+    return screen
+
+
+def trail(principal: Principal, order_id: int, scope: DriverScope) -> OrderScreen:
+    """An order with the whole of its trail; admins also read that of a deleted one.
+
+    Raises `NotFound` when the caller may not read it.
+    """
+    return _order_screen(principal, order_id, scope, 2**31 - 1)
+
+
+def _order_screen(
+    principal: Principal, order_id: int, scope: DriverScope, recent: int
+) -> OrderScreen:
+    row = _ORDER.one(
+        user=principal.user_id, session=principal.session_id, id=order_id, recent=recent
+    )
+    if row is None:
+        raise actors.signed_out()
+    actor = orders.actor_of(row)
+    if row.id is None:
+        raise orders.no_such_order()
+    facts = orders.facts_of(row)
+    if not policy.can_read_history(actor, facts, scope):
+        raise orders.no_such_order()
+    return OrderScreen(
+        actor,
+        orders.view_of(actor, facts, scope),
+        policy.standings(actor, facts, scope),
+        [_event(values) for values in row.events],
+        [Driver(*values) for values in row.drivers or ()],
+        row.deleted_at,
+    )
+
+
+def _event(values: list[Any]) -> Event:
+    moment = datetime.fromisoformat(values.pop())
+    return Event(*values, moment)
+
+
+# --- lists -------------------------------------------------------------------------------------
+
+
+def own(
+    principal: Principal,
+    scope: DriverScope,
+    *,
+    status: Status | None,
+    before: int | None,
+    limit: int,
+) -> Listing:
+    """The caller's own orders, newest first: at most *limit* with id < *before*."""
+    actor, found = orders.page(
+        principal, orders.Filters(status=status), scope, before, limit, {"own"}
+    )
+    return Listing(actor, found)
+
+
+_WAITING = db.Statement(
+    f"""
+    WITH {actors.ACTOR_CTE}
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {orders.ORDER_COLUMNS}
+      FROM actor a
+      LEFT JOIN (unnest(CAST(:statuses AS text[])) WITH ORDINALITY AS stage (status, place)
+           CROSS JOIN LATERAL (
+               SELECT * FROM orders
+                WHERE status = stage.status AND deleted_at IS NULL
+                  AND (:everybodys OR driver_id = :user)
+                ORDER BY id LIMIT :limit) o
+           {orders.NAMES}) ON a.role <> 'user'
+     ORDER BY stage.place, o.id
+    """,
+    **actors.CALLER,
+    statuses="text[]",
+    everybodys="boolean",
+    limit="integer",
+)
+
+
+def waiting(principal: Principal, scope: DriverScope, *, mine: bool) -> Listing:
+    """The orders that a driver can move, by status and age; *mine*: those assigned to the caller.
+
+    At most `WAITING` of each status. Raises `Forbidden` for customers.
+    """
+    rows = _WAITING.all(
+        user=principal.user_id,
+        session=principal.session_id,
+        statuses=[status.value for status in Status if status not in TERMINAL],
+        everybodys=not mine,
+        limit=WAITING,
+    )
+    if not rows:
+        raise actors.signed_out()
+    actor = orders.actor_of(rows[0])
+    actors.require_staff(actor)
+    facts = [orders.facts_of(row) for row in rows if row.id is not None]
+    seen = [one for one in facts if policy.can_see(actor, one, scope)]
+    return Listing(actor, [orders.view_of(actor, one, scope) for one in seen])
+
+
+# --- the board ---------------------------------------------------------------------------------
+
+_CONDITIONS = {
+    "status": "o.status = :status",
+    "text": """(o.description ILIKE :text OR o.id = :number OR EXISTS (
+                   SELECT FROM users c WHERE c.id = o.customer_id AND c.name ILIKE :text))""",
+    "driver_id": "o.driver_id = :driver_id",
+    "unassigned": "o.driver_id IS NULL",
+    "customer": """o.customer_id IN (
+                   SELECT c.id FROM users c
+                    WHERE c.name ILIKE :customer OR c.email ILIKE :customer)""",
+    "customer_id": "o.customer_id = :customer_id",
+    "placed_from": "o.created_at >= :placed_from",
+    "placed_before": "o.created_at < :placed_before",
+}
+
+# The page comes as one JSON value beside the counts, so that all of it is one row of one statement.
+_BOARD = f"""
+    WITH {actors.ACTOR_CTE}
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role,
+           (SELECT json_agg(json_build_array(
+                       o.id, o.description, o.status, o.version, o.customer_id, c.name,
+                       o.driver_id, d.name, o.created_at, o.updated_at, o.deleted_at)
+                       ORDER BY o.id DESC)
+              FROM (SELECT * FROM orders o
+                     WHERE {{visible}} {{narrowed}} AND (CAST(:before AS bigint) IS NULL
+                                                         OR o.id < :before)
+                     ORDER BY o.id DESC LIMIT :limit) o
+              {orders.NAMES}) AS orders,
+           (SELECT json_object_agg(status, number)
+              FROM (SELECT o.status, count(*) AS number FROM orders o
+                     WHERE {{visible}} {{counted}} GROUP BY o.status) AS counted) AS counts,
+           {_DRIVERS} AS drivers
+      FROM actor a
+"""
+
+
+def board(
+    principal: Principal,
+    filters: Filters,
+    scope: DriverScope,
+    *,
+    before: int | None,
+    limit: int,
+) -> Board:
+    """The orders that staff may see, newest first: at most *limit* with id < *before*.
+
+    Raises `Forbidden` for customers, and for drivers who ask for deleted orders.
+    """
+    values = _values(filters)
+    conditions = {name: _CONDITIONS[name] for name in values}
+    statement = _BOARD.format(
+        visible=_visible(filters, scope),
+        narrowed="".join(f" AND {condition}" for condition in conditions.values()),
+        counted="".join(f" AND {one}" for name, one in conditions.items() if name != "status"),
+    )
+    number = int(filters.text) if filters.text and filters.text.isdecimal() else None
+    rows = db.fetch_all(
+        text(statement),
+        {
+            **values,
+            **({"number": number} if "text" in values else {}),
+            "user": principal.user_id,
+            "session": principal.session_id,
+            "before": before,
+            "limit": limit,
+        },
+    )
+    if not rows:
+        raise actors.signed_out()
+    row = rows[0]
+    actor = orders.actor_of(row)
+    actors.require_staff(actor)
+    if filters.deleted:
+        actors.require_admin(actor)
+    counts = row.counts or {}
+    return Board(
+        actor,
+        [orders.view_of(actor, _facts(one), scope) for one in row.orders or ()],
+        {status: counts.get(status.value, 0) for status in Status},
+        [Driver(*one) for one in row.drivers],
+    )
+
+
+def _values(filters: Filters) -> dict[str, Any]:
+    """The filters that narrow, ready to be bound."""
+    values = {
+        "status": filters.status.value if filters.status else None,
+        "text": orders.containing(filters.text) if filters.text else None,
+        "driver_id": filters.driver_id,
+        "unassigned": filters.unassigned or None,
+        "customer": orders.containing(filters.customer) if filters.customer else None,
+        "customer_id": filters.customer_id,
+        "placed_from": filters.placed_from,
+        "placed_before": filters.placed_before,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _visible(filters: Filters, scope: DriverScope) -> str:
+    if filters.deleted:
+        return "a.role = 'admin' AND o.deleted_at IS NOT NULL"
+    visible = "a.role <> 'user' AND o.deleted_at IS NULL"
+    if scope is DriverScope.ASSIGNED:
+        visible += " AND (a.role = 'admin' OR o.driver_id = a.id OR o.customer_id = a.id)"
+    return visible
+
+
+def _facts(values: list[Any]) -> Facts:
+    is_deleted = values.pop() is not None
+    updated_at, created_at = (datetime.fromisoformat(values.pop()) for _ in range(2))
+    return Facts(*values, created_at, updated_at, is_deleted)
+
+
+def export(principal: Principal, filters: Filters, scope: DriverScope) -> Iterator[OrderView]:
+    """All orders that `board` would show, newest first, read in batches as they are consumed.
+
+    Raises what `board` raises, at the first step; ends early when the caller's session does.
+    """
+    before = None
+    while True:
+        found = board(principal, filters, scope, before=before, limit=EXPORT_BATCH).orders
+        yield from found
+        if len(found) < EXPORT_BATCH:
+            return
+        before = found[-1].id
+
+
+# --- several at once ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What became of one order of several: it moved, or ``refused`` says why not."""
+
+    order_id: int
+    refused: DomainError | None
+
+
+def move_many(
+    principal: Principal, order_ids: Sequence[int], target: Status, scope: DriverScope
+) -> list[Moved]:
+    """Move each order to *target* by itself: one that cannot does not hold up the others."""
+    outcome = []
+    for order_id in order_ids:
+        try:
+            orders.change_status(principal, order_id, target, scope)
+        except DomainError as error:
+            outcome.append(Moved(order_id, error))
+        else:
+            outcome.append(Moved(order_id, None))
+    return outcome
