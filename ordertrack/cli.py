@@ -1,15 +1,41 @@
-"""The command line: ``flask --app wsgi users …``. It stands above roles: who may run it owns the
-server.
+"""The command line: ``flask --app wsgi users …``, ``demo``, ``audit verify``.
+
+It stands above roles: who may run it owns the server.
 """
+
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 from flask import Flask
-from flask.cli import AppGroup
+from flask.cli import AppGroup, with_appcontext
 
 from ordertrack.errors import DomainError
 from ordertrack.payloads import Registration, parse
 from ordertrack.policy import Role
-from ordertrack.services import accounts
+from ordertrack.services import accounts, audit, demo
+from ordertrack.services.accounts import Account
+
+# Below this a check is over before a bar could be read.
+_ORDERS_WORTH_A_BAR = 5_000
+
+
+@contextmanager
+def _errors_for_people() -> Iterator[None]:
+    """Domain errors are shown as what they say, without a traceback; exit status 1."""
+    try:
+        yield
+    except DomainError as error:
+        lines = [
+            f"{entry['pointer'].lstrip('/')}: {entry['message']}"
+            for entry in error.extra.get("errors", [])
+        ]
+        raise click.ClickException("\n".join(lines) or error.detail) from error
+
+
+# --- users -------------------------------------------------------------------------------------
 
 users = AppGroup("users", help="Make and list users, change their roles.")
 
@@ -21,11 +47,11 @@ _ROLE = click.Choice([role.value for role in Role])
 @click.option("--name", required=True)
 @click.option("--role", type=_ROLE, required=True)
 @click.option("--password", help="Asked for when it is left out.")
-def create(email: str, name: str, role: str, password: str | None) -> None:
+def create_user(email: str, name: str, role: str, password: str | None) -> None:
     """Make a user with any role."""
     if password is None:
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    with _clear_errors():
+    with _errors_for_people():
         form = parse({"name": name, "email": email, "password": password}, Registration)
         account = accounts.register(form.name, form.email, form.password, Role(role))
     click.echo(f"Made {account.role} {account.email} with id {account.id}.")
@@ -33,10 +59,15 @@ def create(email: str, name: str, role: str, password: str | None) -> None:
 
 @users.command("list")
 def list_users() -> None:
-    """Show every user: id, role, activity, address, name."""
-    for account in accounts.all_users():
-        active = "" if account.active else " (deactivated)"
-        click.echo(f"{account.id:>6}  {account.role:<6} {account.email}  {account.name}{active}")
+    """Show every user: id, role, address, name."""
+    with _errors_for_people():
+        found = accounts.all_users()
+    for account in found:
+        click.echo(_line(account) + ("" if account.active else " (deactivated)"))
+
+
+def _line(account: Account) -> str:
+    return f"{account.id:>6}  {account.role:<6}  {account.email}  {account.name}"
 
 
 @users.command("role")
@@ -44,24 +75,57 @@ def list_users() -> None:
 @click.argument("role", type=_ROLE)
 def set_role(email: str, role: str) -> None:
     """Give the user with the address EMAIL the role ROLE."""
-    with _clear_errors():
+    with _errors_for_people():
         account = accounts.set_role(email, Role(role))
     click.echo(f"{account.email} is {account.role} now.")
 
 
-class _clear_errors:
-    """Domain errors are for people: shown as they are, exit status 1."""
+# --- demo --------------------------------------------------------------------------------------
 
-    def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, DomainError):
-            lines = [
-                f"{entry['pointer'].lstrip('/')} {entry['message']}"
-                for entry in error.extra.get("errors", [])
-            ]
-            raise click.ClickException("; ".join(lines) or error.detail) from error
+@click.command("demo")
+@click.option("--password", help="For all three accounts. Made up when it is left out.")
+@click.option("--beside-others", is_flag=True, help="Although the database has other users.")
+@with_appcontext
+def make_demo(password: str | None, beside_others: bool) -> None:
+    """Make three accounts and some orders to look at."""
+    # Made up, because a demo may be reachable from elsewhere: nobody knows it who was not told.
+    password = password or secrets.token_urlsafe(9)
+    with _errors_for_people():
+        parse({"name": "-", "email": "demo@example.org", "password": password}, Registration)
+        made = demo.make(password, beside_others=beside_others)
+    click.echo(f"Made {made.orders} orders, and three accounts with the password {password}")
+    for account in made.people:
+        click.echo(_line(account))
+
+
+# --- audit -------------------------------------------------------------------------------------
+
+audits = AppGroup("audit", help="Look after the audit trail.")
+
+
+@audits.command("verify")
+def verify() -> None:
+    """Check the history of every order. Names the first bad row and exits with 1."""
+    checked = audit.Checked(0, 0)
+    with _errors_for_people():
+        total = audit.count_orders()
+        bar = click.progressbar(
+            length=total,
+            label="Checking",
+            hidden=total < _ORDERS_WORTH_A_BAR,
+            file=sys.stderr,
+        )
+        try:
+            with bar:
+                for latest in audit.verify():
+                    bar.update(latest.orders - checked.orders)
+                    checked = latest
+        except audit.LogDamaged as damage:
+            raise click.ClickException(str(damage)) from damage
+    click.echo(f"{checked.orders} orders, {checked.events} events: the log is whole.")
 
 
 def init_app(app: Flask) -> None:
-    app.cli.add_command(users)
+    for command in (users, make_demo, audits):
+        app.cli.add_command(command)

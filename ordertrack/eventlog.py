@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from ordertrack import db
+from ordertrack.lifecycle import Status
 from ordertrack.models import Order, OrderEvent
 from ordertrack.policy import Actor
 
@@ -50,19 +51,23 @@ def append(
     actor: Actor,
     type: str,
     *,
+    status: Status | None = None,
+    note: str | None = None,
     changes: dict[str, Any] | None = None,
 ) -> None:
-    """Take the order's next version and append its event.
+    """Take the order's next version, set *status* if one is given, and append the event.
 
-    The caller holds the order's row lock (or has just inserted the row) in this transaction.
-    Status changes do not come through here: `services.orders.change_status` appends within its one
-    statement.
+    The caller holds the order's row lock (or has just inserted the row) in this transaction, and
+    has checked the step. Callers' status changes do not come through here:
+    `services.orders.change_status` checks, moves and appends within its one statement.
     """
     if type == "created":
         previous_status = None
     else:
         order.version += 1
         order.previous_status = previous_status = order.status
+        if status is not None:
+            order.status = status.value
     event = OrderEvent(
         order_id=order.id,
         version=order.version,
@@ -72,6 +77,7 @@ def append(
         actor_id=actor.id,
         actor_name=actor.name,
         actor_role=actor.role.value,
+        note=note,
         changes=changes,
         customer_id=order.customer_id,
         driver_id=order.driver_id,

@@ -1,0 +1,169 @@
+"""Something to look at: three people, and orders in every state with the history that led there.
+
+Everything goes through the log like any other change, only dated back; `services.audit` finds
+nothing to say about it.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session as Transaction
+
+from ordertrack import eventlog
+from ordertrack.db import transaction
+from ordertrack.errors import Conflict
+from ordertrack.lifecycle import INITIAL, MAIN_FLOW, Status
+from ordertrack.models import Order, User
+from ordertrack.policy import Actor, Role
+from ordertrack.services import accounts
+from ordertrack.services.accounts import Account
+
+PEOPLE = (
+    ("Chandra", "customer@example.org", Role.USER),
+    ("Dewi", "driver@example.org", Role.DRIVER),
+    ("Amir", "admin@example.org", Role.ADMIN),
+)
+
+# How many orders stand where at the end; the oldest first.
+_PLAN: tuple[tuple[Status, int], ...] = (
+    (Status.COMPLETED, 16),
+    (Status.CANCELLED, 4),
+    (Status.SHIPPED, 5),
+    (Status.PROCESSING, 5),
+    (Status.PENDING, 6),
+)
+
+_GOODS = (
+    "2 kg espresso beans, dark roast",
+    "12 bottles of oat milk",
+    "Birthday cake, lemon, for 10 people",
+    "Office chair, grey, assembled",
+    "3 boxes of A4 paper",
+    "Bicycle repair kit and two tubes, 28 inch",
+    "Fruit basket for the front desk",
+    "Desk lamp, warm light",
+    "Two monitor arms",
+    "40 sandwiches, half of them vegetarian",
+    "Rubber plant, 120 cm, with pot",
+    "First-aid kit, refill",
+)
+_ON_THE_WAY = ("Loaded, second stop of the tour", "In the van", None, None)
+_HANDED_OVER = ("Left with the neighbour at number 14", "Signed at the front desk", None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What was made: the accounts, all with one password, and the number of orders."""
+
+    people: list[Account]
+    orders: int
+
+
+def make(password: str, *, beside_others: bool = False) -> Demo:
+    """Make the demo. Raises `Conflict` when it is there already, or when there are other users and
+    *beside_others* does not say that this is all right.
+    """
+    addresses = [email for _, email, _ in PEOPLE]
+    with transaction() as t:
+        present = set(t.scalars(select(func.lower(User.email)).where(User.email.in_(addresses))))
+        others = t.scalar(select(func.count()).select_from(User)) or 0
+    if present:
+        raise Conflict(f"The demo is here already: {', '.join(sorted(present))} exist.")
+    if others and not beside_others:
+        raise Conflict(f"This database has {others} users; the demo is for an empty one.")
+    people = [accounts.register(name, email, password, role) for name, email, role in PEOPLE]
+    customer, driver, admin = (Actor(one.id, one.name, one.role) for one in people)
+    with transaction() as t:
+        number = _place_orders(t, customer, driver, admin)
+    return Demo(people, number)
+
+
+def _place_orders(t: Transaction, customer: Actor, driver: Actor, admin: Actor) -> int:
+    # The same demo every time: what somebody describes, somebody else can look up.
+    chance = random.Random(7)  # noqa: S311 (nothing secret)
+    ends = [end for end, number in _PLAN for _ in range(number)]
+    now = datetime.now(UTC)
+    for number, end in enumerate(ends):
+        age = timedelta(hours=9 * (len(ends) - number) ** 1.3 / 4, minutes=chance.randrange(60))
+        story = _Story(t, customer, driver, admin, chance, _clock(now - age, now, chance))
+        story.tell(_GOODS[number % len(_GOODS)], end, number)
+    return len(ends)
+
+
+def _clock(start: datetime, now: datetime, chance: random.Random) -> Iterator[datetime]:
+    """Moments from *start* on, some minutes to an hour apart, never in the future."""
+    moment = start
+    while True:
+        yield moment
+        moment += min(timedelta(minutes=chance.uniform(4, 60)), (now - moment) / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Story:
+    """How one order came to where it is."""
+
+    t: Transaction
+    customer: Actor
+    driver: Actor
+    admin: Actor
+    chance: random.Random
+    clock: Iterator[datetime]
+
+    def tell(self, description: str, end: Status, number: int) -> None:
+        began = next(self.clock)
+        order = Order(
+            customer_id=self.customer.id,
+            description=description,
+            status=INITIAL.value,
+            version=1,
+            created_at=began,
+            updated_at=began,
+        )
+        self.t.add(order)
+        self.t.flush()
+        eventlog.append(
+            self.t, order, self.customer, "created", changes={"description": description}
+        )
+        if number % 7 == 3:
+            self._edit(order, f"{description}, please ring twice")
+        if end is Status.CANCELLED:
+            self._cancel(order, by_admin=number % 2 == 0)
+        elif end is not INITIAL:
+            self._deliver(order, end)
+        self.t.flush()
+
+    def _edit(self, order: Order, description: str) -> None:
+        order.description, order.updated_at = description, next(self.clock)
+        eventlog.append(
+            self.t,
+            order,
+            self.customer,
+            "description_changed",
+            changes={"description": description},
+        )
+
+    def _cancel(self, order: Order, *, by_admin: bool) -> None:
+        if by_admin:
+            self._move(order, self.driver, Status.PROCESSING)
+            self._move(order, self.admin, Status.CANCELLED, "Out of stock; told the customer")
+        else:
+            self._move(order, self.customer, Status.CANCELLED, "Ordered twice by mistake")
+
+    def _deliver(self, order: Order, end: Status) -> None:
+        self._assign(order)
+        for status in MAIN_FLOW[1 : MAIN_FLOW.index(end) + 1]:
+            notes = {Status.SHIPPED: _ON_THE_WAY, Status.COMPLETED: _HANDED_OVER}.get(status)
+            note = self.chance.choice(notes) if notes else None
+            self._move(order, self.driver, status, note)
+
+    def _assign(self, order: Order) -> None:
+        order.driver_id, order.updated_at = self.driver.id, next(self.clock)
+        shown = {"id": str(self.driver.id), "name": self.driver.name}
+        eventlog.append(self.t, order, self.admin, "driver_assigned", changes={"driver": shown})
+
+    def _move(self, order: Order, actor: Actor, status: Status, note: str | None = None) -> None:
+        order.updated_at = next(self.clock)
+        eventlog.append(self.t, order, actor, "status_changed", status=status, note=note)
