@@ -6,13 +6,13 @@ endpoint, replay for a client that comes back, and the relay that tails it.
 
 Within an order, ``version`` counts 1, 2, 3 … without gaps, because it is taken under the order's
 row lock. Between orders there is no order to keep: transactions become visible in whatever order
-they commit, and `tail` loses none of them whatever that order is.
+they commit, and a `Tail` loses none of them whatever that order is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -133,40 +133,114 @@ def between(spans: Sequence[Span], limit: int) -> dict[int, list[Event]]:
 
 # --- tailing -----------------------------------------------------------------------------------
 #
-# A cursor is a snapshot: the set of transactions that were visible when the last read ran. A
-# transaction that began later has xid >= xmax of that snapshot; one that was running then is in its
-# xip list. Both index conditions stay cheap however long a foreign transaction is held open,
-# because the list names that transaction and not everything since. What is visible now and was not
-# visible then is exactly what the reader has not seen, in whatever order the ids came.
+# A cursor says which transactions a reader has behind it: all up to `last`, the newest whose rows
+# it was given, except those that were still `running` then. What is visible now and not behind it
+# is exactly what it has not seen, in whatever order the ids came. Both conditions stay cheap
+# however long a foreign transaction is held open: the list names that transaction and not
+# everything since.
+#
+# Why not simply the last snapshot, `pg_current_snapshot()`, whose end lies higher? After a crash
+# PostgreSQL gives out again the transaction ids of which nothing had reached the disk: those of
+# transactions that rolled back, or only notified. A snapshot from before the crash counts them as
+# over, and would hide what is committed under them afterwards. `last` was committed durably before
+# anybody could see it, so what comes after a crash lies above it.
 
 _NEW = """
-    SELECT {columns} FROM {table} AS e
-     WHERE e.xid >= pg_snapshot_xmax(%(seen)s::pg_snapshot)
+    SELECT e.xid::text, {columns} FROM {table} AS e
+     WHERE e.xid >= pg_snapshot_xmax(%(behind)s::pg_snapshot)
        AND pg_visible_in_snapshot(e.xid, pg_current_snapshot())
     UNION ALL
-    SELECT {columns} FROM {table} AS e
-     WHERE e.xid = ANY (ARRAY(SELECT pg_snapshot_xip(%(seen)s::pg_snapshot)))
+    SELECT e.xid::text, {columns} FROM {table} AS e
+     WHERE e.xid = ANY (ARRAY(SELECT pg_snapshot_xip(%(behind)s::pg_snapshot)))
        AND pg_visible_in_snapshot(e.xid, pg_current_snapshot())
 """
-
-SNAPSHOT = "SELECT pg_current_snapshot()::text"
 
 # One statement is one snapshot under READ COMMITTED: the rows and the cursor agree. The outer join
 # yields one row of NULLs when nothing is new.
-TAIL = f"""
+_TAIL = """
     SELECT s.snapshot, e.*
       FROM (SELECT pg_current_snapshot()::text AS snapshot) AS s
-      LEFT JOIN ({_NEW.format(table="order_events", columns=_COLUMNS)}) AS e ON true
+      LEFT JOIN ({new}) AS e ON true
      ORDER BY e.id
 """
-TAIL_ACCESS = f"""
-    SELECT s.snapshot, e.*
-      FROM (SELECT pg_current_snapshot()::text AS snapshot) AS s
-      LEFT JOIN ({
-    _NEW.format(table="access_changes", columns="e.id, e.user_id, e.session_id, e.reason")
-}) AS e ON true
-     ORDER BY e.id
+
+# Where the log of {table} ends now.
+_START = """
+    SELECT pg_current_snapshot()::text,
+           (SELECT e.xid::text FROM {table} AS e
+             WHERE pg_visible_in_snapshot(e.xid, pg_current_snapshot())
+             ORDER BY e.xid DESC LIMIT 1)
 """
+
+
+class LogLost(Exception):
+    """The database does not know any more what was read from it: it is another, or an older one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in the log: behind it are transactions up to `last`, but for those `running`."""
+
+    last: int
+    running: frozenset[int]
+
+    def __str__(self) -> str:
+        """In PostgreSQL's notation of a snapshot."""
+        end = self.last + 1
+        running = sorted(self.running)
+        return f"{min(self.running, default=end)}:{end}:{','.join(map(str, running))}"
+
+    @classmethod
+    def at(cls, snapshot: str, last: int) -> "Cursor":
+        """After a read in *snapshot* by which the newest transaction ever seen was *last*.
+
+        Raises `LogLost` when *last* lies ahead of the snapshot.
+        """
+        _, end, running = snapshot.split(":")
+        if last >= int(end):
+            raise LogLost(f"transaction {last} was read, but now the next one is {end}")
+        open_then = (int(xid) for xid in running.split(",") if xid)
+        return cls(last, frozenset(xid for xid in open_then if xid <= last))
+
+
+Entry = TypeVar("Entry")
+
+
+class Tail(Generic[Entry]):
+    """A reader of a log table: yields each of its rows once, as they become visible.
+
+    Its cursor lives in memory and moves when rows are handed over; so whoever loses the connection
+    goes on with the same `Tail` on the next, and whoever starts begins with "from now on".
+    """
+
+    def __init__(self, table: str, columns: str, row: Callable[..., Entry]) -> None:
+        self._row = row
+        self._start = _START.format(table=table)
+        self._read = _TAIL.format(new=_NEW.format(table=table, columns=columns))
+        self.behind: Cursor | None = None
+
+    def start(self, cursor: Any) -> None:
+        """Want what becomes visible from now on.
+
+        *cursor*, here and below, is a DB-API cursor on an autocommit connection.
+        """
+        cursor.execute(self._start)
+        snapshot, last = cursor.fetchone()
+        self.behind = Cursor.at(snapshot, int(last or 0))
+
+    def read(self, cursor: Any) -> list[Entry]:
+        """What became visible since the last call, in id order.
+
+        In id order an order's versions ascend, because ids are drawn under the order's row lock.
+        Raises `LogLost`.
+        """
+        assert self.behind is not None, "start first"
+        cursor.execute(self._read, {"behind": str(self.behind)})
+        found = cursor.fetchall()
+        new = [row for row in found if row[1] is not None]
+        last = max((int(row[1]) for row in new), default=0)
+        self.behind = Cursor.at(found[0][0], max(self.behind.last, last))
+        return [self._row(*row[2:]) for row in new]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,28 +253,13 @@ class AccessEnded:
     reason: str
 
 
-def start(cursor: Any) -> str:
-    """The cursor of a reader that wants what becomes visible from now on.
-
-    *cursor* is a DB-API cursor on an autocommit connection of the reader's own.
-    """
-    cursor.execute(SNAPSHOT)
-    snapshot: str = cursor.fetchone()[0]
-    return snapshot
+def events() -> Tail[Event]:
+    """A reader of the orders' log."""
+    return Tail("order_events", _COLUMNS, Event)
 
 
-def tail(cursor: Any, seen: str) -> tuple[str, list[Event]]:
-    """What became visible since *seen*, in id order, and the cursor to go on from.
-
-    In id order an order's versions ascend, because ids are drawn under the order's row lock.
-    """
-    cursor.execute(TAIL, {"seen": seen})
-    rows = cursor.fetchall()
-    return rows[0][0], [Event(*row[1:]) for row in rows if row[1] is not None]
-
-
-def tail_access(cursor: Any, seen: str) -> tuple[str, list[AccessEnded]]:
-    """As `tail`, for the rights that ended."""
-    cursor.execute(TAIL_ACCESS, {"seen": seen})
-    rows = cursor.fetchall()
-    return rows[0][0], [AccessEnded(*row[1:]) for row in rows if row[1] is not None]
+def ended_access() -> Tail[AccessEnded]:
+    """A reader of the rights that end."""
+    return Tail(
+        "access_changes", "e.xid::text, e.id, e.user_id, e.session_id, e.reason", AccessEnded
+    )

@@ -1,11 +1,14 @@
 """The relay tails the log and hands each event to `publish`, in order.
 
-It owns a connection outside the pool and a cursor into the log (a snapshot, see `eventlog`). It
-wakes at once for its own process's commits, soon for others' (NOTIFY), and looks every *poll*
-seconds anyway: wake-ups are hints, the log is the truth, and nothing depends on a hint's arrival.
+It owns a connection outside the pool and a place in the log (`eventlog.Tail`). It wakes at once for
+its own process's commits, soon for others' (NOTIFY), and looks every *poll* seconds anyway:
+wake-ups are hints, the log is the truth, and nothing depends on a hint's arrival.
 
 NOTIFY takes one lock for the whole server at commit, so no order's transaction sends it. The relay
 does, on its own connection and once per turn however many commits it stands for.
+
+Its connection may die at any time: it goes on from its place on the next one. Whatever else goes
+wrong ends the process, for a server that hears nothing must not look as if it did.
 """
 
 import logging
@@ -27,7 +30,17 @@ CHANNEL = "order_events"
 # Between attempts to reach the database again: at once, then this, doubled up to the last.
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 1.0
 
-EXIT_CODE = 70  # EX_SOFTWARE: the relay met an error of ours, and a deaf server must not go on
+_START_SECONDS = 30.0
+
+# A turn that takes longer than this, its wait included, and the relay no longer counts as
+# following: its connection hangs, or the database does.
+_PATIENCE = 2.0
+
+# After so long a stretch of publishing, everybody else has a turn: a catch-up may be thousands of
+# events for thousands of sockets.
+_STRETCH = 0.01
+
+EXIT_CODE = 70  # EX_SOFTWARE
 
 
 class Relay:
@@ -51,20 +64,35 @@ class Relay:
         self._caught_up = caught_up
         self._poll = poll
         self._on_failure = on_failure
+        self._events = eventlog.events()
+        self._ended_access = eventlog.ended_access()
         self._flag = transport.Signal()
         self._others_wait = False  # whether other processes are still to be told of our commits
-        self._seen: str | None = None
-        self._seen_access: str | None = None
         self._backend = 0
+        self._last_turn: float | None = None  # when it ended; None while the connection is lost
         self._stopped = False
-        self.is_following = False
         self.turns = 0
         self.reconnects = 0
 
+    @property
+    def is_following(self) -> bool:
+        """Whether what has been committed is on its way to the sockets."""
+        if self._last_turn is None:
+            return False
+        return transport.monotonic() - self._last_turn < self._poll + _PATIENCE
+
     def start(self) -> None:
-        """Follow the log from now on; returns when the first read is behind us or failed."""
-        transport.spawn(self._guarded, self._follow)
-        transport.spawn(self._guarded, self._listen)
+        """Follow the log from now on. Returns when "now" is settled: subscribe only afterwards.
+
+        Raises `TimeoutError` when the database does not let us in.
+        """
+        transport.spawn(self._keep, self._connect, self._follow)
+        transport.spawn(self._keep, self._connect_listening, self._listen)
+        deadline = transport.monotonic() + _START_SECONDS
+        while not self.is_following:
+            if transport.monotonic() > deadline:
+                raise TimeoutError("the relay cannot reach the database")
+            transport.sleep(0.01)
 
     def stop(self) -> None:
         self._stopped = True
@@ -75,29 +103,32 @@ class Relay:
         self._others_wait = True
         self._flag.set()
 
-    def _guarded(self, loop: Callable[[Any], None]) -> None:
-        """Run *loop* on a connection of its own, again whenever the connection was lost."""
+    def _keep(self, connect: Callable[[], Any], work: Callable[[Any], None]) -> None:
+        """Do *work* again and again, on a connection of its own, which is replaced when lost."""
+        connection: Any = None
         wait = 0.0
         while not self._stopped:
             try:
-                connection = self._connect()
-                try:
-                    wait = 0.0
-                    loop(connection)
-                finally:
+                connection = connection or connect()
+                work(connection)
+                wait = 0.0
+            except Exception as error:
+                if not _is_loss(error, connection):
+                    log.critical("the relay failed; nobody would hear of changes", exc_info=True)
+                    self._last_turn = None
+                    self._on_failure(EXIT_CODE)
+                    return
+                if connection is not None:
                     connection.close()
-            except (psycopg2.OperationalError, psycopg2.InterfaceError, OSError) as error:
-                if loop == self._follow:
-                    self.is_following = False
+                    connection = None
+                if work == self._follow:
+                    self._last_turn = None
                     self.reconnects += 1
-                log.warning("relay lost the database: %s", str(error).strip())
+                log.warning("the relay lost the database: %s", str(error).strip())
                 transport.sleep(wait)
                 wait = min(max(wait * 2, _FIRST_WAIT), _LONGEST_WAIT)
-            except Exception:
-                log.critical("the relay failed; a deaf server must not go on", exc_info=True)
-                self.is_following = False
-                self._on_failure(EXIT_CODE)
-                return
+        if connection is not None:
+            connection.close()
 
     def _connect(self) -> Any:
         connection = psycopg2.connect(
@@ -112,43 +143,55 @@ class Relay:
         connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
         return connection
 
+    def _connect_listening(self) -> Any:
+        connection = self._connect()
+        with connection.cursor() as cursor:
+            cursor.execute(f"LISTEN {CHANNEL}")
+        self._flag.set()  # what was said before we listened was not heard
+        return connection
+
     def _follow(self, connection: Any) -> None:
+        """One turn: tell the others, read, publish; then wait for a reason for the next."""
         self._backend = connection.info.backend_pid
-        cursor = connection.cursor()
-        if self._seen is None or self._seen_access is None:
-            self._seen = self._seen_access = eventlog.start(cursor)
-        while not self._stopped:
+        with connection.cursor() as cursor:
             if self._others_wait:
+                # Taken back before the read: what is committed from here on sets it again.
                 self._others_wait = False
                 cursor.execute(f"NOTIFY {CHANNEL}")
             self._turn(cursor)
-            self.is_following = True
-            self._flag.wait(self._poll)
+        self._flag.wait(self._poll)
 
     def _turn(self, cursor: Any) -> None:
-        assert self._seen is not None and self._seen_access is not None
+        if self._ended_access.behind is None:
+            self._events.start(cursor)
+            self._ended_access.start(cursor)
         self.turns += 1
         self._reading()
-        # The cursor moves on event by event only in memory: a connection lost in between is lost
-        # before anything was read, or after everything was.
-        seen, events = eventlog.tail(cursor, self._seen)
-        self._seen = seen
-        for event in events:
+        began = transport.monotonic()
+        for event in self._events.read(cursor):
             self._publish(event)
+            if transport.monotonic() - began > _STRETCH:
+                transport.pause()
+                began = transport.monotonic()
         self._caught_up()
-        self._seen_access, ended = eventlog.tail_access(cursor, self._seen_access)
-        for right in ended:
+        for right in self._ended_access.read(cursor):
             self._end_access(right)
+        self._last_turn = transport.monotonic()
 
     def _listen(self, connection: Any) -> None:
         """Wake when another process says that it has committed."""
-        connection.cursor().execute(f"LISTEN {CHANNEL}")
-        self._flag.set()  # what was said before we listened was not heard
-        while not self._stopped:
-            if not transport.wait_readable(connection, timeout=30):
-                continue
-            connection.poll()
-            heard = [notice for notice in connection.notifies if notice.pid != self._backend]
-            connection.notifies.clear()
-            if heard:
-                self._flag.set()
+        if not transport.wait_readable(connection, timeout=30):
+            return
+        connection.poll()
+        heard = [notice for notice in connection.notifies if notice.pid != self._backend]
+        connection.notifies.clear()
+        if heard:
+            self._flag.set()
+
+
+def _is_loss(error: Exception, connection: Any) -> bool:
+    """Whether *error* means that the connection, not the relay, has failed."""
+    if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError | OSError):
+        return True
+    # psycopg2 has only its base class for what libpq cannot explain.
+    return isinstance(error, psycopg2.Error) and connection is not None and connection.closed != 0
