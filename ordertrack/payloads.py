@@ -86,7 +86,7 @@ class Registration(Form):
 
 
 class Credentials(Form):
-    email: Annotated[str, StringConstraints(max_length=254)]
+    email: Annotated[str, StringConstraints(max_length=254), AfterValidator(_storable)]
     password: AnyPassword
 
 

@@ -6,10 +6,15 @@ from typing import Any, TypeVar
 
 from flask import Response, current_app, request
 from pydantic import BaseModel
-from werkzeug.routing import BaseConverter, ValidationError
+from werkzeug.routing import BaseConverter
 
 from ordertrack.config import Settings
-from ordertrack.errors import UnsupportedMediaType, ValidationFailed, VersionMismatch
+from ordertrack.errors import (
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    ValidationFailed,
+    VersionMismatch,
+)
 from ordertrack.payloads import MAX_ID, parse_json, to_json
 from ordertrack.policy import DriverScope
 
@@ -19,15 +24,13 @@ MAX_PAGE = 100
 
 
 class IdConverter(BaseConverter):
-    """A decimal id that PostgreSQL's bigint can hold; anything else is no such page."""
+    """A decimal id. One that PostgreSQL's bigint cannot hold becomes 0, which no row has."""
 
     regex = "[0-9]{1,19}"
 
     def to_python(self, value: str) -> int:
         number = int(value)
-        if number > MAX_ID:
-            raise ValidationError
-        return number
+        return number if number <= MAX_ID else 0
 
 
 def settings() -> Settings:
@@ -43,7 +46,11 @@ def body(form: type[AnyForm]) -> AnyForm:
     """The request's JSON body as *form*."""
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as application/json.")
-    return parse_json(request.get_data(), form)
+    data = request.get_data()
+    if request.content_length is None and len(data) >= settings().max_body_bytes:
+        # Werkzeug stops reading a chunked body at the limit and passes off the piece as the whole.
+        raise PayloadTooLarge("The request body is too large.")
+    return parse_json(data, form)
 
 
 def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
