@@ -147,11 +147,11 @@ def between(spans: Sequence[Span], limit: int) -> dict[int, list[Event]]:
 
 _NEW = """
     SELECT e.xid::text, {columns} FROM {table} AS e
-     WHERE e.xid >= pg_snapshot_xmax(%(behind)s::pg_snapshot)
+     WHERE e.xid >= pg_snapshot_xmax($1)
        AND pg_visible_in_snapshot(e.xid, pg_current_snapshot())
     UNION ALL
     SELECT e.xid::text, {columns} FROM {table} AS e
-     WHERE e.xid = ANY (ARRAY(SELECT pg_snapshot_xip(%(behind)s::pg_snapshot)))
+     WHERE e.xid = ANY (ARRAY(SELECT pg_snapshot_xip($1)))
        AND pg_visible_in_snapshot(e.xid, pg_current_snapshot())
 """
 
@@ -209,24 +209,30 @@ Entry = TypeVar("Entry")
 class Tail(Generic[Entry]):
     """A reader of a log table: yields each of its rows once, as they become visible.
 
-    Its cursor lives in memory and moves when rows are handed over; so whoever loses the connection
-    goes on with the same `Tail` on the next, and whoever starts begins with "from now on".
+    Its place is kept in memory and moves when rows are handed over. So whoever loses the connection
+    opens the same `Tail` on the next one and goes on.
+
+    *cursor* is always a DB-API cursor on an autocommit connection, best one on which sequential
+    scans are off: the log is only ever read at its end, and PostgreSQL cannot know that of a table
+    that it has not analysed yet.
     """
 
-    def __init__(self, table: str, columns: str, row: Callable[..., Entry]) -> None:
-        self._row = row
+    def __init__(self, table: str, columns: str, entry: Callable[..., Entry]) -> None:
+        self._entry = entry
+        self._name = f"tail_{table}"
         self._start = _START.format(table=table)
-        self._read = _TAIL.format(new=_NEW.format(table=table, columns=columns))
-        self.behind: Cursor | None = None
+        read = _TAIL.format(new=_NEW.format(table=table, columns=columns))
+        # Planning takes several times as long as reading.
+        self._prepare = f"PREPARE {self._name} (pg_snapshot) AS {read}"
+        self.place: Cursor | None = None
 
-    def start(self, cursor: Any) -> None:
-        """Want what becomes visible from now on.
-
-        *cursor*, here and below, is a DB-API cursor on an autocommit connection.
-        """
-        cursor.execute(self._start)
-        snapshot, last = cursor.fetchone()
-        self.behind = Cursor.at(snapshot, int(last or 0))
+    def open(self, cursor: Any) -> None:
+        """Get ready on a new connection. The first time, want what becomes visible from now on."""
+        cursor.execute(self._prepare)
+        if self.place is None:
+            cursor.execute(self._start)
+            snapshot, last = cursor.fetchone()
+            self.place = Cursor.at(snapshot, int(last or 0))
 
     def read(self, cursor: Any) -> list[Entry]:
         """What became visible since the last call, in id order.
@@ -234,13 +240,13 @@ class Tail(Generic[Entry]):
         In id order an order's versions ascend, because ids are drawn under the order's row lock.
         Raises `LogLost`.
         """
-        assert self.behind is not None, "start first"
-        cursor.execute(self._read, {"behind": str(self.behind)})
+        assert self.place is not None, "open it first"
+        cursor.execute(f"EXECUTE {self._name} (%s)", [str(self.place)])
         found = cursor.fetchall()
         new = [row for row in found if row[1] is not None]
         last = max((int(row[1]) for row in new), default=0)
-        self.behind = Cursor.at(found[0][0], max(self.behind.last, last))
-        return [self._row(*row[2:]) for row in new]
+        self.place = Cursor.at(found[0][0], max(self.place.last, last))
+        return [self._entry(*row[2:]) for row in new]
 
 
 @dataclass(frozen=True, slots=True)

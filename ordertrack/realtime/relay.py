@@ -86,7 +86,7 @@ class Relay:
 
         Raises `TimeoutError` when the database does not let us in.
         """
-        transport.spawn(self._keep, self._connect, self._follow)
+        transport.spawn(self._keep, self._connect_following, self._follow)
         transport.spawn(self._keep, self._connect_listening, self._listen)
         deadline = transport.monotonic() + _START_SECONDS
         while not self.is_following:
@@ -135,12 +135,21 @@ class Relay:
             self._dsn,
             application_name="ordertrack relay",
             connect_timeout=5,
-            options="-c timezone=UTC -c statement_timeout=10000",
+            options="-c timezone=UTC -c statement_timeout=10000"
+            " -c enable_seqscan=off -c plan_cache_mode=force_generic_plan",
             keepalives_idle=5,
             keepalives_interval=2,
             keepalives_count=3,
         )
         connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+        return connection
+
+    def _connect_following(self) -> Any:
+        connection = self._connect()
+        self._backend = connection.info.backend_pid
+        with connection.cursor() as cursor:
+            self._events.open(cursor)
+            self._ended_access.open(cursor)
         return connection
 
     def _connect_listening(self) -> Any:
@@ -152,7 +161,6 @@ class Relay:
 
     def _follow(self, connection: Any) -> None:
         """One turn: tell the others, read, publish; then wait for a reason for the next."""
-        self._backend = connection.info.backend_pid
         with connection.cursor() as cursor:
             if self._others_wait:
                 # Taken back before the read: what is committed from here on sets it again.
@@ -162,9 +170,6 @@ class Relay:
         self._flag.wait(self._poll)
 
     def _turn(self, cursor: Any) -> None:
-        if self._ended_access.behind is None:
-            self._events.start(cursor)
-            self._ended_access.start(cursor)
         self.turns += 1
         self._reading()
         began = transport.monotonic()

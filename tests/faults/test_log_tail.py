@@ -1,0 +1,149 @@
+"""A reader of the log skips nothing, repeats nothing and delays nothing, whatever happens."""
+
+import contextlib
+from typing import Any
+
+import psycopg2
+import pytest
+
+from ordertrack import eventlog
+from ordertrack.eventlog import Cursor, Event, LogLost, Tail
+from tests.faults.cluster import Cluster
+
+USER = """INSERT INTO users (name, email, password_hash) VALUES ('Ann', %s, '-') RETURNING id"""
+ORDER = "INSERT INTO orders (customer_id, description) VALUES (%s, 'apples') RETURNING id"
+EVENT = """
+    WITH o AS (UPDATE orders SET version = version + 1 WHERE id = %(order)s RETURNING *)
+    INSERT INTO order_events (order_id, version, type, status, actor_id, actor_name, actor_role,
+                              customer_id)
+    SELECT id, version, 'description_changed', status, customer_id, 'Ann', 'user', customer_id
+      FROM o RETURNING id, xid::text::bigint
+"""
+
+
+class Log:
+    """The log of one database, written by hand."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        (user,), *_ = cluster.execute(USER, f"{id(self)}@example.org")
+        self._user = user
+
+    def order(self) -> int:
+        return int(self._cluster.execute(ORDER, self._user)[0][0])
+
+    def append(self, order: int, connection: Any = None) -> tuple[int, int]:
+        """One more event of *order*, committed unless on *connection*: its id and transaction."""
+        if connection is None:
+            return self._cluster.execute(EVENT.replace("%(order)s", str(order)))[0]  # type: ignore[return-value]
+        with connection.cursor() as cursor:
+            cursor.execute(EVENT, {"order": order})
+            found: tuple[int, int] = cursor.fetchone()
+            return found
+
+
+@pytest.fixture
+def log(cluster: Cluster) -> Log:
+    return Log(cluster)
+
+
+@pytest.fixture
+def tail(cluster: Cluster) -> Tail[Event]:
+    started = eventlog.events()
+    read(started, cluster)
+    return started
+
+
+def read(tail: Tail[Event], cluster: Cluster) -> list[int]:
+    """Read on, on a new connection each time."""
+    with contextlib.closing(cluster.connect()) as connection, connection.cursor() as cursor:
+        tail.open(cursor)
+        return [event.id for event in tail.read(cursor)]
+
+
+def test_an_event_that_commits_late_is_neither_skipped_nor_waited_for(
+    cluster: Cluster, log: Log, tail: Tail[Event]
+) -> None:
+    with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as slow:
+        first, _ = log.append(log.order(), slow)
+        second, _ = log.append(log.order())
+        assert read(tail, cluster) == [second]
+        assert read(tail, cluster) == []
+        slow.commit()
+        assert read(tail, cluster) == [first]
+        assert read(tail, cluster) == []
+
+
+def test_what_rolls_back_is_never_seen(cluster: Cluster, log: Log, tail: Tail[Event]) -> None:
+    with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as connection:
+        log.append(log.order(), connection)
+        assert read(tail, cluster) == []
+        connection.rollback()
+        after, _ = log.append(log.order())
+        assert read(tail, cluster) == [after]
+
+
+def test_a_transaction_id_that_a_crash_gave_out_twice_hides_no_event(
+    cluster: Cluster, log: Log, tail: Tail[Event]
+) -> None:
+    order = log.order()
+    before, _ = log.append(order)
+    assert read(tail, cluster) == [before]
+    # Ids of transactions of which nothing reaches the disk: rolled back, or only notifying.
+    with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as connection:
+        for _ in range(20):
+            connection.cursor().execute("SELECT pg_current_xact_id()::text::bigint")
+            connection.rollback()
+            connection.cursor().execute("NOTIFY somebody")
+            connection.commit()
+        assert read(tail, cluster) == []
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id()::text::bigint")
+            (burnt,) = cursor.fetchone() or (0,)
+        connection.rollback()
+    cluster.kill()
+    cluster.ensure_running()
+    after, xid = log.append(order)
+    assert xid <= burnt, "this crash gave no transaction id out twice, so it proves nothing"
+    assert read(tail, cluster) == [after]
+    assert read(tail, cluster) == []
+
+
+def test_a_foreign_transaction_held_open_does_not_make_reading_dearer(
+    cluster: Cluster, log: Log, tail: Tail[Event]
+) -> None:
+    order = log.order()
+    with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as foreign:
+        foreign.cursor().execute("CREATE TABLE held_open (id int)")
+        costs = []
+        for _ in range(5):
+            for _ in range(100):
+                log.append(order)
+            assert len(read(tail, cluster)) == 100
+            log.append(order)
+            costs.append(buffers_of_a_read(tail, cluster))
+            assert len(read(tail, cluster)) == 1
+    # Pages looked at, not time. An index that grows by a level may add a few.
+    assert costs[-1] <= costs[0] + 10, costs
+
+
+def buffers_of_a_read(tail: Tail[Event], cluster: Cluster) -> int:
+    with contextlib.closing(cluster.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SET enable_seqscan = off")  # as the relay does
+        tail.open(cursor)
+        cursor.execute(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {tail._name} (%s)", [str(tail.place)]
+        )
+        plan = cursor.fetchone()[0][0]["Plan"]
+        return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+
+def test_a_cursor_is_written_as_postgresql_writes_snapshots() -> None:
+    assert str(Cursor(7, frozenset())) == "8:8:"
+    assert str(Cursor(7, frozenset({5, 3}))) == "3:8:3,5"
+    assert Cursor.at("3:12:3,5,9", 7) == Cursor(7, frozenset({3, 5}))
+
+
+def test_a_database_that_forgot_what_was_read_is_not_read_on() -> None:
+    with pytest.raises(LogLost):
+        Cursor.at("90:90:", 100)
