@@ -484,17 +484,20 @@ static void create_clients(void) {
 }
 
 static void run_connect(const struct step *step) {
-    int wanted = (int)step->arg[0], in_flight = (int)step->arg[1], begun = 0;
+    int wanted = (int)step->arg[0], in_flight = (int)step->arg[1], next = 0, missing = 0;
+    for (int i = 0; i < wanted; i++) missing += clients[i].state == CLOSED;
     uint64_t limit = step_limit();
     start_clock();
-    while (tally.connected + tally.failed < wanted && now_ns() < limit) {
-        while (begun < wanted && begun - tally.connected - tally.failed < in_flight)
-            open_connection(&clients[begun++], OPENING_TCP);
-        pump();
+    for (long begun = 0; tally.connected + tally.failed < missing && now_ns() < limit; pump()) {
+        for (; begun < missing && begun - tally.connected - tally.failed < in_flight; next++) {
+            if (clients[next].state != CLOSED) continue;
+            open_connection(&clients[next], OPENING_TCP);
+            begun++;
+        }
     }
     stop_clock();
-    if (tally.connected < wanted)
-        complain("%ld of %d clients are connected and subscribed", tally.connected, wanted);
+    if (tally.connected < missing)
+        complain("%ld of %d clients are connected and subscribed", tally.connected, missing);
 }
 
 static void run_drop(void) {

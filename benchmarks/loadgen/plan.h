@@ -7,7 +7,8 @@
  *   protocol socketio | websocket
  *   limit SECONDS          a step that takes longer has failed (default 60)
  *
- *   connect CLIENTS IN_FLIGHT          connect, authenticate, subscribe; with `after` when it was here before
+ *   connect CLIENTS IN_FLIGHT          connect, authenticate and subscribe until so many are there;
+ *                                      with `after` those that were here before
  *   change CALLERS COUNT RATE          COUNT status changes, RATE a second (0: as fast as answered),
  *                                      until every watcher has every event
  *   drop                               close every client's connection at once
