@@ -75,7 +75,8 @@ class Watcher(Protocol):
     def deliver(self, announcement: Announcement) -> None:
         """Queue the event behind all that was sent before. Never blocks, never raises."""
 
-    def join(self, room: str) -> None: ...
+    def join(self, room: str) -> None:
+        """Be in the room from now on; one that has gone meanwhile is not."""
 
     def leave(self, room: str) -> None: ...
 

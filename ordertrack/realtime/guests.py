@@ -6,7 +6,6 @@ sockets that lived on it.
 
 import heapq
 import time
-from itertools import count
 from typing import Protocol
 
 from ordertrack.errors import DomainError, InvalidToken, TokenExpired, TooManyRequests
@@ -36,15 +35,19 @@ class Guests:
         self._per_user = per_user
         self._by_user: dict[int, set[Guest]] = {}
         self._number = 0
-        self._tiebreak = count()
-        # (when, …, guest): entries of guests that left or renewed are stale, and skipped when due.
-        self._expiries: list[tuple[float, int, Guest]] = []
+        # Whose token expires in which second, and those seconds as a heap.
+        self._expiring: dict[int, set[Guest]] = {}
+        self._seconds: list[int] = []
 
     def __len__(self) -> int:
         return self._number
 
     def admit(self, guest: Guest) -> None:
-        """Raises `TooManyRequests` when the house, or the user's share of it, is full."""
+        """Raises `TooManyRequests` when the house, or the user's share of it, is full.
+
+        Ask the database for the guest's right only afterwards: if it ends meanwhile, `end_access`
+        must find the guest here.
+        """
         own = self._by_user.setdefault(guest.credential.principal.user_id, set())
         if self._number >= self._most or len(own) >= self._per_user:
             if not own:
@@ -55,18 +58,21 @@ class Guests:
         self._expect(guest)
 
     def renew(self, guest: Guest, credential: Credential) -> None:
-        """Go on with a newer token of the same user. Raises `InvalidToken` for another's."""
+        """Go on with another token of the same user. Raises `InvalidToken` for another's."""
         if credential.principal.user_id != guest.credential.principal.user_id:
             raise InvalidToken("The token belongs to another user.")
+        self._expect_no_more(guest)
         guest.credential = credential
         self._expect(guest)
 
     def leave(self, guest: Guest) -> None:
+        """Let it go; one that is not here already has."""
         user_id = guest.credential.principal.user_id
         own = self._by_user.get(user_id, set())
         if guest in own:
             own.remove(guest)
             self._number -= 1
+            self._expect_no_more(guest)
             if not own:
                 del self._by_user[user_id]
 
@@ -79,11 +85,16 @@ class Guests:
     def sweep(self, _now: float) -> None:
         """Close what has expired. Tokens expire by the wall clock."""
         now = time.time()
-        while self._expiries and self._expiries[0][0] <= now:
-            when, _, guest = heapq.heappop(self._expiries)
-            present = guest in self._by_user.get(guest.credential.principal.user_id, ())
-            if present and guest.credential.expires_at <= when:
+        while self._seconds and self._seconds[0] <= now:
+            for guest in self._expiring.pop(heapq.heappop(self._seconds)):
                 guest.sign_out(TokenExpired("The token has expired. Connect with a new one."))
 
     def _expect(self, guest: Guest) -> None:
-        heapq.heappush(self._expiries, (guest.credential.expires_at, next(self._tiebreak), guest))
+        second = int(guest.credential.expires_at)
+        if second not in self._expiring:
+            self._expiring[second] = set()
+            heapq.heappush(self._seconds, second)
+        self._expiring[second].add(guest)
+
+    def _expect_no_more(self, guest: Guest) -> None:
+        self._expiring.get(int(guest.credential.expires_at), set()).discard(guest)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack import identity
-from ordertrack.errors import DomainError, ValidationFailed
+from ordertrack.errors import DomainError, InvalidToken, Unavailable, ValidationFailed
 from ordertrack.identity import Credential
 from ordertrack.payloads import (
     OrdersWanted,
@@ -25,7 +25,7 @@ from ordertrack.payloads import (
 from ordertrack.policy import Actor, DriverScope
 from ordertrack.problems import from_exception, problem
 from ordertrack.realtime.engine import EngineSocket, SocketIO, encode_event
-from ordertrack.realtime.fanout import Announcement, Fanout, feed_room
+from ordertrack.realtime.fanout import TRY_AGAIN_LATER, Announcement, Fanout, feed_room
 from ordertrack.realtime.guests import Guests
 from ordertrack.services import actors, orders
 from ordertrack.services.orders import CaughtUp
@@ -53,7 +53,8 @@ class SocketWatcher:
         self._socket.send_outgoing(announcement.outgoing)
 
     def join(self, room: str) -> None:
-        self._rooms.server.enter_room(self._sid, room)
+        if self._rooms.knows(self._sid):
+            self._rooms.server.enter_room(self._sid, room)
 
     def leave(self, room: str) -> None:
         self._rooms.server.leave_room(self._sid, room)
@@ -89,6 +90,10 @@ class Rooms:
         self.server.on("connect", self._connect)
         self.server.on("disconnect", self._disconnect)
 
+    def knows(self, sid: str) -> bool:
+        """Whether the client is here, and is to stay."""
+        return sid in self._watchers
+
     def forget(self, sid: str) -> None:
         """The client is being closed: nothing reaches it any more."""
         watcher = self._watchers.pop(sid, None)
@@ -98,19 +103,23 @@ class Rooms:
     # --- events -------------------------------------------------------------------------------
 
     def _connect(self, sid: str, environ: Mapping[str, Any], auth: Any = None) -> None:
+        socket = self._socket(sid)
         try:
             with self._app.app_context():
                 token = auth.get("token") if isinstance(auth, dict) else None
                 if token is None:
                     token = identity.token_from_cookies(environ.get("HTTP_COOKIE"))
-                credential = identity.from_token(token)
-                actors.identify(credential.principal)
-            watcher = SocketWatcher(self, sid, self._socket(sid), credential)
-            self._guests.admit(watcher)
+                watcher = SocketWatcher(self, sid, socket, identity.from_token(token))
+                self._guests.admit(watcher)
+                self._watchers[sid] = watcher
+                actors.identify(watcher.credential.principal)
         except Exception as error:
+            self.forget(sid)
             shown = from_exception(error)
+            if isinstance(shown, Unavailable):
+                # Refused, the stock clients would not come back; closed, they do.
+                socket.close_with(TRY_AGAIN_LATER, shown.code, goodbye=False)
             raise Refused(shown.detail, problem(shown)) from error
-        self._watchers[sid] = watcher
 
     def _disconnect(self, sid: str, _reason: str) -> None:
         self.forget(sid)
@@ -156,6 +165,12 @@ class Rooms:
         credential = identity.from_token(parse(data, Renewal).token)
         actors.identify(credential.principal)
         self._guests.renew(watcher, credential)
+        try:
+            # Had it ended just before, the watcher was not found by it.
+            actors.identify(credential.principal)
+        except InvalidToken as error:
+            watcher.sign_out(error)
+            raise
         return {"ok": True}
 
     # --- around every event -------------------------------------------------------------------

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 from flask import Flask
 
 from ordertrack import identity
-from ordertrack.errors import DomainError, InvalidToken, ValidationFailed
+from ordertrack.errors import DomainError, InvalidToken, Unavailable, ValidationFailed
 from ordertrack.identity import Credential
 from ordertrack.payloads import MAX_ID, MAX_VERSION
 from ordertrack.policy import Actor, DriverScope
@@ -55,7 +55,7 @@ class RawRooms:
 class RawWatcher:
     """A raw socket that watches one order; also the transport's handler for it."""
 
-    __slots__ = ("_backlog", "_guests", "_room", "_rooms", "_ws", "actor", "credential")
+    __slots__ = ("_backlog", "_ended", "_guests", "_room", "_rooms", "_ws", "actor", "credential")
 
     def __init__(
         self, credential: Credential, order_id: int, rooms: RawRooms, guests: Guests
@@ -68,6 +68,7 @@ class RawWatcher:
         self._ws: WebSocket | None = None
         # What is announced between joining and the end of the handshake.
         self._backlog: list[bytes] | None = []
+        self._ended: DomainError | None = None  # why it must not open any more
 
     def deliver(self, announcement: Announcement) -> None:
         if self._ws is not None:
@@ -80,15 +81,23 @@ class RawWatcher:
         self._backlog = frames + (self._backlog or [])
 
     def join(self, room: str) -> None:
-        self._rooms.join(room, self)
+        if self._ended is None:
+            self._rooms.join(room, self)
 
     def leave(self, room: str) -> None:
         self._rooms.leave(room, self)
 
+    def may_open(self) -> None:
+        """Raises what has ended this watcher's right while it was on its way."""
+        if self._ended is not None:
+            raise self._ended
+
     def sign_out(self, error: DomainError) -> None:
+        self._ended = error
         self.hang_up(SIGNED_OUT, error.code)
 
     def hang_up(self, code: int, reason: str) -> None:
+        self._ended = self._ended or Unavailable(reason)
         self.gone()
         if self._ws is not None:
             self._ws.close(code, reason)
@@ -173,6 +182,7 @@ class OrderSockets:
                 missed = orders.history(
                     principal, order_id, self._scope, after=standing.version - 1, limit=1
                 ).events
+            watcher.may_open()
             watcher.replay([Announcement(event).frame for event in missed])
             transport.take_over(environ, watcher, subprotocol=subprotocol, limits=self._limits)
             return []

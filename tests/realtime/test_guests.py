@@ -1,0 +1,87 @@
+"""Who is connected, and for how long."""
+
+import time
+
+import pytest
+
+from ordertrack.errors import DomainError, InvalidToken, TooManyRequests
+from ordertrack.eventlog import AccessEnded
+from ordertrack.identity import Credential
+from ordertrack.policy import Principal
+from ordertrack.realtime.guests import Guests
+
+
+class Visitor:
+    def __init__(self, user: int = 1, session: int = 1, expires_in: float = 900) -> None:
+        self.credential = credential(user, session, expires_in)
+        self.told: str | None = None
+
+    def sign_out(self, error: DomainError) -> None:
+        self.told = error.code
+
+
+def credential(user: int, session: int, expires_in: float) -> Credential:
+    return Credential(Principal(user, session), time.time() + expires_in)
+
+
+@pytest.fixture
+def guests() -> Guests:
+    return Guests(most=3, per_user=2)
+
+
+def test_a_guest_whose_token_has_expired_is_told(guests: Guests) -> None:
+    expired, good = Visitor(expires_in=-1), Visitor(expires_in=60)
+    guests.admit(expired)
+    guests.admit(good)
+    guests.sweep(0)
+    assert (expired.told, good.told) == ("token_expired", None)
+
+
+def test_a_renewed_guest_stays_and_then_expires_by_its_new_token(guests: Guests) -> None:
+    guest = Visitor(expires_in=-1)
+    guests.admit(guest)
+    guests.renew(guest, credential(1, 2, 60))
+    guests.sweep(0)
+    assert guest.told is None
+    guests.renew(guest, credential(1, 2, -1))
+    guests.sweep(0)
+    assert guest.told == "token_expired"
+
+
+def test_a_guest_does_not_go_on_as_somebody_else(guests: Guests) -> None:
+    guest = Visitor(user=1)
+    guests.admit(guest)
+    with pytest.raises(InvalidToken):
+        guests.renew(guest, credential(2, 1, 60))
+
+
+def test_a_session_that_ends_takes_its_own_guests_along(guests: Guests) -> None:
+    first, second, stranger = Visitor(1, 1), Visitor(1, 2), Visitor(2, 3)
+    for guest in (first, second, stranger):
+        guests.admit(guest)
+    guests.end_access(AccessEnded(1, 1, 1, "signed_out"))
+    assert [guest.told for guest in (first, second, stranger)] == ["invalid_token", None, None]
+    guests.end_access(AccessEnded(2, 1, None, "deactivated"))
+    assert [guest.told for guest in (second, stranger)] == ["invalid_token", None]
+
+
+def test_the_house_and_each_share_of_it_have_a_limit(guests: Guests) -> None:
+    guests.admit(Visitor(1))
+    guests.admit(Visitor(1))
+    with pytest.raises(TooManyRequests):
+        guests.admit(Visitor(1))
+    guests.admit(Visitor(2))
+    with pytest.raises(TooManyRequests):
+        guests.admit(Visitor(3))
+    assert len(guests) == 3
+
+
+def test_who_leaves_leaves_nothing_behind(guests: Guests) -> None:
+    for _ in range(1000):
+        guest = Visitor()
+        guests.admit(guest)
+        guests.leave(guest)
+        guests.leave(guest)
+    assert len(guests) == 0
+    assert sum(map(len, guests._expiring.values())) == 0
+    assert guests._by_user == {}
