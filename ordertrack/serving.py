@@ -18,6 +18,7 @@ are what request smuggling is made of.
 
 import contextlib
 import errno
+import gc
 import io
 import json
 import logging
@@ -30,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote
@@ -37,6 +39,8 @@ from urllib.parse import unquote
 import eventlet
 import eventlet.green.socket
 from eventlet.hubs import trampoline
+from werkzeug import exceptions
+from werkzeug.exceptions import ClientDisconnected
 
 from ordertrack.realtime.transport import TAKE_OVER
 
@@ -204,6 +208,17 @@ class _Body(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Raises what Flask answers with 400: the fault is the client's."""
+        try:
+            return self._read_into(buffer)
+        except Gone:
+            self._connection.ending = True
+            raise ClientDisconnected from None
+        except BadRequest as bad:
+            self._connection.ending = True
+            raise exceptions.BadRequest(bad.detail) from None
+
+    def _read_into(self, buffer: Any) -> int:
         if self._asked:
             self._asked = False
             self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -239,16 +254,13 @@ class _Body(io.RawIOBase):
 
     def discard(self) -> bool:
         """Read what the application left; False if that is too much or not worth waiting for."""
-        if self._asked:
+        if self._asked or self._connection.ending:
             return False
         scratch = bytearray(8192)
-        try:
-            for _ in range(MAX_DISCARD // len(scratch)):
-                if self.done:
-                    return True
-                self.readinto(scratch)
-        except BadRequest:
-            return False  # which it has been told already, if anything
+        for _ in range(MAX_DISCARD // len(scratch)):
+            if self.done:
+                return True
+            self._read_into(scratch)
         return self.done
 
 
@@ -258,7 +270,7 @@ class _Body(io.RawIOBase):
 class _Connection:
     """One client's requests, one after the other."""
 
-    __slots__ = ("_buffer", "_deadline", "_server", "_socket", "address", "taken")
+    __slots__ = ("_buffer", "_deadline", "_server", "_socket", "address", "ending", "taken")
 
     def __init__(self, server: "Server", client: Any, address: Any) -> None:
         self.address = address
@@ -267,6 +279,12 @@ class _Connection:
         self._buffer = b""
         self._deadline = 0.0
         self.taken = False
+        self.ending = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the request at hand is this connection's last."""
+        return self.ending or self._server.stopping
 
     # Bytes ----------------------------------------------------------------------------------------
 
@@ -349,16 +367,18 @@ class _Connection:
             environ["REMOTE_PORT"] = str(self.address[1])
             environ[TAKE_OVER] = self.take_over
             body = self._body(environ)
-            answer = _Answer(self, environ, closing=self._server.stopping)
+            answer = _Answer(self, environ)
             answer.run(self._server.app, environ)
             if self.taken:
                 return False
-            reusable = body is None or body.done or body.discard()
-            if reusable and answer.keeps_open:
-                return True
         except BadRequest as bad:
             self._refuse(bad)
             return False
+        try:
+            if answer.keeps_open and (body is None or body.done or body.discard()):
+                return True
+        except BadRequest:
+            pass  # an answer has been given
         self._linger()
         return False
 
@@ -437,15 +457,13 @@ class _Connection:
             self._receive()
 
 
-_date: tuple[int, str] = (0, "")
-
-
 def _http_date() -> str:
-    global _date
-    now = int(time.time())
-    if _date[0] != now:
-        _date = (now, formatdate(now, usegmt=True))
-    return _date[1]
+    return _date_of(int(time.time()))
+
+
+@lru_cache(maxsize=1)
+def _date_of(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 class _Answer:
@@ -463,7 +481,7 @@ class _Answer:
         "keeps_open",
     )
 
-    def __init__(self, connection: "_Connection", environ: Environ, *, closing: bool) -> None:
+    def __init__(self, connection: "_Connection", environ: Environ) -> None:
         self._connection = connection
         self._status: str | None = None
         self._headers: list[tuple[str, str]] = []
@@ -473,8 +491,7 @@ class _Answer:
         self._left: int | None = None  # of the length that the application has promised
         self._is_old = environ["SERVER_PROTOCOL"] == "HTTP/1.0"
         asked = environ.get("HTTP_CONNECTION", "").lower()
-        wanted = "keep-alive" in asked if self._is_old else "close" not in asked
-        self.keeps_open = wanted and not closing
+        self.keeps_open = "keep-alive" in asked if self._is_old else "close" not in asked
 
     def run(self, app: Wsgi, environ: Environ) -> None:
         """Call the application and send what it answers, unless it takes the connection over."""
@@ -555,14 +572,33 @@ class _Answer:
         if self._status is None:
             raise RuntimeError("The application has not called start_response")
         lines = [f"HTTP/1.1 {self._status}"]
-        given = set()
+        given = {}
         for name, value in self._headers:
             lines.append(f"{name}: {value}")
-            given.add(name.lower())
+            given[name.lower()] = value
+        if "date" not in given:
+            lines.append(f"Date: {_http_date()}")
+        self._frame_body(given.get("content-length"), length, lines)
+        if not self.keeps_open or self._connection.stopping:
+            self.keeps_open = False
+            lines.append("Connection: close")
+        elif self._is_old:
+            lines.append("Connection: keep-alive")
+        lines.append("\r\n")
+        head = "\r\n".join(lines)
+        if head.count("\n") != len(lines) or head.count("\r") != len(lines):
+            raise ValueError("A header of the answer holds a line end")
+        encoded = head.encode("latin-1")
+        self._sent = True
+        return encoded
+
+    def _frame_body(self, promised: str | None, length: int | None, lines: list[str]) -> None:
+        """Settle how the client learns where the body ends."""
+        assert self._status is not None
         if self._status[:1] == "1" or self._status[:3] in ("204", "304"):
             self._bodyless = True
-        if "content-length" in given:
-            self._left = int(next(v for n, v in self._headers if n.lower() == "content-length"))
+        if promised is not None:
+            self._left = int(promised)
         elif self._bodyless:
             pass
         elif length is not None:
@@ -572,18 +608,6 @@ class _Answer:
         else:
             self._chunked = True
             lines.append("Transfer-Encoding: chunked")
-        if "date" not in given:
-            lines.append(f"Date: {_http_date()}")
-        if not self.keeps_open:
-            lines.append("Connection: close")
-        elif self._is_old:
-            lines.append("Connection: keep-alive")
-        lines.append("\r\n")
-        head = "\r\n".join(lines)
-        if head.count("\n") != len(lines) or head.count("\r") != len(lines):
-            raise ValueError("A header of the answer holds a line end")
-        self._sent = True
-        return head.encode("latin-1")
 
 
 # The server -----------------------------------------------------------------------------------
@@ -759,6 +783,10 @@ def serve(
     server = Server(app, listen(host, port, reuse_port=reuse_port), descriptors=descriptors)
     stopping = stopping or Stopping()
     stopping.catch_signals()
+    # What was made so far stays for good: the collector need not look at it again, which would stop
+    # every socket for some 50 ms each time.
+    gc.collect()
+    gc.freeze()
     server.start()
     ready(server.port)
     reason = stopping.wait()

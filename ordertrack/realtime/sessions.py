@@ -5,8 +5,8 @@ the origin, and no task, timer or queue per client. Long-polling requests still 
 library's `handle_request`; WebSocket handshakes do not.
 
 A WebSocket gets frames that are built once per broadcast; a polling client gets packets in a queue
-with the same bounds as a WebSocket's backlog; a client that upgrades from one to the other gets what
-was queued first. On every path the order of calls is the order of arrival.
+with the same bounds as a WebSocket's backlog; a client that upgrades from one to the other gets
+what was queued first. On every path the order of calls is the order of arrival.
 """
 
 import logging
@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 # A client that has not been let into a namespace by then is closed.
 CONNECT_SECONDS: Final = 10.0
+
+# How long a polling client may take to fetch the last packets of a session that is over.
+FAREWELL_SECONDS: Final = 5.0
 
 PING_INTERVAL: Final = 25.0
 PING_TIMEOUT: Final = 20.0
@@ -134,10 +137,10 @@ class EngineSocket:
 
     __slots__ = (
         "_heard",
+        "_over",
         "_probe",
         "_queue",
         "_reason",
-        "closed",
         "closing",
         "connected",
         "joined",
@@ -155,11 +158,16 @@ class EngineSocket:
         self.connected = False  # the Engine.IO handshake is done
         self.joined = False  # Socket.IO let it into a namespace
         self.closing = False  # nothing is sent any more
-        self.closed = False  # the library's word for it
         self._queue: _PollQueue | None = None
         self._probe: WebSocket | None = None  # the WebSocket that polling may move to
         self._reason: str | None = None
         self._heard = True
+        self._over = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session is over, and nothing waits to be fetched any more."""
+        return self._over and (self._queue is None or not self._queue.packets)
 
     # For Heartbeat --------------------------------------------------------------------------------
 
@@ -282,15 +290,17 @@ class EngineSocket:
             self.too_slow()
 
     def _end(self) -> None:
-        """A session without a WebSocket is over; a waiting request may still fetch the rest."""
-        if self.closed:
+        """A session without a WebSocket is over; a last request may still fetch the rest."""
+        if self._over:
             return
-        self.closing = self.closed = True
+        self.closing = self._over = True
         if self._probe is not None:
             self._probe.abort()
         if self._queue is not None:
             self._queue.ready.set()
         self.server.waiting.discard(self)
+        if not self.closed:
+            self.server.farewells.append((monotonic() + FAREWELL_SECONDS, self))
         transport.spawn(self.server.session_ended, self, self._reason)
 
     # As the handler of a WebSocket ----------------------------------------------------------------
@@ -298,6 +308,7 @@ class EngineSocket:
     def on_open(self, ws: WebSocket) -> None:
         if self.connected:
             self._probe = ws  # polling so far: wait for the probe
+            self.server.probes.append((monotonic() + CONNECT_SECONDS, ws))
             return
         self.ws = ws
         self.connected = True
@@ -332,7 +343,7 @@ class EngineSocket:
             self._probe = None
         if ws is not self.ws:
             return  # a probe that failed: polling goes on
-        self.closing = self.closed = True
+        self.closing = self._over = True
         if self._reason is None:
             why = self.server.reason
             self._reason = why.CLIENT_DISCONNECT if code in (1000, 1001) else why.TRANSPORT_CLOSE
@@ -390,7 +401,7 @@ class EngineSocket:
         queue.polling = True
         try:
             deadline = monotonic() + self.server.ping_interval + self.server.ping_timeout
-            while not queue.packets and not self.closed and not self.upgrading:
+            while not queue.packets and not self._over and not self.upgrading:
                 if not queue.ready.wait(deadline - monotonic()):
                     self.close(reason=self.server.reason.TRANSPORT_ERROR)
                     raise eio_exceptions.QueueEmpty
@@ -448,6 +459,8 @@ class EngineServer(engineio.Server):  # type: ignore[misc]
         options["cors_allowed_origins"] = lambda _origin, environ: self.origins.permit(environ)
         super().__init__(**options)
         self.waiting: set[EngineSocket] = set()  # polling clients that have something to fetch
+        self.farewells: deque[tuple[float, EngineSocket]] = deque()  # over, with a rest to fetch
+        self.probes: deque[tuple[float, WebSocket]] = deque()  # opened in order to upgrade
         self._newcomers: deque[tuple[float, EngineSocket]] = deque()
         self._heartbeat = Heartbeat(
             self.ping_interval, self.ping_timeout, EngineSocket.ping, EngineSocket.expire
@@ -490,7 +503,7 @@ class EngineServer(engineio.Server):  # type: ignore[misc]
             transport.take_over(environ, session, limits=self.limits, heartbeat=False)
         finally:
             if not session.connected:
-                self._forget(session)
+                session.close()  # refused
         return []
 
     def _handle_connect(
@@ -507,7 +520,7 @@ class EngineServer(engineio.Server):  # type: ignore[misc]
 
     def _new_session(self, environ: dict[str, Any]) -> EngineSocket:
         transport.start()
-        if transport.full(self.limits):
+        if transport.full(self.limits) or len(self.sockets) >= self.limits.max_connections:
             raise transport.TOO_MANY
         session = EngineSocket(self, self.generate_id())
         self.sockets[session.sid] = session
@@ -516,12 +529,10 @@ class EngineServer(engineio.Server):  # type: ignore[misc]
         self._heartbeat.add(session)
         return session
 
-    def _forget(self, session: EngineSocket) -> None:
-        session.closing = session.closed = True
-        self.session_ended(session, self.reason.TRANSPORT_ERROR)
-
-    def session_ended(self, session: EngineSocket, reason: str) -> None:
-        self.sockets.pop(session.sid, None)
+    def session_ended(self, session: EngineSocket, reason: str | None) -> None:
+        """Tell Socket.IO, and forget the session as soon as nothing waits to be fetched."""
+        if session.closed:
+            self.sockets.pop(session.sid, None)
         self._trigger_event("disconnect", session.sid, reason)
 
     def receive(self, session: EngineSocket, packet: str) -> None:
@@ -539,5 +550,11 @@ class EngineServer(engineio.Server):  # type: ignore[misc]
             session = self._newcomers.popleft()[1]
             if not session.joined:
                 session.close_with(1008, "not authenticated in time", goodbye=False)
+        while self.probes and self.probes[0][0] <= now:
+            ws = self.probes.popleft()[1]
+            if isinstance(ws.handler, EngineSocket) and ws.handler.ws is not ws:
+                ws.abort()
+        while self.farewells and self.farewells[0][0] <= now:
+            self.sockets.pop(self.farewells.popleft()[1].sid, None)
         for session in list(self.waiting):
             session.check_age(now)

@@ -674,7 +674,11 @@ def take_over(
     )
     if heartbeat:
         _pings.add(ws)
-    handler.on_open(ws)
+    try:
+        handler.on_open(ws)
+    except BaseException:
+        ws.abort()
+        raise
     if early:
         ws.feed(early)
     return ws

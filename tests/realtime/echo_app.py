@@ -1,0 +1,234 @@
+"""A small application on the real server: `python -m tests.realtime.echo_app '{}'`.
+
+Raw WebSockets at /ws obey text commands; Socket.IO has a few events; /stats tells what the
+transport counts. Nothing here is OrderTrack's own but the transport, the engine and the server.
+The argument is JSON: fields of `Limits`, and what is popped from `settings` below.
+"""
+
+# ruff: noqa: E402 (patching comes first)
+import eventlet
+
+eventlet.monkey_patch()
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import flask
+import flask_socketio
+from socketio.exceptions import ConnectionRefusedError as Refused
+
+from ordertrack import serving
+from ordertrack.realtime import engine, sessions, transport
+
+settings: dict[str, Any] = json.loads(sys.argv[1])
+origins = transport.Origins(
+    frozenset(settings.pop("origins", ())), behind_proxy=settings.pop("behind_proxy", False)
+)
+drain_seconds = settings.pop("drain_seconds", 4.0)
+engine_options = {
+    name: settings.pop(name) for name in ("ping_interval", "ping_timeout") if name in settings
+}
+if "connect_seconds" in settings:
+    sessions.CONNECT_SECONDS = settings.pop("connect_seconds")
+limits = transport.Limits(**settings)
+
+app = flask.Flask("echo")
+socketio = engine.SocketIO()
+socketio.init_app(app, origins=origins, limits=limits, **engine_options)
+server = socketio.server
+ended: list[Any] = []
+
+
+class Commands:
+    def on_open(self, ws: transport.WebSocket) -> None:
+        pass
+
+    def on_message_in_loop(self, ws: transport.WebSocket, message: str | bytes) -> bool:
+        if message == "quick":
+            ws.write(transport.text_frame("in the loop"))
+            return True
+        return False
+
+    def on_message(self, ws: transport.WebSocket, message: str | bytes) -> None:
+        if isinstance(message, bytes):
+            ws.write(transport.binary_frame(message))
+            return
+        command, _, rest = message.partition(" ")
+        if command == "flood":  # "flood COUNT SIZE": numbered frames
+            count, size = map(int, rest.split())
+            for number in range(count):
+                ws.write(transport.text_frame(f"{number} ".ljust(size, ".")))
+        elif command == "mixed":  # alternately now and in the next turn
+            for number in range(int(rest)):
+                send = ws.enqueue if number % 3 else ws.write
+                send(transport.text_frame(str(number)))
+                if number % 50 == 0:
+                    transport.pause()
+        elif command == "close":
+            ws.write(transport.text_frame("last words"))
+            ws.close(int(rest), "as asked")
+            ws.write(transport.text_frame("never sent"))
+        elif command == "nap":
+            transport.sleep(float(rest))
+        elif command == "fail":
+            raise RuntimeError(rest)
+        else:
+            ws.write(transport.text_frame(message))
+
+    def on_close(self, ws: transport.WebSocket, code: int, reason: str) -> None:
+        ended.append([code, reason])
+
+
+@server.on("connect")
+def connect(sid: str, environ: dict[str, Any], auth: Any = None) -> None:
+    if auth == {"token": "bad"}:
+        raise Refused("no", {"code": "invalid_token"})
+    if auth == {"token": "broken"}:
+        raise RuntimeError("a bug in connect")
+    kept = {"cookie": environ.get("HTTP_COOKIE"), "auth": auth}
+    server.save_session(sid, kept)
+
+
+@server.on("disconnect")
+def disconnect(sid: str, reason: str) -> None:
+    ended.append(["socket.io", reason])
+
+
+@server.on("join")
+def join(sid: str, rooms: list[str]) -> dict[str, Any]:
+    for room in rooms:
+        server.enter_room(sid, room)
+    return {"rooms": sorted(set(server.rooms(sid)) - {sid})}
+
+
+@server.on("leave")
+def leave(sid: str, room: str) -> bool:
+    server.leave_room(sid, room)
+    return True
+
+
+@server.on("whoami")
+def whoami(sid: str) -> Any:
+    return server.get_session(sid), sid
+
+
+@server.on("numbers")
+def numbers(sid: str, count: int) -> int:
+    for number in range(count):
+        socketio.emit("number", number, to=sid)
+    return count  # the acknowledgement comes behind them
+
+
+@server.on("bytes")
+def some_bytes(sid: str) -> None:
+    socketio.emit("blob", {"data": b"\x00\x01\xff"}, to=sid)
+
+
+@server.on("leave me")
+def leave_me(sid: str, how: str) -> None:
+    if how == "disconnect":
+        server.disconnect(sid)
+    elif how == "close_with":
+        session = socketio.rooms.socket(sid)
+        assert session is not None
+        session.close_with(1008, "signed out")
+
+
+@server.on("fail")
+def fail(sid: str) -> None:
+    raise RuntimeError("a bug in a handler")
+
+
+@socketio.on("flask")
+def in_flask(data: str) -> str:
+    flask_socketio.join_room("by flask")
+    flask_socketio.emit("greeting", data, to="by flask")
+    return str(flask.request.sid)  # type: ignore[attr-defined]
+
+
+@app.get("/stats")
+def stats() -> Any:
+    rooms = socketio.rooms
+    return dataclasses.asdict(transport.stats) | {
+        "ended": ended,
+        "sessions": len(server.eio.sockets),
+        "environs": len(server.environ),
+        "rooms": {room: len(members) for room, members in rooms.rooms.get("/", {}).items()},
+        "clients": len(rooms._clients.get("/", {})),
+    }
+
+
+@app.get("/cast/<room>/<int:count>")
+def cast(room: str, count: int) -> Any:
+    for number in range(count):
+        socketio.emit("number", number, to=room)
+    return {"members": len(rooms_of(room))}
+
+
+def rooms_of(room: str) -> Any:
+    return socketio.rooms.sockets(room)
+
+
+@app.get("/close/<room>")
+def close_room(room: str) -> Any:
+    socketio.close_room(room)
+    return {}
+
+
+@app.get("/slow/<float:seconds>")
+def slow(seconds: float) -> Any:
+    transport.sleep(seconds)
+    return {"slept": seconds}
+
+
+@app.post("/body")
+def body() -> Any:
+    return {"length": len(flask.request.get_data()), "args": dict(flask.request.args)}
+
+
+@app.post("/ignored")
+def ignored() -> Any:
+    return {"read": False}
+
+
+@app.get("/stream")
+def stream() -> Any:
+    return flask.Response((f"{number}" * 9000 for number in range(5)), mimetype="text/plain")
+
+
+@app.get("/environ")
+def environ() -> Any:
+    return {k: v for k, v in flask.request.environ.items() if isinstance(v, str)}
+
+
+def application(environ: dict[str, Any], start_response: Any) -> Any:
+    if environ["PATH_INFO"] == "/bug":
+        start_response("200 OK", [("X-Split", "a\r\nSet-Cookie: b")])
+        return [b"never sent"]
+    if environ["PATH_INFO"] == "/ws":
+        try:
+            origins.check(environ)
+        except transport.Refused as refused:
+            return transport.refuse(start_response, refused)
+        protocol = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "").split(",")[0] or None
+        return transport.accept(
+            environ, start_response, Commands(), limits=limits, subprotocol=protocol
+        )
+    return app(environ, start_response)
+
+
+def announce(port: int) -> None:
+    sys.stdout.write(f"port {port}\n")
+    sys.stdout.flush()
+
+
+serving.serve(
+    application,
+    host="localhost",
+    port=0,
+    drain_seconds=drain_seconds,
+    ready=announce,
+    drain=socketio.drain,
+)

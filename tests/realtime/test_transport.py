@@ -1,0 +1,400 @@
+"""The transport, on real sockets against a real server process, frame by frame."""
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.realtime.echo import Echo, running
+from tests.realtime.wire import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    Peer,
+    frame,
+    handshake,
+    peer,
+)
+from tests.support.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Echo]:
+    with running(
+        max_queue_bytes=300_000,
+        max_queue_seconds=2.0,
+        message_burst=400,
+        messages_per_second=200.0,
+        origins=["https://shop.example.com"],
+    ) as started:
+        yield started
+
+
+# The handshake ----------------------------------------------------------------------------------
+
+
+def test_a_handshake_is_answered_as_the_rfc_says(server: Echo) -> None:
+    with peer(server.port) as client:
+        assert client.status == 101
+        assert client.headers["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        assert "sec-websocket-extensions" not in client.headers
+
+
+def test_compression_is_never_agreed_to(server: Echo) -> None:
+    offer = {"Sec_WebSocket_Extensions": "permessage-deflate; client_max_window_bits"}
+    with peer(server.port, opening=handshake("/ws", server.port, **offer)) as client:
+        assert client.status == 101
+        assert "sec-websocket-extensions" not in client.headers
+        client.send(frame(TEXT, b"x", rsv=0x40))
+        assert client.read_close() == 1002
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code", "header"),
+    [
+        ({"omit": "Upgrade"}, 426, "upgrade_required", ("upgrade", "websocket")),
+        ({"omit": "Connection"}, 426, "upgrade_required", ("upgrade", "websocket")),
+        ({"Connection": "keep-alive"}, 426, "upgrade_required", ("upgrade", "websocket")),
+        (
+            {"Sec_WebSocket_Version": "8"},
+            426,
+            "upgrade_required",
+            ("sec-websocket-version", "13"),
+        ),
+        ({"omit": "Sec-WebSocket-Key"}, 400, "malformed_request", None),
+        ({"Sec_WebSocket_Key": "dG9vIHNob3J0"}, 400, "malformed_request", None),
+        ({"Sec_WebSocket_Key": "not base64 at all !!!!!="}, 400, "malformed_request", None),
+        ({"Origin": "https://evil.example"}, 403, "forbidden", None),
+        ({"Origin": "null"}, 403, "forbidden", None),
+        ({"Origin": "https://shop.example.com.evil.example"}, 403, "forbidden", None),
+        ({"Origin": "https://evil-shop.example.com"}, 403, "forbidden", None),
+        ({"Origin": "http://shop.example.com"}, 403, "forbidden", None),
+        ({"Origin": "https://shop.example.com:8443"}, 403, "forbidden", None),
+        (
+            {"Origin": "http://trusting.example", "X_Forwarded_Host": "trusting.example"},
+            403,
+            "forbidden",
+            None,
+        ),
+    ],
+)
+def test_a_bad_handshake_gets_a_problem_before_any_upgrade(
+    server: Echo,
+    changes: dict[str, str],
+    status: int,
+    code: str,
+    header: tuple[str, str] | None,
+) -> None:
+    with peer(server.port, opening=handshake("/ws", server.port, **changes)) as client:
+        assert client.status == status
+        assert client.headers["content-type"] == "application/problem+json"
+        assert client.body["code"] == code
+        assert client.body["status"] == status
+        if header is not None:
+            assert client.headers[header[0]] == header[1]
+
+
+@pytest.mark.parametrize("origin", ["https://shop.example.com", "https://SHOP.example.com:443"])
+def test_an_allowed_origin_gets_in(server: Echo, origin: str) -> None:
+    with peer(server.port, opening=handshake("/ws", server.port, Origin=origin)) as client:
+        assert client.status == 101
+
+
+def test_the_servers_own_origin_gets_in(server: Echo) -> None:
+    own = f"http://localhost:{server.port}"
+    with peer(server.port, opening=handshake("/ws", server.port, Origin=own)) as client:
+        assert client.status == 101
+
+
+def test_behind_a_trusted_proxy_the_own_origin_is_what_the_proxy_says() -> None:
+    told = {"X_Forwarded_Proto": "https", "X_Forwarded_Host": "evil.example, track.example"}
+    with running(behind_proxy=True) as server:
+        for origin, status in [("https://track.example", 101), ("https://evil.example", 403)]:
+            opening = handshake("/ws", server.port, Origin=origin, **told)
+            with peer(server.port, opening=opening) as client:
+                assert client.status == status
+
+
+def test_a_subprotocol_is_answered(server: Echo) -> None:
+    opening = handshake("/ws", server.port, Sec_WebSocket_Protocol="ordertrack.v1")
+    with peer(server.port, opening=opening) as client:
+        assert client.headers["sec-websocket-protocol"] == "ordertrack.v1"
+
+
+def test_what_is_sent_together_with_the_handshake_is_not_lost(server: Echo) -> None:
+    early = frame(TEXT, b"first") + frame(TEXT, b"second") + frame(TEXT, b"third")[:4]
+    with peer(server.port, early=early) as client:
+        assert [client.read_text(), client.read_text()] == ["first", "second"]
+
+
+# Messages ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 1000, 65_535, 65_536])
+def test_messages_of_every_length_come_back_whole(server: Echo, size: int) -> None:
+    text = ("héllo wörld " * (size // 10 + 1)).encode()[:size].decode("utf-8", "ignore")
+    with peer(server.port) as client:
+        client.text(text)
+        assert client.read_text() == text
+
+
+def test_binary_messages_come_back_as_binary(server: Echo) -> None:
+    with peer(server.port) as client:
+        client.send(frame(BINARY, bytes(range(256))))
+        assert client.read() == (BINARY, bytes(range(256)))
+
+
+def test_a_message_may_come_byte_by_byte(server: Echo) -> None:
+    with peer(server.port) as client:
+        for byte in frame(TEXT, b"slowly"):
+            client.send(bytes([byte]))
+            time.sleep(0.002)
+        assert client.read_text() == "slowly"
+
+
+def test_fragments_make_one_message_with_control_frames_in_between(server: Echo) -> None:
+    with peer(server.port) as client:
+        client.send(frame(TEXT, b"one ", fin=False))
+        client.send(frame(PING, b"are you there"))
+        client.send(frame(0, b"two ", fin=False), frame(0, b"three"))
+        assert client.read() == (PONG, b"are you there")
+        assert client.read_text() == "one two three"
+
+
+def test_one_clients_messages_are_handled_in_order(server: Echo) -> None:
+    with peer(server.port) as client:
+        client.text("nap 0.2")
+        for number in range(100):
+            client.text(str(number))
+        assert [client.read_text() for _ in range(100)] == [str(n) for n in range(100)]
+
+
+def test_a_quick_message_does_not_wait_for_a_busy_handler(server: Echo) -> None:
+    with peer(server.port) as client:
+        client.text("nap 0.5")
+        client.text("after the nap")
+        client.text("quick")
+        assert [client.read_text(), client.read_text()] == ["in the loop", "after the nap"]
+
+
+def test_a_failing_handler_closes_its_own_connection_only(server: Echo) -> None:
+    with peer(server.port) as client, peer(server.port) as other:
+        client.text("fail because of a bug")
+        assert client.read_close() == 1011
+        other.text("unharmed")
+        assert other.read_text() == "unharmed"
+
+
+def test_frames_handed_over_in_different_ways_keep_their_order(server: Echo) -> None:
+    with peer(server.port, receive_buffer=4096) as client:
+        client.text("mixed 5000")
+        time.sleep(0.2)  # let some of it pile up
+        assert [client.read_text() for _ in range(5000)] == [str(n) for n in range(5000)]
+
+
+# Rules ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (frame(TEXT, b"x", masked=False), 1002),
+        (frame(TEXT, b"", masked=False), 1002),
+        (frame(TEXT, b"x", rsv=0x10), 1002),
+        (frame(3, b"x"), 1002),
+        (frame(11, b"x"), 1002),
+        (frame(0, b"x"), 1002),
+        (frame(TEXT, b"x", fin=False) + frame(TEXT, b"y"), 1002),
+        (frame(PING, b"x", fin=False), 1002),
+        (frame(PING, b"x" * 126), 1002),
+        (frame(TEXT, b"\xff\xfe"), 1007),
+        (frame(TEXT, b"\xc3", fin=False) + frame(0, b"("), 1007),
+        (frame(CLOSE, b"\x03"), 1002),
+        (frame(CLOSE, (999).to_bytes(2, "big")), 1002),
+        (frame(CLOSE, (1005).to_bytes(2, "big")), 1002),
+        (frame(CLOSE, (1006).to_bytes(2, "big")), 1002),
+        (frame(CLOSE, (1000).to_bytes(2, "big") + b"\xff"), 1007),
+        (frame(TEXT, b"x" * 65_537), 1009),
+        (frame(TEXT, b"x" * 65_537)[:14], 1009),  # the header alone is enough
+        (frame(TEXT, b"x" * 40_000, fin=False) + frame(0, b"x" * 40_000), 1009),
+    ],
+)
+def test_who_breaks_the_rules_is_told_which(server: Echo, sent: bytes, code: int) -> None:
+    with peer(server.port) as client:
+        client.send(sent)
+        assert client.read_close() == code
+        assert client.at_end()
+
+
+def test_endless_fragments_take_no_memory(server: Echo) -> None:
+    before = server.memory()
+    piece = frame(0, b"x" * 60_000, fin=False)
+    with peer(server.port) as client:
+        client.send(frame(TEXT, b"x" * 60_000, fin=False))
+        try:
+            for _ in range(100):
+                client.send(piece)
+        except (ConnectionError, TimeoutError):
+            pass  # it has hung up, as it should
+        assert server.memory() - before < 20_000_000
+
+
+def test_a_flood_of_messages_is_ended(server: Echo) -> None:
+    with peer(server.port) as client:
+        flood = frame(TEXT, b"quick") * 2000
+        client.send(flood)
+        assert client.read_close() == 1008
+
+
+def test_a_flood_of_pings_or_fragments_is_ended_too(server: Echo) -> None:
+    for piece in (frame(PING), frame(0, b"", fin=False)):
+        with peer(server.port) as client:
+            client.send(frame(TEXT, b"", fin=False), piece * 2000)
+            assert client.read_close() == 1008
+
+
+# Closing ----------------------------------------------------------------------------------------
+
+
+def test_the_client_closes_and_its_code_comes_back(server: Echo) -> None:
+    with peer(server.port) as client:
+        client.send(frame(CLOSE, (4001).to_bytes(2, "big") + b"bye"))
+        assert client.read_close() == 4001
+        assert client.at_end()
+        eventually(lambda: [4001, "bye"] in server.stats()["ended"])
+
+
+def test_the_server_closes_behind_what_it_has_sent(server: Echo) -> None:
+    with peer(server.port) as client:
+        client.text("close 1012")
+        assert client.read_text() == "last words"
+        assert client.read_close() == 1012
+        client.send(frame(CLOSE, (1012).to_bytes(2, "big")))
+        assert client.at_end()
+
+
+def test_a_client_that_never_answers_a_close_is_dropped(server: Echo) -> None:
+    with peer(server.port) as client:
+        client.text("close 1000")
+        assert client.read_text() == "last words"
+        assert client.read_close() == 1000
+        assert client.at_end()  # within the socket's timeout, though we never sent a close
+
+
+def test_a_client_that_vanishes_is_noticed(server: Echo) -> None:
+    before = server.stats()["open"]
+    client = Peer(server.port)
+    assert server.stats()["open"] == before + 1
+    client.close()
+    eventually(lambda: server.stats()["open"] == before)
+
+
+def test_on_close_runs_once_for_each_connection(server: Echo) -> None:
+    before = len(server.stats()["ended"])
+    clients = [Peer(server.port) for _ in range(50)]
+    for number, client in enumerate(clients):
+        if number % 2:
+            client.send(frame(CLOSE))
+        client.close()
+    eventually(lambda: server.stats()["open"] == 0)
+    eventually(lambda: len(server.stats()["ended"]) >= before + 50)
+    assert len(server.stats()["ended"]) == before + 50
+
+
+# Slow readers -----------------------------------------------------------------------------------
+
+
+def test_a_reader_that_is_merely_slow_gets_everything_in_order(server: Echo) -> None:
+    with peer(server.port, receive_buffer=4096) as client:
+        client.text("flood 400 700")  # 280 KB: within the bound, beyond the kernel's buffers
+        got = []
+        for number in range(400):
+            got.append(int(client.read_text().split()[0]))
+            if number % 40 == 0:
+                time.sleep(0.02)
+        assert got == list(range(400))
+        assert server.stats()["queued_bytes"] == 0
+
+
+def test_a_reader_that_stops_is_closed_when_its_queue_is_full(server: Echo) -> None:
+    before = server.stats()["slow_closes"]
+    with peer(server.port, receive_buffer=4096) as client:
+        client.text("flood 3000 1000")
+        eventually(lambda: server.stats()["slow_closes"] == before + 1)
+        assert server.stats()["queued_bytes"] < 5000, "its queue is freed at once"
+        got = []
+        opcode, payload = client.read()
+        while opcode == TEXT:
+            got.append(int(payload.split()[0]))
+            opcode, payload = client.read()
+        assert payload[:2] == (1013).to_bytes(2, "big")
+        assert got == list(range(len(got))), "what did arrive is a prefix, in order"
+
+
+def test_a_reader_that_never_reads_again_is_cut_off(server: Echo) -> None:
+    before = server.stats()["open"]
+    with peer(server.port, receive_buffer=4096) as client:
+        client.text("flood 3000 1000")
+        eventually(lambda: server.stats()["open"] == before)
+        assert server.stats()["queued_bytes"] == 0
+
+
+def test_a_reader_that_stops_is_closed_when_its_queue_is_old(server: Echo) -> None:
+    before = server.stats()["slow_closes"]
+    with peer(server.port, receive_buffer=4096) as client:
+        client.text("flood 250 1000")  # within the bound of bytes
+        eventually(lambda: server.stats()["queued_bytes"] > 10_000)
+        eventually(lambda: server.stats()["slow_closes"] == before + 1)
+
+
+def test_a_message_larger_than_the_bound_is_delivered_to_who_reads_it(server: Echo) -> None:
+    with peer(server.port) as client:
+        client.text("flood 1 2000000")
+        assert len(client.read_text()) == 2_000_000
+
+
+def test_slow_readers_do_not_hold_up_the_others(server: Echo) -> None:
+    with peer(server.port, receive_buffer=4096) as slow, peer(server.port) as quick:
+        slow.text("flood 250 1000")
+        for number in range(20):
+            quick.text(str(number))
+            assert quick.read_text() == str(number)
+
+
+# The end ----------------------------------------------------------------------------------------
+
+
+def test_sigterm_tells_every_socket_to_come_back_and_ends_in_time() -> None:
+    with running(drain_seconds=3.0) as server:
+        clients = [Peer(server.port) for _ in range(20)]
+        began = time.monotonic()
+        server.process.terminate()
+        for client in clients:
+            assert client.read_close() == 1012
+            client.close()
+        assert server.process.wait(10) == 0
+        assert time.monotonic() - began < 10
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port))
+
+
+def test_sigterm_lets_requests_in_flight_finish() -> None:
+    with running(drain_seconds=4.0) as server:
+        with socket.create_connection(("127.0.0.1", server.port), 10) as busy:
+            busy.sendall(b"GET /slow/1.5 HTTP/1.1\r\nHost: x\r\n\r\n")
+            idle = socket.create_connection(("127.0.0.1", server.port), 10)
+            eventually(lambda: server.stats() is not None)
+            time.sleep(0.3)
+            server.process.terminate()
+            assert idle.recv(1) == b"", "an idle connection is closed at once"
+            answer = b""
+            while piece := busy.recv(4096):
+                answer += piece
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+            assert b"Connection: close" in answer
+            assert b'"slept":1.5' in answer.replace(b" ", b"")
+            idle.close()
+        assert server.process.wait(10) == 0
