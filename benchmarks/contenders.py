@@ -388,21 +388,24 @@ def _pgbench_script(token: str, first_order: int, connections: int) -> str:
     from ordertrack.lifecycle import MAIN_FLOW, Standing, predecessors
     from ordertrack.services import orders
 
+    # "PREPARE name (type, …) AS statement", "EXECUTE name (%(name)s, …)"
+    head, _, statement = orders._MOVE._prepare.partition(" AS ")
+    types = re.findall(r"[a-z\[\]]+", head.partition("(")[2])
+    names = re.findall(r"%\((\w+)\)s", orders._MOVE._execute)
     claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==="))
-    fixed = {"user": claims["sub"], "session": claims["sid"], "all_drivers": "true",
-             "if_version": "NULL", "note": "NULL", "id": ":order"}  # fmt: skip
+    values = {"user": claims["sub"], "session": claims["sid"], "all_drivers": "true",
+              "if_version": "NULL", "note": "NULL", "id": ":order"}  # fmt: skip
     script = [
         r"\set n :n + 1",
         rf"\set order {first_order} + :client_id + {connections} * (:n / 3)",
         r"\set step :n % 3",
     ]
     for step, target in enumerate(MAIN_FLOW[1:]):
-        values = dict(fixed, target=f"'{target}'")
+        values["target"] = f"'{target}'"
         for standing in Standing:
             allowed = ",".join(f"'{status}'" for status in predecessors(target, standing))
-            values[f"as_{standing}"] = f"ARRAY[{allowed}]::text[]"
-        statement = re.sub(
-            r"(?<!:):([a-z_]+)", lambda name: values[name[1]], str(orders._MOVE.text)
-        )
-        script += [rf"\if :step = {step}", " ".join(statement.split()) + ";", r"\endif"]
+            values[f"as_{standing}"] = f"ARRAY[{allowed}]"
+        casts = [f"CAST({values[name]} AS {kind})" for name, kind in zip(names, types, strict=True)]
+        sql = re.sub(r"\$(\d+)", lambda number: casts[int(number[1]) - 1], statement)
+        script += [rf"\if :step = {step}", " ".join(sql.split()) + ";", r"\endif"]
     return "\n".join(script) + "\n"
