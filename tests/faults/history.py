@@ -1,0 +1,195 @@
+"""The history check: what clients saw, held against the audit trail. Pure, and linear in both.
+
+A run yields the audit trail of every order, what each writer asked and was answered, and what each
+watcher received. `violations` says in sentences what of that cannot be, if the promise holds:
+
+- trail: versions dense from 1; each event goes on from the status before; every step legal;
+- writes: an acknowledged one is there exactly once, an unanswered one at most once, a refused one
+  not at all; what was answered before something else was sent has the lower version, and nobody is
+  answered an older state than somebody had been before;
+- streams: each leg of a watcher (one subscription on one connection) is the trail from where the
+  client stood, without gap or repeat; a leg that is said to be complete reaches the trail's end.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ordertrack.lifecycle import Status, is_edge
+
+Event = Mapping[str, Any]  # as the protocol shows it
+
+
+class Outcome(StrEnum):
+    ACKNOWLEDGED = "acknowledged"  # a 2xx was read
+    REFUSED = "refused"  # a 4xx was read, and no attempt before it is in doubt
+    UNKNOWN = "unknown"
+
+
+@dataclass
+class Write:
+    """One change that a writer wanted, with all its attempts.
+
+    mark      is found in the event: its note, or its description
+    target    the status wanted, for a status change
+    sent      when it was first sent; answered: when its last answer was read (same clock)
+    version   the order's version in the answer
+    """
+
+    mark: str
+    sent: float
+    order_id: str | None = None
+    target: str | None = None
+    answered: float | None = None
+    outcome: Outcome = Outcome.UNKNOWN
+    version: int | None = None
+
+
+@dataclass
+class Leg:
+    """What one subscription on one connection brought, in order: missed events, then live ones.
+
+    after      the version from which the client wanted to go on; None for a feed, which starts
+               anywhere
+    complete   whether the watcher was given the time to hear of everything
+    """
+
+    watcher: str
+    order_id: str
+    after: int | None
+    events: list[Event] = field(default_factory=list)
+    complete: bool = False
+
+
+def violations(
+    trails: Mapping[str, Sequence[Event]], writes: Sequence[Write], legs: Iterable[Leg]
+) -> list[str]:
+    """Everything that contradicts the promise; empty when it was kept."""
+    found: list[str] = []
+    for order_id, trail in trails.items():
+        found += _in_trail(order_id, trail)
+    found += _in_writes(trails, writes)
+    for leg in legs:
+        found += _in_leg(leg, trails.get(leg.order_id, ()))
+    return found
+
+
+def _in_trail(order_id: str, trail: Sequence[Event]) -> Iterator[str]:
+    before: str | None = None
+    for version, event in enumerate(trail, 1):
+        where = f"order {order_id}, version {event['version']}"
+        if event["version"] != version:
+            yield f"{where} stands in the place of version {version}"
+        if event["previous_status"] != before:
+            yield f"{where} says that it was {event['previous_status']}, but it was {before}"
+        if event["type"] == "created":
+            legal = version == 1 and event["status"] == Status.PENDING
+        elif before is None:
+            legal = False
+        elif event["type"] == "status_changed":
+            legal = is_edge(Status(before), Status(event["status"]))
+        else:
+            legal = event["status"] == before
+        if not legal:
+            yield f"{where}: {event['type']} from {before} to {event['status']} is not legal"
+        before = event["status"]
+
+
+def mark_of(event: Event) -> str | None:
+    """What a writer wrote into its change to know it again."""
+    if event["type"] == "status_changed":
+        return event["note"]
+    return event.get("changes", {}).get("description")
+
+
+def _in_writes(trails: Mapping[str, Sequence[Event]], writes: Sequence[Write]) -> Iterator[str]:
+    places: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for order_id, trail in trails.items():
+        for event in trail:
+            if (mark := mark_of(event)) is not None:
+                places[mark].append((order_id, event["version"]))
+
+    done: dict[str, dict[int, Write]] = defaultdict(dict)
+    for write in writes:
+        there = places.get(write.mark, [])
+        yield from _in_write(write, there, trails)
+        for order_id, version in there:
+            done[order_id][version] = write
+    for order_id, by_version in done.items():
+        yield from _in_order(order_id, [by_version[version] for version in sorted(by_version)])
+    yield from _in_answers(writes)
+
+
+def _in_write(
+    write: Write, places: list[tuple[str, int]], trails: Mapping[str, Sequence[Event]]
+) -> Iterator[str]:
+    if len(places) > 1:
+        yield f"{write.mark} was done {len(places)} times: {places}"
+    elif places and write.outcome is Outcome.REFUSED:
+        yield f"{write.mark} was refused, and yet it was done: {places[0]}"
+    elif not places and write.outcome is Outcome.ACKNOWLEDGED and not _no_op(write, trails):
+        yield f"{write.mark} was acknowledged at version {write.version} and is lost"
+    if places and write.order_id not in (None, places[0][0]):
+        yield f"{write.mark} was meant for order {write.order_id} and is in {places[0]}"
+
+
+def _in_order(order_id: str, in_version_order: list[Write]) -> Iterator[str]:
+    """Real time: what was answered before something else was sent has the lower version."""
+    latest: Write | None = None  # the one sent last among those of lower versions
+    for write in in_version_order:
+        if latest and write.answered is not None and write.answered < latest.sent:
+            yield (
+                f"order {order_id}: {write.mark} was answered before {latest.mark} was sent,"
+                " and has the higher version"
+            )
+        if latest is None or write.sent > latest.sent:
+            latest = write
+
+
+def _no_op(write: Write, trails: Mapping[str, Sequence[Event]]) -> bool:
+    """Whether the order had the wanted status already at the version that was answered."""
+    trail = trails.get(write.order_id or "", ())
+    version = write.version or 0
+    return (
+        write.target is not None
+        and 0 < version <= len(trail)
+        and trail[version - 1]["status"] == write.target
+    )
+
+
+def _in_answers(writes: Sequence[Write]) -> Iterator[str]:
+    """Answers never go back: each shows at least what had been answered when it was sent."""
+    answered = [write for write in writes if write.version is not None and write.order_id]
+    moments = [(write.sent, 1, write) for write in answered]
+    moments += [(write.answered or 0.0, 0, write) for write in answered]
+    newest: dict[str, int] = defaultdict(int)
+    floor: dict[str, int] = {}
+    for _, is_sending, write in sorted(moments, key=lambda moment: moment[:2]):
+        order_id, version = write.order_id or "", write.version or 0
+        if is_sending:
+            floor[write.mark] = newest[order_id]
+        else:
+            if version < floor.get(write.mark, 0):
+                yield f"{write.mark} was answered version {version} after {floor[write.mark]} was"
+            newest[order_id] = max(newest[order_id], version)
+
+
+def _in_leg(leg: Leg, trail: Sequence[Event]) -> Iterator[str]:
+    who = f"{leg.watcher}, order {leg.order_id}"
+    after = leg.after
+    if after is None:
+        after = leg.events[0]["version"] - 1 if leg.events else len(trail)
+    for version, event in enumerate(leg.events, after + 1):
+        if event["version"] != version:
+            yield f"{who}: version {event['version']} came where {version} was due"
+            return
+        if version > len(trail):
+            yield f"{who}: version {version} came, and is not in the trail"
+            return
+        if event != trail[version - 1]:
+            yield f"{who}: version {version} came as {event}, and is {trail[version - 1]}"
+    reached = after + len(leg.events)
+    if leg.complete and reached != len(trail):
+        yield f"{who}: version {reached} was the last that came, of {len(trail)}"
