@@ -6,7 +6,7 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from ordertrack import cli, identity, problems
-from ordertrack.blueprints import admin, auth, ops, orders
+from ordertrack.blueprints import admin, assets, auth, headers, ops, orders, pages
 from ordertrack.blueprints._http import IdConverter
 from ordertrack.config import Settings
 from ordertrack.db import engine_options
@@ -22,7 +22,7 @@ def create_app(settings: Settings) -> Flask:
         "ordertrack",
         root_path=str(ROOT),
         template_folder="templates",
-        static_folder="static",
+        static_folder=None,  # blueprints.assets serves it
     )
     app.extensions["ordertrack_settings"] = settings
     app.url_map.converters["id"] = IdConverter
@@ -39,7 +39,10 @@ def create_app(settings: Settings) -> Flask:
     identity.init_app(app)
     for blueprint in (auth, orders, admin, ops):
         app.register_blueprint(blueprint.blueprint)
+    assets.init_app(app, ROOT / "static")
+    pages.init_app(app)
     live.init_app(app, settings)
+    headers.init_app(app, settings)
     cli.init_app(app)
     if settings.trusted_proxies:
         n = settings.trusted_proxies

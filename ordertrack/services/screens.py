@@ -1,10 +1,10 @@
 """What a screen shows, in one statement each: the caller, the orders, and what stands around them.
 
-The same rights as in `services.orders`, judged by the same policy. Nothing is changed here but in
-`move_many`, which is `orders.change_status` several times.
+The same rights as in `services.orders`, judged by the same policy. What is changed here, several at
+once, is changed by the functions there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -41,8 +41,8 @@ class Driver:
 class OrderScreen:
     """One order with its trail: the steps, and the latest of the other events, ascending.
 
-    ``steps`` are all pairs (from, to) that the caller may ever take; ``drivers`` is empty for those
-    who cannot assign. ``deleted_at`` is set only for those who may still read the trail.
+    ``held`` is what the caller is to the order; ``drivers`` is empty for those who cannot assign.
+    ``deleted_at`` is set only for those who may still read the trail.
     """
 
     actor: Actor
@@ -158,8 +158,8 @@ def _order_screen(
 
 
 def _event(values: list[Any]) -> Event:
-    moment = datetime.fromisoformat(values.pop())
-    return Event(*values, moment)
+    *head, moment = values
+    return Event(*tuple[Any, ...]([*head, datetime.fromisoformat(moment)]))
 
 
 # --- lists -------------------------------------------------------------------------------------
@@ -331,9 +331,9 @@ def _visible(filters: Filters, scope: DriverScope) -> str:
 
 
 def _facts(values: list[Any]) -> Facts:
-    is_deleted = values.pop() is not None
-    updated_at, created_at = (datetime.fromisoformat(values.pop()) for _ in range(2))
-    return Facts(*values, created_at, updated_at, is_deleted)
+    *head, created_at, updated_at, deleted_at = values
+    times = map(datetime.fromisoformat, (created_at, updated_at))
+    return Facts(*tuple[Any, ...]([*head, *times, deleted_at is not None]))
 
 
 def export(principal: Principal, filters: Filters, scope: DriverScope) -> Iterator[OrderView]:
@@ -354,8 +354,8 @@ def export(principal: Principal, filters: Filters, scope: DriverScope) -> Iterat
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """What became of one order of several: it moved, or ``refused`` says why not."""
+class Outcome:
+    """What became of one order of several: it was changed, or ``refused`` says why not."""
 
     order_id: int
     refused: DomainError | None
@@ -363,14 +363,27 @@ class Moved:
 
 def move_many(
     principal: Principal, order_ids: Sequence[int], target: Status, scope: DriverScope
-) -> list[Moved]:
+) -> list[Outcome]:
     """Move each order to *target* by itself: one that cannot does not hold up the others."""
-    outcome = []
-    for order_id in order_ids:
-        try:
-            orders.change_status(principal, order_id, target, scope)
-        except DomainError as error:
-            outcome.append(Moved(order_id, error))
-        else:
-            outcome.append(Moved(order_id, None))
-    return outcome
+    return [
+        _outcome(order_id, orders.change_status, principal, order_id, target, scope)
+        for order_id in order_ids
+    ]
+
+
+def assign_many(
+    principal: Principal, order_ids: Sequence[int], driver_id: int | None, scope: DriverScope
+) -> list[Outcome]:
+    """Give each order to the driver, or to none, by itself."""
+    return [
+        _outcome(order_id, orders.assign_driver, principal, order_id, driver_id, scope)
+        for order_id in order_ids
+    ]
+
+
+def _outcome(order_id: int, change: Callable[..., object], *arguments: Any) -> Outcome:
+    try:
+        change(*arguments)
+    except DomainError as error:
+        return Outcome(order_id, error)
+    return Outcome(order_id, None)

@@ -1,0 +1,32 @@
+"""The pages: forms and redirects that work without JavaScript, on the services that REST uses.
+
+One module for each thing people do: `session`, `orders` (a customer's, and one order), `deliveries`
+(a driver's phone), `board` (dispatchers), `people` (users and roles). `errors` shows refusals.
+"""
+
+from flask import Blueprint, Flask
+
+from ordertrack.blueprints.pages import (
+    _page,
+    board,
+    deliveries,
+    errors,
+    orders,
+    people,
+    session,
+)
+
+BLUEPRINTS: tuple[Blueprint, ...] = (
+    session.blueprint,
+    orders.blueprint,
+    deliveries.blueprint,
+    board.blueprint,
+    people.blueprint,
+)
+
+
+def init_app(app: Flask) -> None:
+    _page.init_app(app)
+    errors.init_app(app)
+    for blueprint in BLUEPRINTS:
+        app.register_blueprint(blueprint)

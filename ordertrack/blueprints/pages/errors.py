@@ -1,0 +1,71 @@
+"""Refusals and faults as pages, in the words of somebody who wants to go on."""
+
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from flask import Flask, Response, request
+
+from ordertrack import identity
+from ordertrack.blueprints.pages._page import go_to, render, safe_path
+from ordertrack.errors import DomainError, InvalidToken, TokenExpired
+from ordertrack.problems import problem
+
+# Status → heading and what to do next. What happened is the error's own detail.
+_PAGES: Final[dict[int, tuple[str, str]]] = {
+    400: ("That request was not understood", "Go back, reload the page and try again."),
+    403: ("That is not yours to do", "If you think it should be, ask an admin for the role."),
+    404: (
+        "There is nothing here",
+        "The address may be mistyped, or the order is gone or not yours.",
+    ),
+    405: ("That address only listens", "Go back and use the buttons of the page."),
+    409: ("Somebody was quicker", "Go back and reload the page to see how things stand."),
+    412: ("Somebody was quicker", "Go back and reload the page to see how things stand."),
+    413: ("That is too long", "Shorten the text and send it again."),
+    422: ("Something is missing", "Go back and check what you entered."),
+    429: ("Slow down a little", "Wait a moment, then try again."),
+    500: ("Something broke on our side", "It has been noted. Try again in a moment."),
+    503: ("We cannot reach the orders right now", "Nothing is lost. Try again in a moment."),
+}
+_CSRF: Final = ("That form is out of date", "Go back, reload the page and send it again.")
+
+
+def error_page(error: DomainError) -> Response:
+    """*error* as HTML; the way to sign in for those who are not."""
+    if isinstance(error, InvalidToken | TokenExpired):
+        return _to_sign_in()
+    shown = problem(error)
+    status: int = shown["status"]
+    heading, advice = _CSRF if error.code == "csrf_failed" else _PAGES.get(status, _PAGES[400])
+    response = render(
+        "error.html",
+        status,
+        heading=heading,
+        advice=advice,
+        detail=error.detail,
+        number=status,
+        code=error.code,
+        may_retry=status in (429, 500, 503) and request.method == "GET",
+    )
+    if "retry_after" in shown:
+        response.headers["Retry-After"] = str(shown["retry_after"])
+    return response
+
+
+def _to_sign_in() -> Response:
+    """To the sign-in page and, after it, back to where the visitor was."""
+    if request.method == "GET":
+        wanted = request.full_path.removesuffix("?")
+    else:
+        wanted = urlsplit(request.referrer or "").path
+    following = safe_path(wanted)
+    had_session = identity.has_cookies()
+    address = "/login" if following == "/" else f"/login?next={quote(following)}"
+    response = go_to(address, "session_ended" if had_session else None)
+    if had_session:
+        identity.clear_cookies(response)
+    return response
+
+
+def init_app(app: Flask) -> None:
+    app.extensions["ordertrack_error_page"] = error_page
