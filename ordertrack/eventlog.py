@@ -266,6 +266,4 @@ def events() -> Tail[Event]:
 
 def ended_access() -> Tail[AccessEnded]:
     """A reader of the rights that end."""
-    return Tail(
-        "access_changes", "e.xid::text, e.id, e.user_id, e.session_id, e.reason", AccessEnded
-    )
+    return Tail("access_changes", "e.id, e.user_id, e.session_id, e.reason", AccessEnded)
