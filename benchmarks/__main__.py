@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from datetime import datetime
 from pathlib import Path
 
 from benchmarks import report, run, tools
@@ -29,9 +28,9 @@ def main() -> int:
     text = report.markdown(results, quick=options.quick)
     print(text)
     if options.save:
-        stem = RESULTS / f"{datetime.now():%Y-%m-%d}{'-quick' if options.quick else ''}"
+        stem = RESULTS / f"{results.began:%Y-%m-%d}{'-quick' if options.quick else ''}"
         for path in report.save(results, stem, quick=options.quick):
-            print(f"wrote {path.relative_to(Path.cwd(), walk_up=True) if sys.version_info >= (3, 12) else path}")
+            print(f"wrote {path}")
     return 1 if report.failures(results) else 0
 
 

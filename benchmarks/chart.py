@@ -10,7 +10,7 @@ _BAR, _STEP, _HEAD = 14, 34, 44
 _OURS, _PEER, _INK, _FAINT = "#0b7285", "#adb5bd", "#212529", "#868e96"
 
 _STYLE = f"""
-  text {{ font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: {_INK}; font-size: 12px }}
+  text {{ font: 12px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: {_INK} }}
   .title {{ font-size: 13px; font-weight: 600 }}
   .faint {{ fill: {_FAINT}; font-size: 11px }}
   .ours {{ font-weight: 600 }}
@@ -28,7 +28,9 @@ def svg(results: Results) -> str:
     for (scenario, outcomes), height in zip(panels, heights, strict=True):
         column = tops.index(min(tops))  # the next free place, highest up
         x = _MARGIN + column * (_PANEL_WIDTH + _GAP)
-        parts.append(f'<g transform="translate({x},{tops[column]})">{_panel(scenario, outcomes)}</g>')
+        parts.append(
+            f'<g transform="translate({x},{tops[column]})">{_panel(scenario, outcomes)}</g>'
+        )
         tops[column] += height + _GAP
     width = 2 * _MARGIN + _COLUMNS * _PANEL_WIDTH + (_COLUMNS - 1) * _GAP
     height = max(tops)
@@ -55,14 +57,18 @@ def _panel(scenario: Scenario, outcomes: list[Outcome]) -> str:
         ours = outcome.case.contender == "ordertrack"
         length = max(1.0, (_PANEL_WIDTH - 90) * median / longest)
         label = outcome.case.label if one_contender else outcome.title
+        shown = f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
         parts += [
             _text(0, y + 10, label, "ours" if ours and not one_contender else ""),
-            f'<rect x="0" y="{y + 14}" width="{length:.1f}" height="{_BAR}" rx="2"'
-            f' fill="{_OURS if ours else _PEER}"/>',
-            _text(length + 6, y + 25, f"{median:,.0f}" if median >= 100 else f"{median:.3g}", ""),
+            _bar(y + 14, length, _OURS if ours else _PEER),
+            _text(length + 6, y + 25, shown, ""),
         ]
     return "".join(parts)
 
 
 def _text(x: float, y: float, text: str, style: str) -> str:
     return f'<text x="{x:.1f}" y="{y}" class="{style}">{escape(text)}</text>'
+
+
+def _bar(y: float, length: float, colour: str) -> str:
+    return f'<rect y="{y}" width="{length:.1f}" height="{_BAR}" rx="2" fill="{colour}"/>'

@@ -59,7 +59,9 @@ class Cluster:
     def set_durable(self, database: Database, durable: bool) -> None:
         """Whether a commit waits for the disk, in connections that are opened from now on."""
         value = "on" if durable else "off"
-        self._maintenance.execute(f'ALTER DATABASE "{database.name}" SET synchronous_commit={value}')
+        self._maintenance.execute(
+            f'ALTER DATABASE "{database.name}" SET synchronous_commit={value}'
+        )
 
     def settle(self) -> None:
         """Write out what earlier turns left behind, so that the next one does not pay for it."""

@@ -25,6 +25,8 @@ from typing import IO, ClassVar
 from benchmarks import machine, tools
 from benchmarks.cluster import Cluster, Database
 from benchmarks.load import Target
+from ordertrack.lifecycle import MAIN_FLOW, Standing, predecessors
+from ordertrack.services import orders as order_service
 
 # The checkout whose server is measured: this one, or another to compare it with.
 ROOT = Path(os.environ.get("BENCH_ORDERTRACK") or Path(__file__).resolve().parent.parent)
@@ -109,15 +111,15 @@ class Server:
         self.port = port
         self._log = log
         self._command = " ".join(command)
-        self._process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=_clean_environment() | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            preexec_fn=lambda: machine.pin(cores or [machine.SERVER_CORE]),
-        )
+        with machine.pinned(cores or [machine.SERVER_CORE]):
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=_clean_environment() | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         self.pid = self._process.pid
 
     def wait_until_ready(self, path: str) -> None:
@@ -225,8 +227,10 @@ class Peer(Contender):
         )
         self.database.execute(
             """
-            INSERT INTO order_events (order_id, version, type, status, actor_id, actor_name, actor_role)
-            SELECT id, 1, 'created', 'Pending', 1, 'customer', 'user' FROM generate_series(%s, %s) AS id
+            INSERT INTO order_events (order_id, version, type, status,
+                                      actor_id, actor_name, actor_role)
+            SELECT id, 1, 'created', 'Pending', 1, 'customer', 'user'
+              FROM generate_series(%s, %s) AS id
             """,
             ids,
         )
@@ -317,13 +321,18 @@ class PgBench(Contender):
         script = _pgbench_script(self._store.tokens[0], fresh[0][0], connections)
         with tempfile.TemporaryDirectory() as folder:
             (path := Path(folder) / "move.sql").write_text(script)
-            done = subprocess.run(
-                [self.cluster.binaries / "pgbench", "-n", "-M", "prepared", "-f", path, "-D", "n=-1",
-                 "-c", str(connections), "-T", str(max(1, round(seconds)))],
-                env=_clean_environment() | self._store.database.libpq_environment,
-                capture_output=True, text=True, check=False,
-                preexec_fn=lambda: machine.pin([machine.SERVER_CORE]),
-            )  # fmt: skip
+            command = [
+                str(self.cluster.binaries / "pgbench"), "-n", "-M", "prepared", "-D", "n=-1",
+                "-c", str(connections), "-T", str(max(1, round(seconds))), "-f", str(path),
+            ]  # fmt: skip
+            with machine.pinned([machine.SERVER_CORE]):
+                done = subprocess.run(
+                    command,
+                    env=_clean_environment() | self._store.database.libpq_environment,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
         found = re.search(r"tps = ([0-9.]+)", done.stdout)
         if done.returncode or found is None:
             raise StartFailed(f"pgbench failed:\n{done.stdout}{done.stderr}")
@@ -385,13 +394,10 @@ def _pgbench_script(token: str, first_order: int, connections: int) -> str:
 
     Connection c moves the orders c, c + connections, … one after the other, three steps each.
     """
-    from ordertrack.lifecycle import MAIN_FLOW, Standing, predecessors
-    from ordertrack.services import orders
-
     # "PREPARE name (type, …) AS statement", "EXECUTE name (%(name)s, …)"
-    head, _, statement = orders._MOVE._prepare.partition(" AS ")
+    head, _, statement = order_service._MOVE._prepare.partition(" AS ")
     types = re.findall(r"[a-z\[\]]+", head.partition("(")[2])
-    names = re.findall(r"%\((\w+)\)s", orders._MOVE._execute)
+    names = re.findall(r"%\((\w+)\)s", order_service._MOVE._execute)
     claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==="))
     values = {"user": claims["sub"], "session": claims["sid"], "all_drivers": "true",
               "if_version": "NULL", "note": "NULL", "id": ":order"}  # fmt: skip
@@ -405,7 +411,8 @@ def _pgbench_script(token: str, first_order: int, connections: int) -> str:
         for standing in Standing:
             allowed = ",".join(f"'{status}'" for status in predecessors(target, standing))
             values[f"as_{standing}"] = f"ARRAY[{allowed}]"
-        casts = [f"CAST({values[name]} AS {kind})" for name, kind in zip(names, types, strict=True)]
-        sql = re.sub(r"\$(\d+)", lambda number: casts[int(number[1]) - 1], statement)
+        sql = statement
+        for number, (name, kind) in reversed([*enumerate(zip(names, types, strict=True), 1)]):
+            sql = sql.replace(f"${number}", f"CAST({values[name]} AS {kind})")
         script += [rf"\if :step = {step}", " ".join(sql.split()) + ";", r"\endif"]
     return "\n".join(script) + "\n"

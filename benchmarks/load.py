@@ -52,7 +52,7 @@ class Step:
 
     @property
     def faults(self) -> int:
-        return int(self.figures["errors"]) + sum(self.figures["faults"].values())
+        return int(self.figures["errors"] + sum(self.figures["faults"].values()))
 
 
 def write_plan(
@@ -83,14 +83,14 @@ def run(
         plan = Path(folder) / "plan"
         plan.write_text(write_plan(target, steps, watch=watch, protocol=protocol, limit=limit))
         with (Path(folder) / "errors").open("w+") as errors:
-            process = subprocess.Popen(
-                [generator, plan],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                preexec_fn=lambda: machine.pin([machine.LOAD_CORE]),
-            )
+            with machine.pinned([machine.LOAD_CORE]):
+                process = subprocess.Popen(
+                    [generator, plan],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                )
             try:
                 results = [_step(process, target.pids) for _ in steps]
                 process.wait(10)

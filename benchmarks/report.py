@@ -1,7 +1,6 @@
 """Results as a Markdown page, a chart, and every round's figures as JSON."""
 
 import json
-from datetime import datetime
 from pathlib import Path
 
 from benchmarks import chart, machine
@@ -31,18 +30,21 @@ def save(results: Results, stem: Path, *, quick: bool) -> list[Path]:
 
 
 def markdown(results: Results, *, quick: bool, picture: str | None = None) -> str:
-    lines = [
-        f"# Benchmarks, {datetime.now():%d %B %Y}",
+    lines = [f"# Benchmarks, {results.began:%d %B %Y}", ""]
+    if quick:
+        lines += ["A quick run: small, short, and of no use but to see that it works.", ""]
+    lines += [
+        (
+            f"{machine.describe()}; PostgreSQL {results.postgres}. Load average before the run:"
+            f" {results.load_before:.2f}. Medians (lowest–highest) of interleaved rounds; server"
+            f" under test on core {machine.SERVER_CORE}, database and load generator on core"
+            f" {machine.LOAD_CORE}. How to read this: [README](../README.md)."
+        ),
         "",
-        *(["A quick run: small, short, and of no use but to see that it works.", ""] if quick else []),
-        f"{machine.describe()}; PostgreSQL {results.postgres}. Load average before the run:"
-        f" {results.load_before:.2f}. Medians of interleaved rounds; the server under test on core"
-        f" {machine.SERVER_CORE}, database and load generator on core {machine.LOAD_CORE}. How to read"
-        " this: [README](../README.md).",
-        "",
-        *([f"![Chart]({picture})", ""] if picture else []),
-        *_promises(results),
     ]
+    if picture:
+        lines += [f"![Chart]({picture})", ""]
+    lines += _promises(results)
     for scenario, outcomes in results.scenarios:
         lines += _scenario(scenario, outcomes)
     if results.skipped:
@@ -116,10 +118,13 @@ def _scenario(scenario: Scenario, outcomes: list[Outcome]) -> list[str]:
             several = len(outcome.rounds) > 1
             cells.append(_number(median, unit) + (f" ({_range(low, high)})" if several else ""))
         shares = [_share(outcome.load_cpu), _share(outcome.load_core_busy)]
-        rows.append(cells + [shares[0] + (" †" if outcome.is_load_bound else ""), shares[1]])
+        rows.append([*cells, shares[0] + (" †" if outcome.is_load_bound else ""), shares[1]])
     lines = [f"## {scenario.name}", "", f"{scenario.title}.", "", *_table(head, rows), ""]
     if any(outcome.is_load_bound for outcome in outcomes):
-        lines += [f"† The load generator used more than {BUSY:.0%} of a core: the server may be faster.", ""]
+        lines += [
+            f"† The load generator used more than {BUSY:.0%} of a core: the server may be faster.",
+            "",
+        ]
     return lines
 
 
@@ -154,7 +159,7 @@ def _share(shares: list[float]) -> str:
 
 def _data(results: Results) -> dict[str, object]:
     return {
-        "when": datetime.now().isoformat(timespec="seconds"),
+        "when": results.began.isoformat(timespec="seconds"),
         "machine": machine.describe(),
         "postgres": results.postgres,
         "load_before": results.load_before,

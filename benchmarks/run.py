@@ -4,6 +4,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from benchmarks import cluster, contenders, load, machine, tools
 from benchmarks.contenders import Contender, PgBench, StartFailed
@@ -39,25 +40,32 @@ class Outcome:
 class Results:
     scenarios: list[tuple[Scenario, list[Outcome]]]
     skipped: dict[str, str]  # contender → why
+    began: datetime
     postgres: str
     load_before: float  # the machine's load average, not counting us
 
 
 def run(scenarios: Sequence[Scenario], rounds: int, peers: Sequence[str] | None) -> Results:
     """Measure. `peers` names the contenders beside OrderTrack; None means all that can run here."""
-    load_before = machine.load_average()
-    machine.pin([machine.LOAD_CORE])
+    began, load_before = datetime.now().astimezone(), machine.load_average()
     tools.load_generator()
     wanted = {case.contender for scenario in scenarios for case in scenario.cases}
     if peers is not None:
         wanted &= {"ordertrack", *peers}
-    with cluster.running() as postgres:
+    # The database inherits the core that we are on.
+    with machine.pinned([machine.LOAD_CORE]), cluster.running() as postgres:
         ready, skipped = _prepare(wanted, postgres)
         plan = [
-            (scenario, [Outcome(case, ready[case.contender].title) for case in scenario.cases
-                        if case.contender in ready])
+            (
+                scenario,
+                [
+                    Outcome(case, ready[case.contender].title)
+                    for case in scenario.cases
+                    if case.contender in ready
+                ],
+            )
             for scenario in scenarios
-        ]  # fmt: skip
+        ]
         turns = list(_turns(plan, rounds))
         with Progress(len(turns)) as progress:
             for scenario, outcome in turns:
@@ -65,7 +73,7 @@ def run(scenarios: Sequence[Scenario], rounds: int, peers: Sequence[str] | None)
                 progress.begin(what)
                 _take_turn(scenario, outcome, ready[outcome.case.contender])
                 progress.advance(f"{what}  {_said(scenario, outcome)}")
-        return Results(plan, skipped, postgres.version, load_before)
+        return Results(plan, skipped, began, postgres.version, load_before)
 
 
 def _prepare(
@@ -118,13 +126,19 @@ def _measure(
     if contender.database:
         contender.cluster.set_durable(contender.database, case.durable)
     cores = machine.all_cores() if case.all_cores else ()
-    orders = case.orders + case.warm_up_orders
-    with contender.under_test(orders, case.processes, cores) as target:
-        ways = {"watch": case.watch, "protocol": case.protocol}
+    measured = case.orders * case.repeats
+    fresh = measured + case.warm_up_orders
+    with contender.under_test(fresh, case.processes, cores) as target:
+
+        def drive(steps: Sequence[str], first: int, count: int) -> list[load.Step]:
+            some = target.with_orders(target.orders[first : first + count])
+            return load.run(some, steps, watch=case.watch, protocol=case.protocol)
+
         if case.warm_up:
-            warming = target.with_orders(target.orders[case.orders :])
-            load.run(warming, case.warm_up, **ways)
-        steps = load.run(target.with_orders(target.orders[: case.orders]), case.steps, **ways)
+            drive(case.warm_up, measured, case.warm_up_orders)
+        steps = []
+        for first in range(0, measured, case.orders):
+            steps += drive(case.steps, first, case.orders)
     return scenario.measure(steps), steps
 
 

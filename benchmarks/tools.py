@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -35,28 +36,23 @@ def node_peer() -> Path:
     if not shutil.which("node") or not shutil.which("npm"):
         raise MissingTool("the Node peer needs node (20 or later) and npm")
     source = PEERS / "node"
-    return _made(
-        "node",
-        [source / "package-lock.json", source / "server.js"],
-        lambda folder: [
-            shutil.copytree(source, folder, dirs_exist_ok=True),
-            _run("npm", "ci", "--no-audit", "--no-fund", "--loglevel=error", cwd=folder),
-        ],
-    )
+
+    def install(folder: Path) -> None:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        _run("npm", "ci", "--no-audit", "--no-fund", "--loglevel=error", cwd=folder)
+
+    return _made("node", [source / "package-lock.json", source / "server.js"], install)
 
 
 def python_peer(name: str) -> Path:
     """The Python of that peer's own environment."""
     requirements = PEERS / name / "requirements.txt"
-    environment = _made(
-        name,
-        [requirements],
-        lambda folder: [
-            _run(sys.executable, "-m", "venv", str(folder)),
-            _run(str(folder / "bin/pip"), "install", "-q", "--no-deps", "-r", str(requirements)),
-        ],
-    )
-    return environment / "bin/python"
+
+    def install(folder: Path) -> None:
+        _run(sys.executable, "-m", "venv", str(folder))
+        _run(str(folder / "bin/pip"), "install", "-q", "--no-deps", "-r", str(requirements))
+
+    return _made(name, [requirements], install) / "bin/python"
 
 
 def _compiled(name: str, sources: list[Path]) -> Path:
@@ -64,19 +60,15 @@ def _compiled(name: str, sources: list[Path]) -> Path:
     if compiler is None:
         raise MissingTool("a C compiler (gcc) is needed for the load generator")
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", f"-I{_LOADGEN}"]
-    inputs = sources + sorted(_LOADGEN.glob("*.h"))
-    folder = _made(
-        name,
-        inputs,
-        lambda folder: [
-            folder.mkdir(),
-            _run(compiler, *flags, "-o", str(folder / name), *map(str, sources)),
-        ],
-    )
-    return folder / name
+
+    def compile_into(folder: Path) -> None:
+        folder.mkdir()
+        _run(compiler, *flags, "-o", str(folder / name), *map(str, sources))
+
+    return _made(name, sources + sorted(_LOADGEN.glob("*.h")), compile_into) / name
 
 
-def _made(name, inputs, make) -> Path:  # type: ignore[no-untyped-def]
+def _made(name: str, inputs: list[Path], make: Callable[[Path], None]) -> Path:
     """A folder that `make(folder)` filled, made anew when one of the inputs has changed."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()[:12]
     folder = cache() / f"{name}-{digest}"

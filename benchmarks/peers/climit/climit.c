@@ -57,20 +57,18 @@ static size_t make_event(char *frame, long order, int version) {
     return make_frame(frame, text);
 }
 
+static bool faulty(const char *kind) { return strcmp(fault, kind) == 0; }
+
+/* A faulty server errs towards one client and in one version only: the check must find even that. */
 static void broadcast(long order, int version) {
-    char frame[1024], other[1024];
+    char frame[1024], late[1024];
     size_t length = make_event(frame, order, version);
     for (int i = 0; i < watcher_count; i++) {
-        if (i == 0 && *fault && version == 3) {
-            /* To one client, one version only: the check must find even that. */
-            if (strcmp(fault, "repeat") == 0)
-                transmit(watchers[i], frame, length);
-            else
-                continue;
-        }
-        transmit(watchers[i], frame, length);
-        if (i == 0 && version == 4 && strcmp(fault, "reorder") == 0)
-            transmit(watchers[i], other, make_event(other, order, 3));
+        bool held_back = i == 0 && version == 3 && (faulty("drop") || faulty("reorder"));
+        if (!held_back) transmit(watchers[i], frame, length);
+        if (i == 0 && version == 3 && faulty("repeat")) transmit(watchers[i], frame, length);
+        if (i == 0 && version == 4 && faulty("reorder"))
+            transmit(watchers[i], late, make_event(late, order, 3));
     }
 }
 

@@ -1,4 +1,4 @@
-"""The peer in FastAPI: asyncpg, uvicorn with uvloop and httptools, as their documentation recommends.
+"""The peer in FastAPI: asyncpg, and uvicorn with uvloop and httptools, which it recommends.
 
 Environment: PORT, JWT_SECRET, and libpq's PG* variables. REST only.
 """
@@ -75,9 +75,13 @@ Pool = Annotated[asyncpg.Pool, Depends(pool)]
 
 
 def check_visible(actor: Actor, row: asyncpg.Record | None) -> asyncpg.Record:
-    if row is None or actor.role not in STAFF and row["customer_id"] != actor.id:
+    if row is None or (actor.role not in STAFF and row["customer_id"] != actor.id):
         raise HTTPException(404, "not_found")
     return row
+
+
+def next_statuses(actor: Actor, status: str) -> list[str]:
+    return [NEXT[status]] if actor.role in STAFF and status in NEXT else []
 
 
 def present(actor: Actor, row: dict[str, Any]) -> JSONResponse:
@@ -92,7 +96,7 @@ def present(actor: Actor, row: dict[str, Any]) -> JSONResponse:
             "driver": None,
             "created_at": row["created_at"].isoformat(),
             "updated_at": row["updated_at"].isoformat(),
-            "next_statuses": [NEXT[row["status"]]] if row["status"] in NEXT else [],
+            "next_statuses": next_statuses(actor, row["status"]),
         },
         headers={"ETag": f'"{row["version"]}"'},
     )

@@ -7,6 +7,7 @@ import eventlet
 
 eventlet.monkey_patch()
 
+# ruff: noqa: E402 (patched first)
 import os
 from datetime import UTC, datetime
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 import eventlet.wsgi
 from flask import Flask, abort, request
 from flask_jwt_extended import JWTManager, current_user, decode_token, jwt_required
-from flask_socketio import ConnectionRefusedError, SocketIO, join_room
+from flask_jwt_extended.exceptions import JWTExtendedException
+from flask_socketio import ConnectionRefusedError as Refused
+from flask_socketio import SocketIO, join_room
 from flask_sqlalchemy import SQLAlchemy
+from jwt import PyJWTError
 
 NEXT = {"Pending": "Processing", "Processing": "Shipped", "Shipped": "Completed"}
 STAFF = {"driver", "admin"}
@@ -145,9 +149,9 @@ users_of_sockets: dict[str, int] = {}
 @socketio.on("connect")
 def connect(auth: dict[str, str] | None) -> None:
     try:
-        claims = decode_token(auth["token"])
-    except Exception:
-        raise ConnectionRefusedError("invalid_token") from None
+        claims = decode_token((auth or {}).get("token", ""))
+    except (JWTExtendedException, PyJWTError):
+        raise Refused("invalid_token") from None
     users_of_sockets[request.sid] = int(claims["sub"])
 
 
