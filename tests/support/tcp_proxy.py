@@ -33,10 +33,13 @@ class Connection:
     """One client's connection through the proxy.
 
     up, down        bytes passed on so far, to the server and to the client
+    is_open         False once it was broken, or both sides have ended it
     """
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
-        self._ends = {UP: (client, server), DOWN: (server, client)}
+        self.ends = {UP: (client, server), DOWN: (server, client)}
+        self.ended: set[str] = set()  # directions in which no more comes
+        self.sending: set[str] = set()  # directions in which a thread is in sendall
         self.passed = {UP: 0, DOWN: 0}
         self.limit: dict[str, int | None] = {UP: None, DOWN: None}
         self.filter: dict[str, Filter | None] = {UP: None, DOWN: None}
@@ -52,22 +55,25 @@ class Connection:
 
     def cut(self) -> None:
         """Break it now: both sides see a reset."""
-        self._close(reset=True)
+        self.close(reset=True)
 
     def cut_after(self, count: int, direction: str = DOWN) -> None:
         """Break it as soon as *count* more bytes have passed in *direction*."""
         self.limit[direction] = self.passed[direction] + count
 
-    def _close(self, *, reset: bool) -> None:
+    def close(self, *, reset: bool = False) -> None:
         self.is_open = False
-        for end in self._ends[UP]:
+        for direction, (_, sink) in self.ends.items():
             with contextlib.suppress(OSError):
+                # Wakes the thread that waits in recv, which close() alone would not. It must not
+                # say goodbye to the peer before the reset does, unless that thread's twin is stuck
+                # in sendall: then only this frees it.
+                stuck = not reset or direction in self.sending
+                sink.shutdown(socket.SHUT_RDWR if stuck else socket.SHUT_RD)
                 if reset:
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                # Wakes the thread that waits in recv; close() alone would not.
-                end.shutdown(socket.SHUT_RDWR)
+                    sink.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             with contextlib.suppress(OSError):
-                end.close()
+                sink.close()
 
 
 class TcpProxy:
@@ -213,7 +219,7 @@ class TcpProxy:
         self._pump(connection, DOWN)
 
     def _pump(self, connection: Connection, direction: str) -> None:
-        source, sink = connection._ends[direction]
+        source, sink = connection.ends[direction]
         try:
             while data := source.recv(CHUNK):
                 self._flows.wait()
@@ -225,18 +231,20 @@ class TcpProxy:
                 limit = connection.limit[direction]
                 if limit is not None:
                     data = data[: max(0, limit - connection.passed[direction])]
+                connection.sending.add(direction)
                 sink.sendall(data)
+                connection.sending.discard(direction)
                 connection.passed[direction] += len(data)
                 if limit is not None and connection.passed[direction] >= limit:
                     connection.cut()
                     return
             self._flows.wait()
+            if not connection.is_open:
+                return
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             connection.cut()
             return
-        # Half closed: the other direction may still have something to say, and closes at its end.
-        ended = getattr(connection, "_ended", 0) + 1
-        connection._ended = ended
-        if ended == 2:
-            connection._close(reset=False)
+        connection.ended.add(direction)  # half closed: the other may still have something to say
+        if connection.ended == {UP, DOWN}:
+            connection.close()
