@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 # ruff: noqa: E402 (see above)
 import atexit
-import logging
 import os
 import sys
 from contextlib import ExitStack
@@ -27,8 +26,8 @@ from flask_migrate import upgrade
 from psycopg2.extensions import get_wait_callback
 
 from ordertrack import app as application
-from ordertrack import embedded, serving
-from ordertrack.config import Settings, SettingsError, load
+from ordertrack import embedded, logs, serving
+from ordertrack.config import Settings, SettingsError, load, secrets_of
 from ordertrack.embedded import EmbeddedError
 
 DOTENV = Path(__file__).with_name(".env")
@@ -82,12 +81,13 @@ def main() -> None:
     assert get_wait_callback() is not None, "psycopg2 does not cooperate with the event loop"
     with ExitStack() as stack:
         settings = prepare(stack)
-        logging.basicConfig(level=settings.log_level)
+        logs.set_up(settings.log_level, secrets=secrets_of(settings))
         is_embedded = load(os.environ, dotenv=DOTENV).db_dsn is None
         app = application.create_app(settings)
         migrate(app)
         relay = app.extensions["ordertrack_relay"]
         relay.start()
+        app.extensions["ordertrack_loop"].start()
         try:
             serving.serve(
                 app,

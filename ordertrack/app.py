@@ -5,8 +5,8 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from ordertrack import cli, identity, problems
-from ordertrack.blueprints import admin, assets, auth, headers, ops, orders, pages
+from ordertrack import cli, identity, metrics, problems
+from ordertrack.blueprints import admin, assets, auth, headers, ops, orders, pages, requests
 from ordertrack.blueprints._http import IdConverter
 from ordertrack.config import Settings
 from ordertrack.db import engine_options
@@ -41,10 +41,12 @@ def create_app(settings: Settings) -> Flask:
         app.register_blueprint(blueprint.blueprint)
     assets.init_app(app, ROOT / "static")
     pages.init_app(app)
-    live.init_app(app, settings)
+    sockets = live.init_app(app, settings)
     headers.init_app(app, settings)
     cli.init_app(app)
     if settings.trusted_proxies:
         n = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n)  # type: ignore[method-assign]
+    requests.init_app(app)
+    metrics.init_app(app, sockets)
     return app

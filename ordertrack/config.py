@@ -291,6 +291,12 @@ def load(environ: Mapping[str, str], *, dotenv: Path | None = None) -> Settings:
     return settings
 
 
+def secrets_of(settings: Settings) -> tuple[str, ...]:
+    """The settings' values that nobody may read in a log."""
+    password = parse_dsn(settings.db_dsn or "").get("password")
+    return tuple(secret for secret in (settings.jwt_secret, password) if secret)
+
+
 def _from_file(path: Path | None) -> Mapping[str, str | None]:
     if path is None or not path.exists():
         return {}

@@ -6,8 +6,10 @@ every other database error is a defect and stays what it is.
 """
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, cast
 
@@ -29,6 +31,35 @@ _PASSING = frozenset(
 )
 
 
+@dataclass(slots=True)
+class PoolStats:
+    """How often this process had to wait for a connection. Plain numbers; nothing is reset."""
+
+    waiting: int = 0  # now
+    waits: int = 0
+    wait_seconds: float = 0.0
+    timeouts: int = 0
+
+
+pool_stats = PoolStats()
+
+
+class CountingPool(QueuePool):
+    """The stock pool; it counts the times when all connections are in use."""
+
+    def connect(self) -> PoolProxiedConnection:
+        if self.checkedout() < self.size():
+            return super().connect()
+        began = time.monotonic()
+        pool_stats.waits += 1
+        pool_stats.waiting += 1
+        try:
+            return super().connect()
+        finally:
+            pool_stats.waiting -= 1
+            pool_stats.wait_seconds += time.monotonic() - began
+
+
 def engine_options(settings: Settings) -> dict[str, Any]:
     """What Flask-SQLAlchemy hands to ``create_engine``: bounded pool, bounded waits, UTC."""
     timeouts = (
@@ -40,7 +71,9 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         "-c timezone=UTC"
     )
     return {
-        "poolclass": QueuePool,
+        "poolclass": CountingPool,
+        # Errors are logged, and parameters hold what must not be: a password's hash, a note.
+        "hide_parameters": True,
         "pool_size": settings.db_pool_size,
         "max_overflow": 0,
         "pool_timeout": settings.db_pool_timeout,
@@ -61,6 +94,7 @@ def unavailable_when_down() -> Iterator[None]:
     try:
         yield
     except exc.TimeoutError as error:  # the pool was empty for too long
+        pool_stats.timeouts += 1
         raise Unavailable("All database connections are busy. Try again shortly.") from error
     except (exc.DBAPIError, psycopg2.Error) as error:
         original = error.orig if isinstance(error, exc.DBAPIError) else error

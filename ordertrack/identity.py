@@ -73,7 +73,8 @@ def jwt_options(settings: Settings) -> dict[str, Any]:
 
 
 def issue(sign_in: SignIn) -> Tokens:
-    """Sign the tokens of a session."""
+    """Sign the tokens of a session, whose user is the caller from now on."""
+    g.principal = sign_in.principal
     session_id = sign_in.principal.session_id
     claims = {"sid": str(session_id), "csrf": _csrf_token(session_id)}
     subject = str(sign_in.principal.user_id)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
-from ordertrack import errors
+from ordertrack import errors, logs
 from ordertrack.payloads import to_json
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,14 @@ def from_exception(error: Exception) -> errors.DomainError:
         return error
     if isinstance(error, HTTPException):
         return _from_http(error)
+    return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> errors.DomainError:
     log.error("unexpected error", exc_info=error)
-    return errors.DomainError("Something went wrong on our side. It has been logged.")
+    reference = logs.request_id()
+    extra = {} if reference is None else {"request_id": reference}
+    return errors.DomainError("Something went wrong on our side. It has been logged.", **extra)
 
 
 def _from_http(error: HTTPException) -> errors.DomainError:
@@ -73,8 +79,7 @@ def _from_http(error: HTTPException) -> errors.DomainError:
             return errors.TooManyRequests("Too many requests. Slow down.", retry_after=1)
         case code if code is not None and 400 <= code < 500:
             return errors.MalformedRequest(error.description or "The request is malformed.")
-    log.error("unexpected error", exc_info=error)
-    return errors.DomainError("Something went wrong on our side. It has been logged.")
+    return _unexpected(error)
 
 
 def answer(error: errors.DomainError) -> Response:

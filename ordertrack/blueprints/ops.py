@@ -1,6 +1,7 @@
-"""For those who run it: alive, ready. Metrics join them here."""
+"""For those who run it: alive, ready, and in figures. See docs/operations.md."""
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response, current_app, request
+from prometheus_client.exposition import choose_encoder
 
 from ordertrack import db, identity
 from ordertrack.blueprints._http import json_answer
@@ -27,3 +28,11 @@ def readyz() -> Response:
         raise Unavailable("The relay is not following the log.")
     _ANSWERS.all()
     return json_answer({"status": "ready"})
+
+
+@blueprint.get("/metrics")
+@identity.public
+def metrics() -> Response:
+    """This process's figures, in Prometheus' text format or, if asked, OpenMetrics."""
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return Response(encode(current_app.extensions["ordertrack_metrics"]), content_type=content_type)

@@ -1,6 +1,6 @@
 """Around every request: an id, a measurement, and for some a line in the log.
 
-The outermost WSGI application, so that what sockets, polling and error pages answer is counted, too.
+The outermost WSGI application, so that what sockets and error pages answer is counted, too.
 What it costs, and why most reads are not logged, is in docs/adr/040-watching-it.md.
 """
 
@@ -12,7 +12,7 @@ from itertools import count
 from time import perf_counter
 from typing import Any, Final
 
-from flask import Flask
+from flask import Flask, Response, g, request
 
 from ordertrack import logs
 from ordertrack.histogram import Histogram
@@ -73,52 +73,47 @@ class Requests:
             status = int(line[:3])
             return start_response(line, [*headers, ("X-Request-ID", request_id)], *rest)
 
-        token = logs.enter(logs.Request(request_id))
+        noted = logs.Request(request_id)
+        token = logs.enter(noted)
         self.in_flight += 1
         try:
             answer = self._inner(environ, start)
-            self._observe(environ, status, perf_counter() - began)
+            self._observe(environ, noted, status, perf_counter() - began)
         except BaseException:
-            self._observe(environ, 500, perf_counter() - began)
+            self._observe(environ, noted, 500, perf_counter() - began)
             raise
         finally:
             self.in_flight -= 1
             logs.leave(token)
         return answer
 
-    def _observe(self, environ: Environ, status: int, seconds: float) -> None:
+    def _observe(self, environ: Environ, noted: logs.Request, status: int, seconds: float) -> None:
         method = environ["REQUEST_METHOD"]
-        route = _route(environ)
-        key = (route, method if method in _METHODS else "(other)", status // 100)
+        if method not in _METHODS:
+            method = "(other)"
+        route = noted.route or _route_in_front(environ["PATH_INFO"])
+        key = (route, method, status // 100)
         histogram = self.seen.get(key)
         if histogram is None:
             histogram = self.seen[key] = Histogram(BOUNDS)
         histogram.observe(seconds)
         level = _level(method, route, status, seconds)
         if log.isEnabledFor(level):
-            principal = environ.get("ordertrack.principal")
             log.log(
                 level,
                 "request",
                 extra=logs.fields(
-                    method=key[1],
+                    method=method,
                     path=route,
                     status=status,
                     duration_ms=round(seconds * 1000, 2),
-                    user_id=None if principal is None else str(principal.user_id),
+                    user_id=None if noted.user_id is None else str(noted.user_id),
                     client=environ.get("REMOTE_ADDR"),
                 ),
             )
 
 
-def _route(environ: Environ) -> str:
-    """The template of the path: `/api/orders/<id:order_id>`."""
-    request = environ.get("werkzeug.request")
-    rule = request.url_rule if request is not None else None
-    if rule is not None:
-        template: str = rule.rule
-        return template
-    path = environ.get("PATH_INFO", "")
+def _route_in_front(path: str) -> str:
     for beginning, template in _IN_FRONT.items():
         if path.startswith(beginning):
             return template
@@ -141,3 +136,13 @@ def init_app(app: Flask) -> None:
     requests = Requests(app.wsgi_app)
     app.extensions["ordertrack_requests"] = requests
     app.wsgi_app = requests  # type: ignore[method-assign]
+
+    @app.after_request
+    def note(response: Response) -> Response:
+        noted = logs.current()
+        if noted is not None:
+            rule, principal = request.url_rule, g.get("principal")
+            # `api/orders/<id:order_id>`, not the path: few, and nothing of the client's in it.
+            noted.route = rule.rule if rule is not None else None
+            noted.user_id = principal.user_id if principal is not None else None
+        return response

@@ -122,6 +122,10 @@ class Fanout:
         # under way, and those begun since.
         self._settled: list[tuple[int, Watcher, _Transit]] = []
         self._settling: list[tuple[int, Watcher, _Transit]] = []
+        self.subscribes = 0
+        self.resumes = 0  # of those, with the version last seen
+        self.resets = 0  # of those, too far behind to replay
+        self.replayed = 0
         self.published = 0
         self.deliveries = 0
 
@@ -154,6 +158,7 @@ class Fanout:
                 transit.floor = answer.version
                 self._settling.append((order_id, watcher, transit))
                 watcher.join(order_room(order_id))
+                self._count(wanted[order_id], answer)
             else:
                 self._drop(order_id, watcher, transit)
                 watcher.leave(order_room(order_id))
@@ -188,6 +193,12 @@ class Fanout:
             del there[watcher]
             if not there:
                 del self._transit[order_id]
+
+    def _count(self, after: int | None, answer: CaughtUp) -> None:
+        self.subscribes += 1
+        self.resumes += after is not None and after >= 0
+        self.resets += answer.reset
+        self.replayed += len(answer.events)
 
     def unsubscribe(self, watcher: Watcher, order_id: int) -> None:
         watcher.leave(order_room(order_id))

@@ -1,8 +1,13 @@
 """The live side of a server, put together: rooms, raw sockets, fan-out, relay."""
 
+import time
+from dataclasses import dataclass
+
 from flask import Flask, Response, request
 
 from ordertrack.config import Settings
+from ordertrack.eventlog import Event
+from ordertrack.histogram import Histogram
 from ordertrack.policy import DriverScope
 from ordertrack.realtime import transport
 from ordertrack.realtime.engine import SocketIO
@@ -13,8 +18,23 @@ from ordertrack.realtime.rooms import Rooms
 from ordertrack.realtime.transport import Limits, Origins
 from ordertrack.realtime.websocket import OrderSockets, RawRooms
 
+# Of an event's age when the sockets get it: from the wake-up in time to the database gone for long.
+LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
-def init_app(app: Flask, settings: Settings) -> Relay:
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The parts, for who watches over them."""
+
+    socketio: SocketIO
+    raw_rooms: RawRooms
+    guests: Guests
+    fanout: Fanout
+    relay: Relay
+    lag: Histogram
+
+
+def init_app(app: Flask, settings: Settings) -> Live:
     """Add the sockets to *app*. The relay that feeds them is started by who serves."""
     scope = DriverScope(settings.driver_scope)
     limits = Limits(
@@ -42,9 +62,16 @@ def init_app(app: Flask, settings: Settings) -> Relay:
         limits=limits,
         scope=scope,
     )
+    lag = Histogram(LAG_BOUNDS)
+
+    def publish(event: Event) -> None:
+        fanout.publish(event)
+        # By two clocks, the database's and ours: as good as they agree.
+        lag.observe(max(0.0, time.time() - event.created_at.timestamp()))
+
     relay = Relay(
         settings.db_dsn or "",
-        publish=fanout.publish,
+        publish=publish,
         end_access=guests.end_access,
         reading=fanout.reading,
         caught_up=fanout.caught_up,
@@ -60,4 +87,4 @@ def init_app(app: Flask, settings: Settings) -> Relay:
             relay.wake()
         return response
 
-    return relay
+    return Live(socketio, raw_rooms, guests, fanout, relay, lag)

@@ -27,6 +27,7 @@ from ordertrack.problems import from_exception, problem
 from ordertrack.realtime.engine import EngineSocket, SocketIO, encode_event
 from ordertrack.realtime.fanout import TRY_AGAIN_LATER, Announcement, Fanout, feed_room
 from ordertrack.realtime.guests import Guests
+from ordertrack.realtime.stats import stats
 from ordertrack.services import actors, orders
 from ordertrack.services.orders import CaughtUp
 
@@ -116,6 +117,7 @@ class Rooms:
         except Exception as error:
             self.forget(sid)
             shown = from_exception(error)
+            stats.refuse(shown.code)
             if isinstance(shown, Unavailable):
                 # Refused, the stock clients would not come back; closed, they do.
                 socket.close_with(TRY_AGAIN_LATER, shown.code, goodbye=False)

@@ -17,5 +17,8 @@ class Stats:
     closed: dict[int, int] = field(default_factory=dict)  # by close code
     refused: dict[str, int] = field(default_factory=dict)  # handshakes, by problem code
 
+    def refuse(self, code: str) -> None:
+        self.refused[code] = self.refused.get(code, 0) + 1
+
 
 stats = Stats()

@@ -633,7 +633,7 @@ _loop.sweeps.append(_pings.sweep)
 
 def refuse(start_response: Callable[..., Any], refused: Refused) -> list[bytes]:
     """Answer a handshake with a problem document, and count it."""
-    stats.refused[refused.code] = stats.refused.get(refused.code, 0) + 1
+    stats.refuse(refused.code)
     return _refuse(start_response, refused)
 
 

@@ -41,6 +41,10 @@ class RawRooms:
     def members(self, room: str) -> Iterable["RawWatcher"]:
         return self._rooms.get(room, ())
 
+    def memberships(self) -> int:
+        """How many watchers there are, each counted once per order."""
+        return sum(map(len, self._rooms.values()))
+
     def join(self, room: str, watcher: "RawWatcher") -> None:
         self._rooms.setdefault(room, {})[watcher] = None
 
@@ -158,7 +162,9 @@ class OrderSockets:
         except Refused as refused:
             return transport.refuse(start_response, refused)
         except Exception as error:  # noqa: BLE001 (answered as a problem, logged if unexpected)
-            return answer(from_exception(error))(environ, start_response)
+            shown = from_exception(error)
+            transport.stats.refuse(shown.code)
+            return answer(shown)(environ, start_response)
 
     def _open(self, environ: dict[str, Any], order_id: int) -> Iterable[bytes]:
         transport.check_handshake(environ)

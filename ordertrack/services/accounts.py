@@ -9,6 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as Transaction
 
+from ordertrack import logs
 from ordertrack.db import transaction
 from ordertrack.errors import (
     EmailTaken,
@@ -55,6 +56,7 @@ def register(name: str, email: str, password: str, role: Role = Role.USER) -> Ac
 
     Raises `EmailTaken` when the address, in whatever case, belongs to somebody.
     """
+    logs.hide(password)
     password_hash = off_the_loop(_hasher.hash, password)
     try:
         with transaction() as t:
@@ -74,6 +76,7 @@ def log_in(email: str, password: str, lifetime: timedelta) -> SignIn:
     Raises `InvalidCredentials` for an unknown address, a wrong password and a deactivated account
     alike, after the same amount of work.
     """
+    logs.hide(password)
     with transaction() as t:
         user = t.scalar(select(User).where(func.lower(User.email) == func.lower(email)))
         stored = user.password_hash if user else _NOBODYS_HASH

@@ -1,0 +1,203 @@
+"""One line per record, and no secret in it."""
+
+import io
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ordertrack import logs
+from ordertrack.logs import HIDDEN, JsonFormatter, redact
+
+JWT = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiI3In0.c2lnbmF0dXJlLW9mLTMyLWJ5dGVzLXBsdXM"
+PASSWORD = "correct horse battery staple"
+
+
+class Sink:
+    """A logger with our formatter, and what it wrote."""
+
+    def __init__(self, *secrets: str) -> None:
+        self.stream = io.StringIO()
+        self.log = logging.Logger("ordertrack.test")  # noqa: LOG001 (of its own)
+        handler = logging.StreamHandler(self.stream)
+        handler.setFormatter(JsonFormatter(secrets))
+        self.log.addHandler(handler)
+
+    @property
+    def text(self) -> str:
+        return self.stream.getvalue()
+
+    def record(self) -> dict[str, object]:
+        """The one record that was written."""
+        [line] = self.text.splitlines()
+        found: dict[str, object] = json.loads(line)
+        return found
+
+
+@pytest.fixture
+def sink() -> Sink:
+    return Sink("the-secret-of-this-server")
+
+
+@pytest.fixture
+def request_in_hand() -> Iterator[logs.Request]:
+    request = logs.Request("req-1")
+    token = logs.enter(request)
+    yield request
+    logs.leave(token)
+
+
+def test_a_record_is_one_json_object_with_time_level_logger_and_message(sink: Sink) -> None:
+    before = time.time()
+    sink.log.warning("%d connections", 3)
+    record = sink.record()
+    assert record["level"] == "WARNING"
+    assert record["logger"] == "ordertrack.test"
+    assert record["message"] == "3 connections"
+    assert "request_id" not in record
+    moment = str(record["time"])
+    assert moment.endswith("Z")
+    assert moment[:19] >= time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(before))
+
+
+def test_fields_become_members_and_the_request_is_named(
+    sink: Sink, request_in_hand: logs.Request
+) -> None:
+    sink.log.info("request", extra=logs.fields(status=200, user_id=None))
+    record = sink.record()
+    assert record["request_id"] == "req-1"
+    assert record["status"] == 200
+    assert record["user_id"] is None
+
+
+def test_after_the_request_records_are_nobodys(sink: Sink) -> None:
+    logs.leave(logs.enter(logs.Request("req-2")))
+    sink.log.info("later")
+    assert "request_id" not in sink.record()
+    assert logs.request_id() is None
+
+
+@pytest.mark.parametrize(
+    "nasty",
+    ['"}\r\n{"level":"ERROR', "\x1b[2J\x1b]0;owned\x07", "\u2028\u2029\x85", "\x00\x7f\x9b31m"],
+)
+def test_control_characters_cannot_forge_a_line_or_reach_a_terminal(sink: Sink, nasty: str) -> None:
+    sink.log.error("said %s", nasty)
+    sink.log.info("request", extra=logs.fields(path=nasty))
+    assert all(32 <= ord(character) < 127 for character in sink.text.replace("\n", ""))
+    first, second = (json.loads(line) for line in sink.text.split("\n")[:2])
+    assert first["message"] == f"said {nasty}"
+    assert second["path"] == nasty
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        (f"bad token {JWT}", JWT),
+        (f"Authorization: Bearer {JWT}", JWT),
+        ("authorization: bearer not-even-a-jwt", "not-even-a-jwt"),
+        ("Sec-WebSocket-Protocol: ordertrack.v1, bearer.opaque-token", "opaque-token"),
+        ("Authorization: Basic ZGV3aTpzZWNyZXQ=", "ZGV3aTpzZWNyZXQ="),
+        ("Cookie: theme=dark; session=s3cr3t-s3ss10n", "s3cr3t-s3ss10n"),
+        ("Set-Cookie: access_token_cookie=abcdef; HttpOnly", "abcdef"),
+        ("GET /login?next=/&password=hunter22&x=1", "hunter22"),
+        ("{'email': 'd@example.org', 'password': 'hunter 22'}", "hunter 22"),
+        ('{"refresh_token": "abcdef123", "a": 1}', "abcdef123"),
+        ("csrf_token=0123456789abcdef", "0123456789abcdef"),
+        ("connection to host=db user=o password=pw4db failed", "pw4db"),
+        ("postgresql://ordertrack:pw4db@db/ordertrack", "pw4db"),
+        ("hash $argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA", "c2FsdA$aGFzaA"),
+        (f"[type=string_type, input_value='{PASSWORD}', input_type=str]", PASSWORD),
+        ("JWT_SECRET=the-secret-of-this-server", "the-secret-of-this-server"),
+        ("key the-secret-of-this-server used", "the-secret-of-this-server"),
+    ],
+)
+def test_secrets_are_hidden_in_messages_and_in_tracebacks(
+    sink: Sink, text: str, secret: str
+) -> None:
+    try:
+        try:
+            raise ValueError(text)
+        except ValueError as error:
+            raise RuntimeError(f"while handling {text}") from error
+    except RuntimeError:
+        sink.log.exception("failed: %s", text)
+    assert secret not in sink.text
+    assert HIDDEN in str(sink.record()["message"])
+    assert HIDDEN in str(sink.record()["traceback"])
+
+
+def test_what_came_with_the_request_as_a_secret_is_hidden_wherever_it_turns_up(
+    sink: Sink, request_in_hand: logs.Request
+) -> None:
+    logs.hide(PASSWORD)
+    try:
+        raise ValueError(f"cannot hash {PASSWORD}")
+    except ValueError:
+        sink.log.exception("unexpected error")
+    assert PASSWORD not in sink.text
+    assert "cannot hash [hidden]" in str(sink.record()["traceback"])
+
+
+def test_hiding_outside_of_a_request_or_a_single_letter_does_nothing(
+    sink: Sink, request_in_hand: logs.Request
+) -> None:
+    logs.hide("a")
+    sink.log.info("a banana")
+    assert sink.record()["message"] == "a banana"
+
+
+def test_ordinary_text_is_left_alone() -> None:
+    text = "the relay lost the database: server closed the connection (10.0.0.7:5432), turn 7"
+    assert redact(text) == text
+
+
+def test_an_exception_is_one_record_with_its_traceback_inside(sink: Sink) -> None:
+    try:
+        raise KeyError("gone")
+    except KeyError:
+        sink.log.exception("unexpected error")
+    traceback = str(sink.record()["traceback"])
+    assert traceback.startswith("Traceback (most recent call last):\n")
+    assert "KeyError: 'gone'" in traceback
+
+
+def test_a_very_long_record_is_cut_in_the_middle(sink: Sink) -> None:
+    sink.log.error("begin %s end", "x " * 100_000)
+    message = str(sink.record()["message"])
+    assert message.startswith("begin")
+    assert message.endswith("end")
+    assert len(message) < logs.MAX_TEXT + 100
+
+
+def test_what_cannot_be_json_is_shown_as_text(sink: Sink) -> None:
+    sink.log.info("request", extra=logs.fields(path=object, note={1, 2}))
+    assert "class" in str(sink.record()["path"])
+
+
+def test_uncaught_exceptions_and_warnings_become_records(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", list(root.handlers))
+    monkeypatch.setattr(root, "level", root.level)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    kept = root.handlers
+    root.handlers = []  # `set_up` closes what it replaces: not pytest's
+    try:
+        logs.set_up("INFO")
+        try:
+            raise OSError("no space")
+        except OSError as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        logging.captureWarnings(capture=False)
+        root.handlers = kept
+    [line] = capsys.readouterr().err.splitlines()
+    record = json.loads(line)
+    assert record["level"] == "CRITICAL"
+    assert "OSError: no space" in record["traceback"]
