@@ -80,10 +80,14 @@ class Outgoing:
 
     __slots__ = ("frame", "packets", "size")
 
-    def __init__(self, encoded: Iterable[str | bytes]) -> None:
-        """`encoded` are the Socket.IO packet and, if it is binary, its attachments."""
-        self.packets = [Packet(MESSAGE, part) for part in encoded]
-        self.frame = b"".join(map(_frame, self.packets))
+    def __init__(self, parts: Iterable[str | bytes]) -> None:
+        """`parts` are the Socket.IO packet and, if it is binary, its attachments."""
+        parts = list(parts)
+        self.packets = [Packet(MESSAGE, part) for part in parts]
+        self.frame = b"".join(
+            text_frame("4" + part) if isinstance(part, str) else binary_frame(part)
+            for part in parts
+        )
         self.size = len(self.frame)
 
 
@@ -105,7 +109,7 @@ class _PollQueue:
     def __init__(self) -> None:
         self.packets: deque[tuple[Packet, int]] = deque()
         self.size = 0
-        self.since = 0.0  # when the first of them was queued
+        self.since = 0.0  # when the first was queued, or some were fetched
         self.polling = False  # a request waits for packets
         self.ready = Signal()
 
@@ -118,9 +122,14 @@ class _PollQueue:
         self.ready.set()
 
     def take(self) -> list[Packet]:
-        """Everything that waits."""
-        taken = [packet for packet, _ in self.packets]
-        self.clear()
+        """As many packets as the stock clients accept in one answer."""
+        taken: list[Packet] = []
+        while self.packets and len(taken) < Payload.max_decode_packets:
+            packet, size = self.packets.popleft()
+            taken.append(packet)
+            self.size -= size
+            stats.queued_bytes -= size
+        self.since = monotonic()
         return taken
 
     def clear(self) -> None:
@@ -139,6 +148,7 @@ class EngineSocket:
         "_heard",
         "_over",
         "_probe",
+        "_probed",
         "_queue",
         "_reason",
         "closing",
@@ -160,6 +170,7 @@ class EngineSocket:
         self.closing = False  # nothing is sent any more
         self._queue: _PollQueue | None = None
         self._probe: WebSocket | None = None  # the WebSocket that polling may move to
+        self._probed = False  # and whether it has been tried
         self._reason: str | None = None
         self._heard = True
         self._over = False
@@ -278,10 +289,14 @@ class EngineSocket:
     def too_slow(self) -> None:
         """A polling client does not fetch what waits for it."""
         stats.slow_closes += 1
-        if self._queue is not None:
-            self._queue.clear()
+        self.discard_queue()
         self._reason = self.server.reason.TRANSPORT_ERROR
         self.close_with(1013, goodbye=False)
+
+    def discard_queue(self) -> None:
+        """Free what waits to be fetched."""
+        if self._queue is not None:
+            self._queue.clear()
 
     def check_age(self, now: float) -> None:
         """Called by the sweep while something waits to be fetched."""
@@ -307,7 +322,7 @@ class EngineSocket:
 
     def on_open(self, ws: WebSocket) -> None:
         if self.connected:
-            self._probe = ws  # polling so far: wait for the probe
+            self._probe, self._probed = ws, False  # polling so far: wait for the probe
             self.server.probes.append((monotonic() + CONNECT_SECONDS, ws))
             return
         self.ws = ws
@@ -355,9 +370,10 @@ class EngineSocket:
             ws.close(1000)
         elif message == "2probe":
             ws.write(_PROBE_ANSWER)
+            self._probed = True
             if self._queue is not None and self._queue.polling:
                 self._queue.ready.set()
-        elif message == "5":
+        elif message == "5" and self._probed:
             queue, self._queue = self._queue, None
             self._probe, self.ws = None, ws
             self.server.waiting.discard(self)
@@ -410,7 +426,8 @@ class EngineSocket:
         finally:
             queue.polling = False
         packets = queue.take()
-        self.server.waiting.discard(self)
+        if not queue.packets:
+            self.server.waiting.discard(self)
         return packets or [_NOOP_PACKET]
 
     def handle_post_request(self, environ: Mapping[str, Any]) -> None:
@@ -429,14 +446,15 @@ class EngineSocket:
         if len(packets) > Payload.max_decode_packets:
             raise eio_exceptions.EngineIOError("too many packets")
         for packet in packets:
-            if self.closing:
-                return
             kind = packet[:1]
-            if kind == "4":
-                self.server.receive(self, packet[1:])
-            elif kind == "1":
-                self._reason = self.server.reason.CLIENT_DISCONNECT
+            if kind == "1":
+                self._reason = self._reason or self.server.reason.CLIENT_DISCONNECT
+                self.discard_queue()
                 self._end()
+            elif self.closing:
+                return
+            elif kind == "4":
+                self.server.receive(self, packet[1:])
             elif kind not in ("3", "6"):
                 raise eio_exceptions.UnknownPacketError
 
@@ -555,6 +573,8 @@ class EngineServer(engineio.Server):  # type: ignore[misc]
             if isinstance(ws.handler, EngineSocket) and ws.handler.ws is not ws:
                 ws.abort()
         while self.farewells and self.farewells[0][0] <= now:
-            self.sockets.pop(self.farewells.popleft()[1].sid, None)
+            session = self.farewells.popleft()[1]
+            session.discard_queue()
+            self.sockets.pop(session.sid, None)
         for session in list(self.waiting):
             session.check_age(now)
