@@ -364,7 +364,11 @@ class Outcome:
 def move_many(
     principal: Principal, order_ids: Sequence[int], target: Status, scope: DriverScope
 ) -> list[Outcome]:
-    """Move each order to *target* by itself: one that cannot does not hold up the others."""
+    """Move each order to *target* by itself: one that cannot does not hold up the others.
+
+    Raises `Forbidden` for customers, `InvalidToken`.
+    """
+    actors.require_staff(actors.identify(principal))
     return [
         _outcome(order_id, orders.change_status, principal, order_id, target, scope)
         for order_id in order_ids
@@ -374,7 +378,11 @@ def move_many(
 def assign_many(
     principal: Principal, order_ids: Sequence[int], driver_id: int | None, scope: DriverScope
 ) -> list[Outcome]:
-    """Give each order to the driver, or to none, by itself."""
+    """Give each order to the driver, or to none, by itself.
+
+    Raises `Forbidden` unless the caller is an admin, `InvalidToken`.
+    """
+    actors.require_admin(actors.identify(principal))
     return [
         _outcome(order_id, orders.assign_driver, principal, order_id, driver_id, scope)
         for order_id in order_ids

@@ -3,6 +3,7 @@
 import json as jsonlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Protocol
 
 import requests
@@ -64,6 +65,8 @@ class OverTheWire:
         self._url = url
         self._session = requests.Session()
         self._session.trust_env = False
+        # Nothing is carried from one request to the next.
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         adapter = requests.adapters.HTTPAdapter(pool_maxsize=64)
         self._session.mount("http://", adapter)
 

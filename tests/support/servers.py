@@ -79,9 +79,10 @@ def environment(dsn: str, **changes: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running_server(dsn: str, **changes: str) -> Iterator[Server]:
+def running_server(dsn: str, *, script: str = "wsgi.py", **changes: str) -> Iterator[Server]:
     """A server on *dsn* that serves; *changes* are further settings, in capitals.
 
+    *script* is what Python runs, from the root of the repository.
     It is killed at the end if it still runs. Fails, showing its log, when it does not start.
     """
     env = environment(dsn, **changes)
@@ -89,7 +90,7 @@ def running_server(dsn: str, **changes: str) -> Iterator[Server]:
         log_file = Path(folder, "log")
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "wsgi.py"],
+                [sys.executable, script],
                 cwd=ROOT,
                 env=env,
                 stdin=subprocess.DEVNULL,
