@@ -1,1 +1,48 @@
-// soon
+/**
+ * Lists that follow the feed: a row changes at once, and soon after the list is what the server says
+ * (a new order, one that a filter lets in or out, the counts).
+ */
+
+import { announce, highlight, sentence, setChip, stream } from "./live.js";
+import { viewer } from "./session.js";
+import { refresher } from "./swap.js";
+import { setTime } from "./times.js";
+
+const isBoard = document.querySelector(".board, .filters") !== null;
+const soon = refresher(countSelected);
+
+stream.feed({
+  onEvent(event) {
+    const row = document.querySelector(`[data-swap="orders"] [data-order="${event.order_id}"]`);
+    if (row) apply(row, event);
+    const isOurs = row !== null || event.actor.id === viewer;
+    if (isBoard || isOurs) soon();
+    if (!isBoard && isOurs && event.actor.id !== viewer) announce(sentence(event), event.status);
+  },
+  onResume: soon,
+});
+
+function apply(row, event) {
+  if (event.version <= Number(row.dataset.version)) return;
+  row.dataset.version = event.version;
+  row.dataset.status = event.status;
+  setChip(row.querySelector(".chip"), event.status);
+  setTime(row.querySelector('[data-slot="changed"] time'), event.updated_at);
+  highlight(row);
+}
+
+// --- what is selected ----------------------------------------------------------------------------
+
+function countSelected() {
+  const label = document.getElementById("selected");
+  if (!label) return;
+  const number = document.querySelectorAll('[name="order"]:checked').length;
+  label.textContent = number > 0 ? `With the ${number} selected:` : "With the selected orders:";
+}
+
+document.addEventListener("change", (event) => {
+  if (event.target.id === "pick-all") {
+    for (const box of document.querySelectorAll('[name="order"]')) box.checked = event.target.checked;
+  }
+  countSelected();
+});
