@@ -97,6 +97,7 @@ API = {
 
 OPERATIONS = {
     "GET /healthz":                          everybody(200),
+    "GET /metrics":                          everybody(200),
     "GET /readyz":                           everybody(200),
 }
 
