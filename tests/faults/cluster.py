@@ -43,6 +43,12 @@ class Cluster:
             cursor.execute(sql, values or None)
             return cursor.fetchall() if cursor.description else []
 
+    def execute_elsewhere(self, sql: str) -> None:
+        """As `execute`, from the maintenance database."""
+        with contextlib.closing(psycopg2.connect(self._running.superuser_dsn)) as connection:
+            connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+            connection.cursor().execute(sql)
+
     def _processes(self) -> list[psutil.Process]:
         pid_file = self._running.data_dir / "postgres" / "postmaster.pid"
         postmaster = psutil.Process(int(pid_file.read_text().split()[0]))

@@ -1,10 +1,14 @@
 """Fixtures of the fault suite."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from tests.faults.cluster import Cluster, running_cluster
+from tests.faults.watchers import RawWatcher
+from tests.support.people import Person
+from tests.support.servers import Server, running_server
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +17,32 @@ def cluster() -> Iterator[Cluster]:
     # The writer's delay: what is not committed reaches the disk late, so that a crash loses it.
     with running_cluster(wal_writer_delay="10s") as started:
         yield started
+
+
+@pytest.fixture
+def start(cluster: Cluster) -> Iterator[Callable[..., Server]]:
+    """Starts servers on `cluster`, with faults to be armed: ``start(DB_POOL_SIZE="3")``."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(
+            running_server(cluster.dsn, script="tests/faults/launcher.py", **settings)
+        )
+
+
+@pytest.fixture
+def watch() -> Iterator[Callable[[Server, Person, str], RawWatcher]]:
+    """Starts watchers of one order over raw sockets, from its first event on."""
+    started: list[RawWatcher] = []
+
+    def watch(server: Server, person: Person, order_id: str) -> RawWatcher:
+        watcher = RawWatcher(
+            f"watcher {len(started)}", lambda: server.ws_url, person.token, lambda: order_id
+        )
+        watcher.start()
+        started.append(watcher)
+        return watcher
+
+    yield watch
+    for watcher in started:
+        watcher.stop()
+    for watcher in started:
+        watcher.join(10)

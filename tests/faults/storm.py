@@ -159,7 +159,7 @@ class Report:
 
 
 class Storm:
-    def __init__(self, cluster: Cluster, seed: int, *, pause: float = 0.04) -> None:
+    def __init__(self, cluster: Cluster, seed: int, *, pause: float = 0.02) -> None:
         self._cluster = cluster
         self._chance = random.Random(seed)
         self._report = Report(seed)

@@ -135,33 +135,35 @@ class Writer(threading.Thread):
                     headers=headers,
                     timeout=TIMEOUT,
                 )
+                # An answer that was cut off in its headers looks whole, and has no body.
+                shown = answer.json()
             except requests.RequestException:
                 in_doubt = True
                 self._stopping.wait(0.1)
                 continue
             self.slowest = max(self.slowest, time.monotonic() - began)
             if answer.status_code == 503:
-                self._check_unavailable(answer)
+                self._check_unavailable(answer, shown)
                 in_doubt = True
                 self._stopping.wait(0.1)
                 continue
             write.answered = time.monotonic()
             if answer.status_code in (200, 201):
                 write.outcome = Outcome.ACKNOWLEDGED
-                order = answer.json()
-                write.order_id = order["id"]
+                write.order_id = shown["id"]
                 # The order that a key made is shown as it is now, whichever call made it.
-                write.version = order["version"]
-                self._orders.note(order) if method != "POST" else None
+                write.version = shown["version"]
+                if method != "POST":
+                    self._orders.note(shown)
             elif answer.status_code == 409:
                 write.outcome = Outcome.UNKNOWN if in_doubt else Outcome.REFUSED
-                if "current" in answer.json():
-                    self._orders.note({"id": write.order_id, "status": answer.json()["current"]})
+                if "current" in shown:
+                    self._orders.note({"id": write.order_id, "status": shown["current"]})
             else:
                 self.faults.append(f"{method} {path}: {answer.status_code} {answer.text}")
             return
 
-    def _check_unavailable(self, answer: requests.Response) -> None:
+    def _check_unavailable(self, answer: requests.Response, shown: Any) -> None:
         self.unavailable += 1
-        if answer.headers.get("Retry-After") is None or answer.json()["code"] != "unavailable":
-            self.faults.append(f"503 as {answer.headers} {answer.text}")
+        if "Retry-After" not in answer.headers or shown["code"] != "unavailable":
+            self.faults.append(f"503 as {answer.headers} {shown}")

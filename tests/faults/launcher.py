@@ -1,0 +1,114 @@
+"""wsgi.py with faults built in: what the fault suite starts instead of it.
+
+Three addresses are added, and nothing else differs:
+
+    POST /fault/heartbeat      the longest time for which the loop was blocked since the last call
+    POST /fault/query?sql=…    runs a query on a connection of the pool
+    POST /fault/arm?point=…    the process dies, as by kill -9, or fails, at this point from now on:
+        before-hint            a change is committed, and nobody has been told
+        before-push            the relay has read an event, and has not delivered it
+        relay                  the relay meets a defect
+"""
+
+# ruff: noqa: E402 (patched before everything else, as wsgi.py does it)
+import eventlet
+
+eventlet.monkey_patch()
+
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from flask import Flask, Response, request
+from sqlalchemy import text
+
+from ordertrack import app as application
+from ordertrack import identity
+from ordertrack.db import transaction
+from ordertrack.realtime.fanout import Fanout
+from ordertrack.realtime.relay import Relay
+
+BEAT = 0.005
+
+armed: set[str] = set()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+wake, publish = Relay.wake, Fanout.publish
+
+
+def faulty_wake(self: Relay) -> None:
+    if "before-hint" in armed:
+        die()
+    wake(self)
+
+
+def faulty_publish(self: Fanout, event: Any) -> None:
+    if "before-push" in armed:
+        die()
+    if "relay" in armed:
+        raise RuntimeError("a defect, made on purpose")
+    publish(self, event)
+
+
+class Heartbeat:
+    """A greenlet that wants to run every few milliseconds, and notes how late it was."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    def beat(self) -> None:
+        while True:
+            began = time.monotonic()
+            eventlet.sleep(BEAT)
+            self.longest = max(self.longest, time.monotonic() - began - BEAT)
+
+
+create_app = application.create_app
+
+
+def faulty_app(*arguments: Any) -> Flask:
+    app = create_app(*arguments)
+    heartbeat = Heartbeat()
+    eventlet.spawn(heartbeat.beat)
+
+    @app.post("/fault/heartbeat")
+    @identity.public
+    def longest_block() -> Response:
+        longest, heartbeat.longest = heartbeat.longest, 0.0
+        return Response(json.dumps({"seconds": longest}), content_type="application/json")
+
+    @app.post("/fault/query")
+    @identity.public
+    def query() -> Response:
+        with transaction() as t:
+            t.execute(text(request.args["sql"]))
+        return Response(status=204)
+
+    @app.post("/fault/arm")
+    @identity.public
+    def arm() -> Response:
+        point = request.args["point"]
+        response = Response(status=204)
+        response.call_on_close(lambda: armed.add(point))  # when this call itself is over
+        return response
+
+    return app
+
+
+Relay.wake, Fanout.publish = faulty_wake, faulty_publish  # type: ignore[method-assign]
+application.create_app = faulty_app  # type: ignore[assignment]
+
+if __name__ == "__main__":
+    runpy.run_path(str(ROOT / "wsgi.py"), run_name="__main__")
