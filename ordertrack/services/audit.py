@@ -101,24 +101,21 @@ def _check_order(order: Row[Any], events: Iterator[Row[Any]]) -> int:
     version, status, driver_id, deleted = 0, None, None, False
     description = None
     for event in events:
-        _require(event, event.version == version + 1, f"follows version {version}")
+        if event.version != version + 1:
+            raise _damaged(event, f"follows version {version}")
         version = event.version
-        _require(event, event.type in EVENT_TYPES, f"has the unknown type {event.type}")
-        _require(event, event.customer_id == order.customer_id, "names another customer")
-        _require(event, not deleted, "comes after the order was deleted")
+        if deleted:
+            raise _damaged(event, "comes after the order was deleted")
+        if event.customer_id != order.customer_id:
+            raise _damaged(event, "names another customer")
         if version == 1:
             _check_first(event)
         else:
             _check_step(event, status)
-        if event.type == "driver_assigned":
-            shown = (event.changes or {}).get("driver")
-            told = None if shown is None else int(shown["id"])
-            _require(event, event.driver_id == told, "names two different drivers")
-        else:
-            _require(event, event.driver_id == driver_id, "changes the driver in passing")
+        _check_driver(event, driver_id)
         status, driver_id = event.status, event.driver_id
         deleted = event.type == "deleted"
-        description = (event.changes or {}).get("description", description)
+        description = _changes(event).get("description", description)
     for column, stands, logged in (
         ("version", order.version, version),
         ("status", order.status, status),
@@ -134,33 +131,48 @@ def _check_order(order: Row[Any], events: Iterator[Row[Any]]) -> int:
 
 
 def _check_first(event: Row[Any]) -> None:
-    _require(event, event.type == "created", f"is {event.type}, but an order begins with created")
-    _require(
-        event,
-        event.status == lifecycle.INITIAL and event.previous_status is None,
-        f"begins as {event.status}, but an order begins as {lifecycle.INITIAL}",
-    )
+    if event.type != "created":
+        raise _damaged(event, f"is {event.type}, but an order begins with created")
+    if event.status != lifecycle.INITIAL or event.previous_status is not None:
+        raise _damaged(
+            event, f"begins as {event.status}, but an order begins as {lifecycle.INITIAL}"
+        )
 
 
 def _check_step(event: Row[Any], status: str | None) -> None:
-    _require(event, event.type != "created", "creates the order a second time")
-    _require(
-        event,
-        event.previous_status == status,
-        f"has the previous status {event.previous_status}, but the order was {status}",
-    )
+    if event.type == "created" or event.type not in EVENT_TYPES:
+        raise _damaged(event, f"is {event.type}, which is no change of an order")
+    if event.status not in lifecycle.STEPS:
+        raise _damaged(event, f"has the unknown status {event.status}")
+    if event.previous_status != status:
+        raise _damaged(
+            event,
+            f"has the previous status {event.previous_status}, but the order was {status}",
+        )
     if event.type != "status_changed":
-        _require(event, event.status == status, f"changes the status, but is {event.type}")
+        if event.status != status:
+            raise _damaged(event, f"changes the status, but is {event.type}")
         return
     before, after = Status(event.previous_status), Status(event.status)
-    _require(
-        event, lifecycle.is_edge(before, after), f"goes from {before} to {after}, which is no step"
-    )
-    _require(
-        event,
-        after in lifecycle.next_statuses(before, _standings(event)),
-        f"goes from {before} to {after}, which user {event.actor_id} ({event.actor_role}) may not",
-    )
+    if not lifecycle.is_edge(before, after):
+        raise _damaged(event, f"goes from {before} to {after}, which is no step")
+    if after not in lifecycle.next_statuses(before, _standings(event)):
+        who = f"user {event.actor_id} ({event.actor_role})"
+        raise _damaged(event, f"goes from {before} to {after}, which {who} may not")
+
+
+def _check_driver(event: Row[Any], driver_id: int | None) -> None:
+    if event.type == "driver_assigned":
+        shown = _changes(event).get("driver")
+        told = shown.get("id") if isinstance(shown, dict) else None
+        if told != (None if event.driver_id is None else str(event.driver_id)):
+            raise _damaged(event, "names two different drivers")
+    elif event.driver_id != driver_id:
+        raise _damaged(event, "changes the driver in passing")
+
+
+def _changes(event: Row[Any]) -> dict[str, Any]:
+    return event.changes if isinstance(event.changes, dict) else {}
 
 
 _STAFF = (Standing.DRIVER, Standing.ADMIN)
@@ -174,10 +186,6 @@ def _standings(event: Row[Any]) -> set[Standing]:
     return held
 
 
-def _require(event: Row[Any], holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise LogDamaged(f"{_name(event)} {otherwise}.")
-
-
-def _name(event: Row[Any]) -> str:
-    return f"Order {event.order_id}, version {event.version} (row {event.id} of order_events)"
+def _damaged(event: Row[Any], how: str) -> LogDamaged:
+    row = f"Order {event.order_id}, version {event.version} (row {event.id} of order_events)"
+    return LogDamaged(f"{row} {how}.")

@@ -98,6 +98,20 @@ TAMPERINGS = {
                    {customer})""",
         "Order 3, version 3 (row {row} of order_events) comes after the order was deleted",
     ),
+    "a status is none": (
+        """ALTER TABLE order_events DROP CONSTRAINT ck_order_events_status;
+           UPDATE order_events SET status = 'Lost' WHERE order_id = 1 AND version = 4""",
+        "Order 1, version 4 (row {row} of order_events) has the unknown status Lost",
+    ),
+    "a type is none": (
+        """ALTER TABLE order_events DROP CONSTRAINT ck_order_events_type;
+           UPDATE order_events SET type = 'lost' WHERE order_id = 1 AND version = 4""",
+        "Order 1, version 4 (row {row} of order_events) is lost, which is no change of an order",
+    ),
+    "what changed is of another form": (
+        f"{E} changes = '[1]' WHERE order_id = 1 AND version = 2",
+        "Order 1, version 2 (row {row} of order_events) names two different drivers",
+    ),
     "an order was moved without its log": (
         "UPDATE orders SET status = 'Processing' WHERE id = 4",
         "Order 4: its row has status 'Processing', its log 'Pending'",

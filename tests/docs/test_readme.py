@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
 
-from ordertrack import lifecycle
+from ordertrack import cli, lifecycle
 from ordertrack.config import Settings
 from ordertrack.lifecycle import Status
 from tests.support.servers import ROOT, Server, running_server
@@ -133,6 +134,18 @@ def test_the_table_of_settings_is_the_settings() -> None:
         name, default = field.name.upper(), field.default
         if name not in computed:
             assert rows[name] == (f"`{default}`" if default not in (None, ()) else ""), name
+
+
+def test_the_table_of_commands_is_the_command_line() -> None:
+    commands = {f"users {name}": command for name, command in cli.users.commands.items()}
+    commands |= {f"audit {name}": command for name, command in cli.audits.commands.items()}
+    commands["demo"] = cli.make_demo
+    rows = {row[0].strip("`"): " ".join(row) for row in table("On the command line")}
+    assert len(rows) == len(commands)
+    for name, command in commands.items():
+        (shown,) = (text for usage, text in rows.items() if usage.startswith(name))
+        for option in command.params:
+            assert not isinstance(option, click.Option) or option.opts[0] in shown, (name, option)
 
 
 STANDINGS = {"driver", "admin", "owner"}
