@@ -226,7 +226,7 @@ def from_token(token: Any) -> Credential:
 
     Needs an application context. Raises `InvalidToken`, `TokenExpired`.
     """
-    if not isinstance(token, str) or not token:
+    if not isinstance(token, str) or not token or not token.isascii():
         raise InvalidToken("An access token is required.")
     try:
         credential: Credential = current_app.extensions["ordertrack_verify"](token)
@@ -239,7 +239,7 @@ def from_token(token: Any) -> Credential:
 
 def _verify(token: str) -> Credential:
     claims = decode_token(token)
-    if claims.get("type") != "access":
+    if claims.get("type") != "access" or "exp" not in claims:
         raise InvalidToken("This is not an access token.")
     return Credential(_principal(claims), float(claims["exp"]))
 
