@@ -67,26 +67,34 @@ _DELIVERIES = {"deliveries/s": "/s", "server CPU per delivery": "µs", "p99": "m
 
 
 def _latency(steps: Sequence[Step]) -> Figures:
-    quantiles = steps[-1].figures["delivery_ms"]
-    return {name: quantiles[name] for name in ("p50", "p90", "p99", "max")}
+    step = steps[-1]
+    quantiles = step.figures["delivery_ms"]
+    figures = {name: quantiles[name] for name in ("p50", "p90", "p99", "max")}
+    return {**figures, "server CPU per change": step.server_cpu / step.figures["started"] * 1e6}
+
+
+_LATENCY = {"p50": "ms", "p90": "ms", "p99": "ms", "max": "ms", "server CPU per change": "µs"}
 
 
 def _requests(steps: Sequence[Step]) -> Figures:
     step = steps[-1]
     return {
         "requests/s": step.figures["answered"] / step.seconds,
+        # The step's whole CPU time, hence over all its requests, those of the warm-up too.
+        "server CPU per request": step.server_cpu / step.figures["started"] * 1e6,
         "p50": step.figures["answer_ms"]["p50"],
         "p99": step.figures["answer_ms"]["p99"],
     }
 
 
-_REQUESTS = {"requests/s": "/s", "p50": "ms", "p99": "ms"}
+_REQUESTS = {"requests/s": "/s", "server CPU per request": "µs", "p50": "ms", "p99": "ms"}
 
 
 def _connects(steps: Sequence[Step]) -> Figures:
     step = steps[-1]
     return {
         "clients/s": step.figures["connected"] / step.seconds,
+        "server CPU per client": step.server_cpu / step.figures["connected"] * 1e6,
         "p99": step.figures["connect_ms"]["p99"],
     }
 
@@ -158,7 +166,7 @@ def all_scenarios(*, quick: bool = False) -> list[Scenario]:
             "latency",
             f"PUT → receipt: {n(500)} clients, each on its own order, 200 changes a second,"
             " commits not awaited",
-            {"p50": "ms", "p90": "ms", "p99": "ms", "max": "ms"},
+            _LATENCY,
             True,
             _latency,
             _cases(
@@ -213,7 +221,7 @@ def all_scenarios(*, quick: bool = False) -> list[Scenario]:
         Scenario(
             "connect",
             "Connect, authenticate, subscribe; 100 in flight",
-            {"clients/s": "/s", "p99": "ms"},
+            {"clients/s": "/s", "server CPU per client": "µs", "p99": "ms"},
             False,
             _connects,
             _cases(

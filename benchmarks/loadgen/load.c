@@ -636,10 +636,10 @@ static long count_missing(void) {
 static void print_result(const struct step *step) {
     double seconds = (double)(tally.ended - tally.began) / 1e9;
     double cpu = (double)(tally.cpu_ended - tally.cpu_began) / 1e9;
-    printf("{\"step\":\"%s\",\"seconds\":%.6f,\"load_cpu\":%.3f,\"connected\":%ld,\"answered\":%ld,"
-           "\"delivered\":%ld,\"expected\":%ld,\"errors\":%ld,",
-           step->name, seconds, seconds > 0 ? cpu / seconds : 0, tally.connected, tally.answered,
-           tally.delivered, tally.expected, tally.errors);
+    printf("{\"step\":\"%s\",\"seconds\":%.6f,\"load_cpu\":%.3f,\"connected\":%ld,\"started\":%ld,"
+           "\"answered\":%ld,\"delivered\":%ld,\"expected\":%ld,\"errors\":%ld,",
+           step->name, seconds, seconds > 0 ? cpu / seconds : 0, tally.connected, tally.started,
+           tally.answered, tally.delivered, tally.expected, tally.errors);
     printf("\"faults\":{\"missing\":%ld,\"repeated\":%ld,\"late\":%ld,\"skipped\":%ld,\"wrong\":%ld},",
            count_missing(), tally.verdicts[REPEATED], tally.verdicts[LATE], tally.verdicts[SKIPPED],
            tally.wrong);
