@@ -122,9 +122,15 @@ class _PollQueue:
         self.ready.set()
 
     def take(self) -> list[Packet]:
-        """As many packets as the stock clients accept in one answer."""
+        """As many packets as the stock clients accept in one answer.
+
+        The end of the session is told alone: the JavaScript client would act on it before it has
+        looked at what stands in front of it.
+        """
         taken: list[Packet] = []
         while self.packets and len(taken) < Payload.max_decode_packets:
+            if taken and self.packets[0][0] is _CLOSE_PACKET:
+                break
             packet, size = self.packets.popleft()
             taken.append(packet)
             self.size -= size
