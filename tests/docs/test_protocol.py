@@ -1,5 +1,6 @@
 """docs/protocol.md speaks of what the server has: every code, every route, the lifecycle."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,10 @@ import sys
 from flask import Flask
 
 from ordertrack import problems
+from ordertrack.payloads import MAX_SUBSCRIPTIONS
+from ordertrack.realtime.transport import DEFAULT_LIMITS as LIMITS
+from ordertrack.services.orders import REPLAY_LIMIT
+from tests.support.people import People
 from tests.support.servers import ROOT
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -35,3 +40,27 @@ def test_every_route_of_the_api_is_described(app: Flask) -> None:
         path = re.sub(r"<[^>]+>", ":id", rule.rule)
         if path.startswith("/api/") or rule.endpoint.startswith("ops."):
             assert path in described, rule
+
+
+def test_answers_look_like_the_examples(people: People) -> None:
+    examples = re.findall(r"^```json\n(.*?)^```$", PROTOCOL, re.DOTALL | re.MULTILINE)
+    order, event, problem = (json.loads(example) for example in examples)
+    customer, driver = people.customer(), people.driver()
+    placed = customer.order(order["description"])
+    assert driver.move(placed, "Processing").keys() == order.keys()
+    assert driver.read(placed)["next_statuses"] == order["next_statuses"]
+    assert customer.history(placed)[-1].keys() == event.keys()
+    driver.move(placed, "Shipped")
+    refused = customer.api.put(f"/api/orders/{placed['id']}/status", json={"status": "Cancelled"})
+    assert refused.json() == problem
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    for text in (
+        f"{LIMITS.max_message_bytes // 1024} KiB; more closes with 1009",
+        f"{LIMITS.message_burst} at once, {LIMITS.messages_per_second:.0f} a second",
+        f"more than {LIMITS.max_queue_bytes // 1_000_000} MB or {LIMITS.max_queue_seconds:.0f} s",
+        f"up to {MAX_SUBSCRIPTIONS}, each once",
+        f"If more than {REPLAY_LIMIT} were missed",
+    ):
+        assert text in " ".join(PROTOCOL.split()), text
