@@ -24,6 +24,7 @@ from flask_jwt_extended import (
 )
 from flask_jwt_extended.exceptions import CSRFError, JWTExtendedException
 
+from ordertrack import logs
 from ordertrack.config import Settings
 from ordertrack.errors import CsrfFailed, DomainError, InvalidToken, TokenExpired
 from ordertrack.policy import Principal
@@ -73,8 +74,8 @@ def jwt_options(settings: Settings) -> dict[str, Any]:
 
 
 def issue(sign_in: SignIn) -> Tokens:
-    """Sign the tokens of a session, whose user is the caller from now on."""
-    g.principal = sign_in.principal
+    """Sign the tokens of a session."""
+    logs.note_user(sign_in.principal.user_id)
     session_id = sign_in.principal.session_id
     claims = {"sid": str(session_id), "csrf": _csrf_token(session_id)}
     subject = str(sign_in.principal.user_id)
@@ -127,6 +128,7 @@ def init_app(app: Flask) -> None:
             if refresh or "Authorization" in request.headers:
                 raise
             g.principal = _continue_by_cookie()
+        logs.note_user(g.principal.user_id)
 
     @app.after_request
     def keep_what_was_renewed(response: Response) -> Response:

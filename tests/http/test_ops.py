@@ -224,23 +224,49 @@ def lines_of(records: list[dict[str, Any]], request_id: str) -> list[dict[str, A
 def test_a_write_leaves_one_line_with_who_what_and_how_long(
     people: People, records: Callable[[], list[dict[str, Any]]]
 ) -> None:
-    customer, driver = people.customer(), people.driver()
-    order = customer.order()
-    answer = driver.api.put(
-        f"/api/orders/{order['id']}/status?x=secret-in-a-query",
-        json={"status": "Processing"},
+    admin, other = people.admin(), people.customer()
+    answer = admin.api.patch(
+        f"/api/admin/users/{other.id}?x=secret-in-a-query",
+        json={"role": "driver"},
         headers={"X-Request-ID": "write-1"},
     )
     assert answer.status_code == 200
     [record] = lines_of(records(), "write-1")
     assert record["level"] == "INFO"
     assert record["message"] == "request"
-    assert record["method"] == "PUT"
-    assert record["path"] == "/api/orders/<id:order_id>/status"
+    assert record["method"] == "PATCH"
+    assert record["path"] == "/api/admin/users/<id:user_id>"
     assert record["status"] == 200
-    assert record["user_id"] == driver.id
+    assert record["user_id"] == admin.id
     assert record["duration_ms"] > 0
     assert "secret-in-a-query" not in json.dumps(records())
+
+
+def test_a_sign_in_names_who_signed_in(
+    people: People, nobody: Api, records: Callable[[], list[dict[str, Any]]]
+) -> None:
+    person = people.customer()
+    credentials = {"email": person.email, "password": person.password}
+    nobody.post("/api/login", json=credentials, headers={"X-Request-ID": "login-1"})
+    [record] = lines_of(records(), "login-1")
+    assert record["level"] == "INFO"
+    assert record["user_id"] == person.id
+
+
+def test_a_change_of_an_order_is_in_the_audit_trail_and_only_its_refusal_in_the_log(
+    people: People, records: Callable[[], list[dict[str, Any]]]
+) -> None:
+    driver, order = people.driver(), people.customer().order()
+    path = f"/api/orders/{order['id']}/status"
+    for request_id in ("move-1", "move-2"):
+        driver.api.put(path, json={"status": "Processing"}, headers={"X-Request-ID": request_id})
+    driver.api.put(path, json={"status": "Completed"}, headers={"X-Request-ID": "move-3"})
+    levels = [lines_of(records(), f"move-{n}")[0]["level"] for n in (1, 2, 3)]
+    assert levels == ["DEBUG", "DEBUG", "INFO"]
+    [refused] = lines_of(records(), "move-3")
+    assert refused["path"] == "/api/orders/<id:order_id>/status"
+    assert refused["status"] == 409
+    assert refused["user_id"] == driver.id
 
 
 def test_a_quick_read_is_only_for_the_debugging_and_a_refused_one_is_not(
