@@ -29,6 +29,7 @@ from ordertrack import app as application
 from ordertrack import embedded, logs, serving
 from ordertrack.config import Settings, SettingsError, load, secrets_of
 from ordertrack.embedded import EmbeddedError
+from ordertrack.green import bound_database_waits
 
 DOTENV = Path(__file__).with_name(".env")
 
@@ -82,6 +83,8 @@ def main() -> None:
     with ExitStack() as stack:
         settings = prepare(stack)
         logs.set_up(settings.log_level, secrets=secrets_of(settings))
+        # Room for PostgreSQL to say itself that a statement took too long.
+        bound_database_waits(settings.statement_timeout_ms / 1000 + 1)
         is_embedded = load(os.environ, dotenv=DOTENV).db_dsn is None
         app = application.create_app(settings)
         migrate(app)

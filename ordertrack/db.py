@@ -64,7 +64,9 @@ def engine_options(settings: Settings) -> dict[str, Any]:
     """What Flask-SQLAlchemy hands to ``create_engine``: bounded pool, bounded waits, UTC."""
     timeouts = (
         f"-c statement_timeout={settings.statement_timeout_ms} "
-        f"-c lock_timeout={settings.lock_timeout_ms} "
+        # Half, because to PostgreSQL a row that several want has two locks: the place at the head
+        # of the queue, and then the row itself. Each is waited for so long.
+        f"-c lock_timeout={settings.lock_timeout_ms // 2} "
         f"-c idle_in_transaction_session_timeout={settings.statement_timeout_ms * 2} "
         # For `Statement`: their plans do not depend on the values, so they are made once.
         "-c plan_cache_mode=force_generic_plan "

@@ -10,6 +10,9 @@ from typing import Any, TypeVar, cast
 import eventlet.patcher
 import eventlet.semaphore
 import eventlet.tpool
+import psycopg2
+from eventlet.hubs import trampoline
+from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, set_wait_callback
 
 T = TypeVar("T")
 
@@ -25,3 +28,26 @@ def off_the_loop(function: Callable[..., T], *args: Any) -> T:
         return function(*args)
     with _turns:
         return cast(T, eventlet.tpool.execute(function, *args))
+
+
+def bound_database_waits(seconds: float) -> None:
+    """Let no query and no connection attempt wait longer than *seconds* for the database's answer.
+
+    PostgreSQL's own timeouts end what takes too long; this ends what has no end, on a machine that
+    is gone without a word. psycopg2 then closes the connection, with the outcome unknown. Replaces
+    eventlet's way of waiting for psycopg2, which knows no bound.
+    """
+
+    def wait(connection: Any) -> None:
+        while (state := connection.poll()) != POLL_OK:
+            trampoline(
+                connection.fileno(),
+                read=state == POLL_READ,
+                write=state == POLL_WRITE,
+                timeout=seconds,
+                timeout_exc=psycopg2.OperationalError(
+                    f"no answer from the database for {seconds:g} seconds"
+                ),
+            )
+
+    set_wait_callback(wait)

@@ -27,6 +27,7 @@ from ordertrack.lifecycle import Standing, Status
 from ordertrack.models import IdempotencyKey, Order, User
 from ordertrack.policy import Actor, DriverScope, Principal, Role
 from ordertrack.services import actors
+from ordertrack.turns import Turns
 
 # More missed events than this are not worth replaying: the client takes the present state instead.
 REPLAY_LIMIT = 500
@@ -272,6 +273,8 @@ def containing(words: str) -> str:
 
 # --- changing ----------------------------------------------------------------------------------
 
+_turns = Turns()
+
 _INSERT = text(
     f"""
     WITH {actors.ACTOR_CTE},
@@ -422,7 +425,8 @@ def change_status(
     # Between the statement and the explanation of its failure the order may move on, and what then
     # stands there may allow the change after all: ask again, a few times at the most.
     for _ in range(5):
-        row = _MOVE.one(**parameters)
+        with _turns.take(order_id):
+            row = _MOVE.one(**parameters)
         if row is not None:
             return view_of(actor_of(row), facts_of(row), scope)
         unchanged = _why_not(principal, order_id, target, scope, if_version)
@@ -467,7 +471,7 @@ def edit(
 
     Raises `NotFound`, `Forbidden` (a driver), `Conflict` (no longer editable), `VersionMismatch`.
     """
-    with db.transaction() as t:
+    with _turns.take(order_id), db.transaction() as t:
         actor, order, held = _locked(t, principal, order_id, scope)
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may edit an order.")
@@ -494,7 +498,7 @@ def delete(
 
     Raises `NotFound` (also the second time), `Forbidden`, `Conflict`, `VersionMismatch`.
     """
-    with db.transaction() as t:
+    with _turns.take(order_id), db.transaction() as t:
         actor, order, held = _locked(t, principal, order_id, scope)
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may delete an order.")
@@ -522,7 +526,7 @@ def assign_driver(
     Raises `NotFound`, `Forbidden` unless the caller is an admin, `ValidationFailed` when
     *driver_id* is not an active driver, `Conflict` when the order is final, `VersionMismatch`.
     """
-    with db.transaction() as t:
+    with _turns.take(order_id), db.transaction() as t:
         actor, order, _ = _locked(t, principal, order_id, scope)
         actors.require_admin(actor)
         if order.driver_id == driver_id:
