@@ -26,7 +26,12 @@ const BLINK = 700;
 /** Milliseconds that a toast stays. */
 const TOAST = 7000;
 
-export const stream = new OrderStream({ io, onRenew: renew });
+let socket;
+
+export const stream = new OrderStream({
+  io: (...args) => (socket = io(...args)),
+  onRenew: renew,
+});
 
 // --- the badge -----------------------------------------------------------------------------------
 
@@ -38,6 +43,15 @@ function show(state) {
   badge.textContent = WORDS[state] ?? state;
   badge.title = HINTS[state] ?? "";
   badge.hidden = false;
+  if (state === "live") tellTransport(socket.io.engine);
+}
+
+/** Where WebSockets are blocked, the connection is one of long polls: live, but not as good. */
+function tellTransport(engine) {
+  if (engine.transport.name === "websocket") return;
+  badge.textContent = "Live (polling)";
+  badge.title = "WebSockets are blocked here; changes come by polling, a little later.";
+  engine.once("upgrade", () => badge.dataset.state === "live" && show("live"));
 }
 
 stream.addEventListener("state", ({ detail: { state, problem } }) => {

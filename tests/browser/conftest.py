@@ -1,0 +1,142 @@
+"""A real browser on a real server, and the people in front of it."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
+
+from tests.support.people import Person
+from tests.support.servers import Server
+
+SYSTEM_CHROMIUM = Path("/usr/bin/chromium")
+AXE = Path(__file__).with_name("node_modules") / "axe-core" / "axe.min.js"
+
+# What waits for the page, waits this long at most (milliseconds): two cores may be shared by many.
+PATIENCE = 20_000
+
+# Without these Chromium asks its makers' servers for this and that, also where there is no network.
+ARGUMENTS = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+def cannot(reason: str) -> NoReturn:
+    """Skip where something is missing; in CI nothing may be."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium when there is one, else Playwright's own."""
+    # Chromium's sandbox does not run as root.
+    arguments = [*ARGUMENTS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    program = str(SYSTEM_CHROMIUM) if SYSTEM_CHROMIUM.exists() else None
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        except PlaywrightError as error:
+            cannot(f"no browser: install chromium, or run `playwright install chromium` ({error})")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """axe-core's source, to be run in a page."""
+    if not AXE.exists():
+        cannot("no axe-core: run `npm ci --prefix tests/browser`")
+    return AXE.read_text()
+
+
+# Chromium reports these as errors of the page; they are what the server answered, or no network.
+_EXPECTED = ("Failed to load resource", "WebSocket connection to", "net::ERR_")
+
+
+class Visitor:
+    """One person's window: a browser context of its own, and the page in it.
+
+    Everything that goes wrong in the page (an exception, a violation of the security policy, a
+    message on the console) is kept in ``complaints``; a test fails when it ends with any.
+    """
+
+    def __init__(self, context: BrowserContext, server: Server) -> None:
+        self.context = context
+        self.server = server
+        self.complaints: list[str] = []
+        self.page = self._watched(context.new_page())
+
+    def _watched(self, page: Page) -> Page:
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", self._heard)
+        return page
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not any(
+            expected in message.text for expected in _EXPECTED
+        ):
+            self.complaints.append(f"{message.type}: {message.text}")
+
+    def another_tab(self) -> Page:
+        return self._watched(self.context.new_page())
+
+    def open(self, path: str, *, live: bool = False) -> Page:
+        """Go there; *live*: and wait until changes would be seen."""
+        self.page.goto(self.server.url + path)
+        if live:
+            self.wait_for_state("live")
+        return self.page
+
+    def wait_for_state(self, state: str) -> None:
+        self.page.wait_for_selector(f'#link-state[data-state="{state}"]')
+
+    def see(self, selector: str) -> None:
+        """Wait until *selector* is visible."""
+        self.page.wait_for_selector(selector)
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+
+Visit = Callable[..., Visitor]
+
+
+@pytest.fixture
+def visit(chromium: Browser, server: Server) -> Iterator[Visit]:
+    """Opens a window: ``visit(person)`` signed in, ``visit()`` not. Options go to the context."""
+    visitors: list[Visitor] = []
+
+    def open_window(
+        person: Person | None = None, *, at: Server | None = None, **options: Any
+    ) -> Visitor:
+        context = chromium.new_context(**options)
+        where = at or server
+        if person is not None:
+            context.add_cookies(
+                [
+                    {"name": name, "value": value, "url": where.url}
+                    for name, value in (
+                        ("access_token_cookie", person.token),
+                        ("refresh_token_cookie", person.refresh_token),
+                    )
+                ]
+            )
+        visitors.append(Visitor(context, where))
+        return visitors[-1]
+
+    yield open_window
+    for visitor in visitors:
+        visitor.context.close()
+    complaints = [complaint for visitor in visitors for complaint in visitor.complaints]
+    assert not complaints, complaints

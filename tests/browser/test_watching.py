@@ -1,0 +1,237 @@
+"""Watching an order: what changes elsewhere appears, in order, once, whatever the network does."""
+
+import random
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, WebSocketRoute
+
+from tests.browser.conftest import Visit, Visitor
+from tests.support.servers import Server
+from tests.support.waiting import eventually
+
+# The sockets' address, not the library's file.
+SOCKETS = re.compile(r"/socket\.io/\?")
+
+
+def steps(visitor: Visitor) -> list[str]:
+    """The statuses that the page's history shows, in the order in which they came."""
+    found = visitor.page.eval_on_selector_all(
+        "#history .entry", "all => all.map(one => one.dataset.version + ' ' + one.dataset.status)"
+    )
+    return found[::-1]
+
+
+def remember(page: Page) -> None:
+    """Mark the document, so that a reload would be noticed."""
+    page.evaluate("() => { window.neverReloaded = true; }")
+
+
+def was_reloaded(page: Page) -> bool:
+    return not page.evaluate("() => window.neverReloaded === true")
+
+
+def test_a_change_appears_is_announced_and_told_in_the_title(visit: Visit, server: Server) -> None:
+    customer, driver = server.people.customer("Ana"), server.people.driver("Dewi")
+    order = customer.order("a blue kettle")
+    window = visit(customer)
+    page = window.open(f"/orders/{order['id']}", live=True)
+    remember(page)
+
+    driver.move(order, "Processing", note="Packed with care")
+    window.see('#state .chip[data-status="Processing"]')
+    assert "Dewi" in window.text('.stop[data-stop="Processing"]')
+    assert "Packed with care" in window.text("#history .entry:first-child")
+    toasts = page.locator("#toasts")
+    assert toasts.get_attribute("role") == "status"
+    assert f"Order #{order['id']} is Processing" in toasts.inner_text()
+    assert page.title() == f"#{order['id']} Processing – OrderTrack"
+
+    # In the background the tab says it; seen again, the title is the order's.
+    page.evaluate(
+        """() => { Object.defineProperty(document, "hidden", { get: () => window.away ?? true }); }"""
+    )
+    driver.move(order, "Shipped")
+    eventually(lambda: page.title() == f"(1) Order #{order['id']} is Shipped")
+    page.evaluate(
+        "() => { window.away = false; document.dispatchEvent(new Event('visibilitychange')); }"
+    )
+    assert page.title() == f"#{order['id']} Shipped – OrderTrack"
+    assert not was_reloaded(page)
+
+
+def test_what_changed_offline_appears_in_order_once_back(visit: Visit, server: Server) -> None:
+    customer, driver = server.people.customer(), server.people.driver()
+    order = customer.order()
+    window = visit(customer)
+    page = window.open(f"/orders/{order['id']}", live=True)
+    remember(page)
+
+    window.context.set_offline(True)
+    window.wait_for_state("offline")
+    driver.move(order, "Processing", "Shipped")
+    assert steps(window) == ["1 Pending"]
+    window.context.set_offline(False)
+
+    window.see('#state .chip[data-status="Shipped"]')
+    assert steps(window) == ["1 Pending", "2 Processing", "3 Shipped"]
+    window.wait_for_state("live")
+    assert not was_reloaded(page)
+
+
+def _refuse(socket: WebSocketRoute) -> None:
+    socket.close(code=1011)
+
+
+def test_without_websockets_changes_come_by_polling_and_the_page_says_so(
+    visit: Visit, server: Server
+) -> None:
+    customer, driver = server.people.customer(), server.people.driver()
+    order = customer.order()
+    window = visit(customer)
+    window.context.route_web_socket(SOCKETS, _refuse)
+    page = window.open(f"/orders/{order['id']}", live=True)
+    assert "polling" in window.text("#link-state").lower()
+    driver.move(order, "Processing", "Shipped")
+    window.see('#state .chip[data-status="Shipped"]')
+    assert steps(window) == ["1 Pending", "2 Processing", "3 Shipped"]
+    assert "polling" in page.get_attribute("#link-state", "title")
+
+
+def test_with_every_socket_blocked_the_history_is_polled_and_the_page_says_so(
+    visit: Visit, server: Server
+) -> None:
+    customer, driver = server.people.customer(), server.people.driver()
+    order = customer.order()
+    window = visit(customer)
+    window.context.route(SOCKETS, lambda route: route.abort())
+    window.context.route_web_socket(SOCKETS, _refuse)
+    window.open(f"/orders/{order['id']}")
+    window.wait_for_state("polling")
+    assert window.text("#link-state") == "Polling"
+    driver.move(order, "Processing", "Shipped")
+    window.see('#state .chip[data-status="Shipped"]')
+    assert steps(window) == ["1 Pending", "2 Processing", "3 Shipped"]
+
+
+def test_the_page_survives_a_restart_of_the_server(
+    visit: Visit, database: str, start_server: Callable[..., Server], server: Server
+) -> None:
+    own = start_server(database)
+    customer, driver = own.people.customer(), server.people.driver()
+    order = customer.order()
+    window = visit(customer, at=own)
+    page = window.open(f"/orders/{order['id']}", live=True)
+    remember(page)
+    own.kill()
+    driver.move(order, "Processing", "Shipped")  # through another server, as after a failover
+    start_server(database, PORT=str(own.port))
+    window.see('#state .chip[data-status="Shipped"]')
+    assert steps(window) == ["1 Pending", "2 Processing", "3 Shipped"]
+    assert not was_reloaded(page)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_page_state_and_events_are_what_a_reload_would_show(
+    visit: Visit, server: Server, seed: int
+) -> None:
+    """Also while the connection comes and goes, for every kind of change, for owner and admin."""
+    chance = random.Random(seed)
+    people = server.people
+    customer, driver, admin = people.customer("Ana"), people.driver("Dewi"), people.admin("Amir")
+    order = customer.order("first")
+    windows = [visit(customer), visit(admin)]
+    for window in windows:
+        window.open(f"/orders/{order['id']}", live=True)
+    changes = [
+        lambda: admin.edit(order, f"another wish, {chance.random()}"),
+        lambda: admin.assign(order, driver),
+        lambda: admin.assign(order, None),
+        lambda: driver.move(order, "Processing", note="<b>on it</b>"),
+        lambda: admin.edit(order, "last wish"),
+        lambda: admin.assign(order, driver),
+        chance.choice(
+            [lambda: admin.move(order, "Cancelled"), lambda: driver.move(order, "Shipped")]
+        ),
+    ]
+    for change in changes:
+        if chance.random() < 0.4:
+            away = chance.choice(windows)
+            away.context.set_offline(True)
+            change()
+            away.context.set_offline(False)
+        else:
+            change()
+    version = admin.read(order)["version"]
+    for window in windows:
+        window.see(f'#order[data-version="{version}"]')
+        window.wait_for_state("live")
+        shown = _shown(window.page)
+        window.page.reload()
+        window.wait_for_state("live")
+        assert shown == _shown(window.page)
+
+
+def _shown(page: Page) -> dict[str, object]:
+    """All that the page shows and would send."""
+    return page.evaluate(
+        """() => ({
+            text: document.querySelector("#order").innerText,
+            title: document.title,
+            fields: [...document.querySelectorAll("#order input, #order select, #order textarea")]
+                .map((field) => `${field.name}=${field.value}`),
+            hidden: [...document.querySelectorAll("#order *")].map((part) => part.hidden),
+            places: [...document.querySelectorAll(".stop")]
+                .map((stop) => `${stop.dataset.stop} ${stop.dataset.place} ${stop.ariaCurrent}`),
+            times: [...document.querySelectorAll("#order time")]
+                .map((time) => `${time.dateTime} ${time.title}`),
+        })"""
+    )
+
+
+def test_a_deleted_order_says_so(visit: Visit, server: Server) -> None:
+    customer, admin = server.people.customer(), server.people.admin("Amir")
+    order = customer.order()
+    window = visit(customer)
+    page = window.open(f"/orders/{order['id']}", live=True)
+    admin.delete(order)
+    window.see("#gone")
+    assert "Amir" in window.text("#gone")
+    assert not page.is_visible("#actions")
+
+
+def test_own_orders_follow_along(visit: Visit, server: Server) -> None:
+    customer, driver = server.people.customer(), server.people.driver()
+    order = customer.order("a red kettle")
+    window = visit(customer)
+    page = window.open("/orders", live=True)
+    remember(page)
+    driver.move(order, "Processing")
+    window.see(f'.order-row[data-order="{order["id"]}"] .chip[data-status="Processing"]')
+    placed = customer.order("one more, from the phone")
+    window.see(f'.order-row[data-order="{placed["id"]}"]')
+    assert page.locator(".order-row").count() == 2
+    assert not was_reloaded(page)
+
+
+def test_what_people_write_is_only_ever_text(visit: Visit, server: Server) -> None:
+    evil = """<img src=x onerror="alert(1)"><script>alert(2)</script>'"&{{7*7}}"""
+    people = server.people
+    customer, driver, admin = people.customer(evil), people.driver(evil), people.admin(evil)
+    order = customer.order(evil)
+    window = visit(admin)
+    window.page.on("dialog", lambda dialog: window.complaints.append("a script ran"))
+    page = window.open(f"/orders/{order['id']}", live=True)
+    driver.move(order, "Processing", note=evil)
+    customer_sees = page.locator("#history .entry").first
+    window.see('#state .chip[data-status="Processing"]')
+    assert evil in customer_sees.inner_text()
+    admin.edit(order, f"{evil} again")
+    admin.assign(order, driver)
+    window.see('#order[data-version="4"]')
+    assert page.inner_text("h1") == f"{evil} again"
+    for path in (f"/orders/{order['id']}/history", f"/board?customer={customer.id}", "/deliveries"):
+        window.open(path)
+        assert evil in window.text("main")
+    assert page.locator("main img, main script").count() == 0
