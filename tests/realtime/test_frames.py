@@ -1,0 +1,136 @@
+"""The pure parts of the transport, in memory: frames, backlog, heartbeat."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ordertrack.realtime import frames, heartbeat
+from ordertrack.realtime.backlog import Backlog
+from ordertrack.realtime.frames import Parser, close_frame, encode, read_close, text_frame
+from ordertrack.realtime.heartbeat import Heartbeat
+from ordertrack.realtime.stats import stats
+from tests.realtime.wire import frame
+
+messages = st.lists(
+    st.tuples(st.sampled_from([frames.TEXT, frames.BINARY]), st.binary(max_size=300)), max_size=6
+)
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[a:b] for a, b in pairwise(edges)]
+
+
+@given(messages, st.lists(st.integers(0, 10_000), max_size=12))
+def test_however_the_bytes_are_cut_the_messages_are_the_same(
+    sent: list[tuple[int, bytes]], cuts: list[int]
+) -> None:
+    parser = Parser(65_536)
+    data = b"".join(frame(opcode, payload) for opcode, payload in sent)
+    got = [event for piece in pieces(data, cuts) for event in parser.feed(piece)]
+    assert got == sent
+    assert parser.error is None
+
+
+@given(st.binary(max_size=500), st.lists(st.integers(0, 500), max_size=5))
+def test_however_a_message_is_fragmented_it_is_the_same(payload: bytes, cuts: list[int]) -> None:
+    parts = pieces(payload, cuts) or [b""]
+    wire = [
+        frame(frames.BINARY if n == 0 else 0, part, fin=n == len(parts) - 1)
+        for n, part in enumerate(parts)
+    ]
+    events = Parser(500).feed(frame(frames.PING).join(wire))
+    whole = [event for event in events if event[0] == frames.BINARY]
+    assert whole == [(frames.BINARY, payload)]
+    assert len(events) == 2 * len(parts) - 1, "every frame is answered, so that it can be counted"
+
+
+@given(st.lists(st.binary(max_size=200), max_size=20))
+def test_no_bytes_make_the_parser_raise_or_hoard(noise: list[bytes]) -> None:
+    parser = Parser(100)
+    for piece in noise:
+        parser.feed(piece)
+        if parser.error is not None:
+            break
+        held = len(parser._buffer or b"") + len(parser._message or b"")
+        assert held <= 2 * 100 + 14
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536, 70_000])
+def test_a_frame_says_how_long_it_is(size: int) -> None:
+    made = encode(frames.BINARY, b"x" * size)
+    header = len(made) - size
+    assert made[:1] == b"\x82"
+    assert header == (2 if size < 126 else 4 if size < 65_536 else 10)
+
+
+def test_a_close_frame_keeps_within_its_bounds_and_can_be_read() -> None:
+    made = close_frame(1008, "ü" * 100)
+    assert len(made) == 2 + 124
+    assert read_close(made[2:]) == (1008, "ü" * 61)
+    assert read_close(b"") == (1005, "")
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.data())
+def test_a_backlog_gives_back_what_it_was_given_whatever_is_taken(
+    sizes: list[int], data: Any
+) -> None:
+    before = stats.queued_bytes
+    backlog = Backlog()
+    given_bytes = b""
+    for number, size in enumerate(sizes):
+        piece = bytes([number % 256]) * size
+        backlog.append(piece, float(number))
+        given_bytes += piece
+    got = b""
+    while backlog.frames:
+        head = bytes(backlog.head())
+        count = data.draw(st.integers(0, len(head)))
+        backlog.sent(count)
+        got += head[:count]
+        if not count:
+            break
+    rest = backlog.discard()
+    assert given_bytes.startswith(got)
+    if rest is not None:
+        assert given_bytes[len(got) :].startswith(bytes(rest)), "a cut frame can be completed"
+    assert stats.queued_bytes == before
+
+
+class Beating:
+    def __init__(self) -> None:
+        self.alive = True
+        self.heard = True
+
+
+def test_a_heartbeat_pings_at_its_interval_and_expires_the_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
+    pinged: list[tuple[float, Beating]] = []
+    expired: list[tuple[float, Beating]] = []
+    beat = Heartbeat(
+        25.0,
+        20.0,
+        lambda one: pinged.append((now[0] - 1000, one)),
+        lambda one: expired.append((now[0] - 1000, one)),
+    )
+    lively, silent, gone = Beating(), Beating(), Beating()
+    for one in (lively, silent, gone):
+        beat.add(one)
+    gone.alive = False
+    for _ in range(100):
+        now[0] += 1
+        beat.sweep(now[0])
+        lively.heard = True
+        silent.alive = not expired
+    assert pinged == [(25, lively), (25, silent), (50, lively), (75, lively), (100, lively)]
+    assert expired == [(45, silent)]
+
+
+def test_frames_are_text_unless_told_otherwise() -> None:
+    assert text_frame("é") == text_frame("é".encode()) == b"\x81\x02\xc3\xa9"
