@@ -27,13 +27,13 @@ PEOPLE = (
     ("Amir", "admin@example.org", Role.ADMIN),
 )
 
-# How many orders stand where at the end; the oldest first.
-_PLAN: tuple[tuple[Status, int], ...] = (
-    (Status.COMPLETED, 16),
-    (Status.CANCELLED, 4),
-    (Status.SHIPPED, 5),
-    (Status.PROCESSING, 5),
-    (Status.PENDING, 6),
+# Where the orders stand at the end, the oldest first: much is done, some of it went wrong.
+_DONE = (Status.COMPLETED, Status.COMPLETED, Status.CANCELLED, Status.COMPLETED, Status.COMPLETED)
+_ENDS = (
+    *(_DONE * 4),
+    *([Status.SHIPPED] * 5),
+    *([Status.PROCESSING] * 5),
+    *([Status.PENDING] * 6),
 )
 
 _GOODS = (
@@ -84,21 +84,21 @@ def make(password: str, *, beside_others: bool = False) -> Demo:
 def _place_orders(t: Transaction, customer: Actor, driver: Actor, admin: Actor) -> int:
     # The same demo every time: what somebody describes, somebody else can look up.
     chance = random.Random(7)  # noqa: S311 (nothing secret)
-    ends = [end for end, number in _PLAN for _ in range(number)]
     now = datetime.now(UTC)
-    for number, end in enumerate(ends):
-        age = timedelta(hours=9 * (len(ends) - number) ** 1.3 / 4, minutes=chance.randrange(60))
+    for number, end in enumerate(_ENDS):
+        # The newest some minutes ago, the oldest ten days, and denser towards the present.
+        age = timedelta(hours=0.07 * (len(_ENDS) - 1 - number) ** 2.3, minutes=12)
         story = _Story(t, customer, driver, admin, chance, _clock(now - age, now, chance))
         story.tell(_GOODS[number % len(_GOODS)], end, number)
-    return len(ends)
+    return len(_ENDS)
 
 
 def _clock(start: datetime, now: datetime, chance: random.Random) -> Iterator[datetime]:
-    """Moments from *start* on, some minutes to an hour apart, never in the future."""
+    """Moments from *start* on, minutes to hours apart, never in the future."""
     moment = start
     while True:
         yield moment
-        moment += min(timedelta(minutes=chance.uniform(4, 60)), (now - moment) / 2)
+        moment += min(timedelta(minutes=chance.uniform(8, 200)), (now - moment) / 2)
 
 
 @dataclass(frozen=True, slots=True)
