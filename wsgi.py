@@ -30,6 +30,7 @@ from ordertrack import embedded, logs, serving
 from ordertrack.config import Settings, SettingsError, load, secrets_of
 from ordertrack.embedded import EmbeddedError
 from ordertrack.green import bound_database_waits
+from ordertrack.services.restore import LogFromElsewhere, require_own_log
 
 DOTENV = Path(__file__).with_name(".env")
 
@@ -88,6 +89,8 @@ def main() -> None:
         is_embedded = load(os.environ, dotenv=DOTENV).db_dsn is None
         app = application.create_app(settings)
         migrate(app)
+        with app.app_context():
+            require_own_log()
         relay = app.extensions["ordertrack_relay"]
         relay.start()
         app.extensions["ordertrack_loop"].start()
@@ -108,5 +111,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (SettingsError, EmbeddedError) as error:
+    except (SettingsError, EmbeddedError, LogFromElsewhere) as error:
         sys.exit(f"OrderTrack does not start: {error}")

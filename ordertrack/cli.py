@@ -15,7 +15,7 @@ from flask.cli import AppGroup, with_appcontext
 from ordertrack.errors import DomainError
 from ordertrack.payloads import Registration, parse
 from ordertrack.policy import Role
-from ordertrack.services import accounts, audit, demo
+from ordertrack.services import accounts, audit, demo, restore
 from ordertrack.services.accounts import Account
 
 # Below this a check is over before a bar could be read.
@@ -124,6 +124,14 @@ def verify() -> None:
         except audit.LogDamaged as damage:
             raise click.ClickException(str(damage)) from damage
     click.echo(f"{checked.orders} orders, {checked.events} events: the log is whole.")
+
+
+@audits.command("adopt")
+def adopt() -> None:
+    """Once after restoring a dump into another PostgreSQL cluster, before serving."""
+    with _errors_for_people():
+        rows = restore.adopt()
+    click.echo(f"{rows} rows of the log came from elsewhere, and count as long past now.")
 
 
 def init_app(app: Flask) -> None:

@@ -1,0 +1,150 @@
+"""A dump restored into another PostgreSQL cluster: the log is fitted into that one's time."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from ordertrack import embedded, eventlog
+from ordertrack.app import create_app
+from ordertrack.eventlog import Event
+from ordertrack.extensions import db
+from tests.cli.conftest import Own
+from tests.support.databases import Postgres, settings_for
+from tests.support.http import InProcess
+from tests.support.people import People, Person
+from tests.support.servers import ROOT, environment
+
+BURN = "DO $$ BEGIN FOR i IN 1..{} LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
+NEXT = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[tuple[Postgres, str]]:
+    """Another cluster, and the DSN of its empty database, owned by the application's role."""
+    folder = Path(tempfile.mkdtemp(prefix="ordertrack-test-"))
+    try:
+        with embedded.start(folder) as started:
+            yield Postgres(started.superuser_dsn), started.dsn
+    finally:
+        shutil.rmtree(folder)
+
+
+class Tail:
+    """A relay's view of a database: what it would announce."""
+
+    def __init__(self, dsn: str) -> None:
+        self._connection = psycopg2.connect(dsn)
+        self._connection.autocommit = True
+        self._tail = eventlog.events()
+        with self._connection.cursor() as cursor:
+            self._tail.open(cursor)
+
+    def read(self) -> list[Event]:
+        with self._connection.cursor() as cursor:
+            return self._tail.read(cursor)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def copy(source: str, target: str) -> None:
+    """pg_dump | psql, as one does."""
+    binaries = embedded._packaged_binaries()
+    dump = subprocess.run(
+        [binaries / "pg_dump", "--no-owner", "--no-privileges", f"--dbname={source}"],
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run(
+        [binaries / "psql", "-q", "-v", "ON_ERROR_STOP=1", f"--dbname={target}"],
+        check=True,
+        input=dump.stdout,
+        capture_output=True,
+    )
+
+
+def own_on(dsn: str) -> Own:
+    app = create_app(settings_for(dsn))
+    return Own(dsn, app, People(dsn, InProcess(app)))
+
+
+def test_a_restored_log_is_adopted_and_nothing_old_is_ever_announced(
+    own: Own, postgres: Postgres, elsewhere: tuple[Postgres, str]
+) -> None:
+    other, target = elsewhere
+    # Ours is the older cluster: it is ahead of the other one by far.
+    [(theirs,)], [(ours,)] = other.execute(NEXT), postgres.execute(NEXT)
+    postgres.execute(BURN.format(max(0, theirs - ours) + 2000))
+    customer, driver = own.people.customer(), own.people.driver()
+    orders = [customer.order(f"order {number}") for number in range(3)]
+    driver.move(orders[0], "Processing", "Shipped")
+    customer.signed_in_again().api.post("/api/logout")
+    copy(own.dsn, target)
+
+    refused = subprocess.run(
+        [sys.executable, "wsgi.py"],
+        cwd=ROOT,
+        env=environment(target),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert "audit adopt" in refused.stderr
+    assert "serves on" not in refused.stdout
+
+    restored = own_on(target)
+    try:
+        before = _log(other, target)
+        result = restored.flask("audit", "adopt")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith("6 rows of the log came from elsewhere")
+        assert _log(other, target) == before, "only the transaction ids may change"
+        assert restored.flask("audit", "verify").stdout.startswith("3 orders, 5 events")
+        assert restored.flask("audit", "adopt").stdout.startswith("0 rows")
+
+        tail = Tail(target)
+        try:
+            other.execute(BURN.format(4000), dsn=target)
+            assert tail.read() == []
+            again = restored.people.customer().order("placed there")
+            assert [event.order_id for event in tail.read()] == [int(again["id"])]
+        finally:
+            tail.close()
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            other.execute("UPDATE order_events SET note = ''", dsn=other.as_superuser(target))
+    finally:
+        with restored.app.app_context():
+            db.engine.dispose()
+
+
+def _log(postgres: Postgres, dsn: str) -> list[tuple[Any, ...]]:
+    """Every event without its transaction's id."""
+    return postgres.execute(
+        "SELECT to_jsonb(e) - 'xid' FROM order_events e ORDER BY id", dsn=postgres.as_superuser(dsn)
+    )
+
+
+def test_rows_that_were_appended_here_are_never_taken_for_strangers(
+    own: Own, postgres: Postgres
+) -> None:
+    customer: Person = own.people.customer()
+    for number in range(3):
+        customer.order(f"order {number}")
+    held = psycopg2.connect(own.dsn)
+    try:
+        with held.cursor() as cursor:  # an older transaction is open: all later ones lie above it
+            cursor.execute("SELECT pg_current_xact_id()")
+        customer.order("later")
+        assert own.flask("audit", "adopt").stdout.startswith("0 rows")
+    finally:
+        held.close()
+    assert own.flask("audit", "verify").stdout == "4 orders, 4 events: the log is whole.\n"
