@@ -171,6 +171,7 @@ class OrderTrack(Contender):
             "HOST": "127.0.0.1",
             "PORT": str(port),
             "ACCESS_TOKEN_SECONDS": "86400",  # one login lasts a whole run
+            "LOG_LEVEL": "WARNING",  # no line per request: none of the peers writes one
             # All clients come as four drivers, which nobody but a benchmark does.
             "MAX_CONNECTIONS": "100000",
             "MAX_CONNECTIONS_PER_USER": "100000",
