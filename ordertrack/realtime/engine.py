@@ -103,7 +103,7 @@ class Server(socketio.Server):  # type: ignore[misc]
             packet = self.packet_class(encoded_packet=data)
             kind = packet.packet_type
             if kind == sio_packet.EVENT and not _is_event(packet.data):
-                raise ValueError("An event is a list that begins with its name")
+                raise ValueError("An event is a list that begins with a name of the client's own")
             if kind == sio_packet.ACK and not isinstance(packet.data, list):
                 raise ValueError("An acknowledgement is a list")
         except (ValueError, IndexError, TypeError, RecursionError) as error:
@@ -125,7 +125,13 @@ class Server(socketio.Server):  # type: ignore[misc]
 
 
 def _is_event(data: object) -> bool:
-    return isinstance(data, list) and bool(data) and isinstance(data[0], str)
+    # Stock would run the connect handler, with whatever the client sends as its environ.
+    return (
+        isinstance(data, list)
+        and bool(data)
+        and isinstance(data[0], str)
+        and data[0] not in Server.reserved_events
+    )
 
 
 class _Client:

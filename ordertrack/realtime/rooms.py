@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flask import Flask
-from pydantic import BaseModel
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack import identity
 from ordertrack.errors import DomainError, InvalidToken, Unavailable, ValidationFailed
 from ordertrack.identity import Credential
 from ordertrack.payloads import (
+    Form,
     OrdersWanted,
     OrderWanted,
     parse,
@@ -207,7 +207,7 @@ class Unwanted(OrderWanted):
     """An order that is not watched any more."""
 
 
-class Renewal(BaseModel):
+class Renewal(Form):
     token: str
 
 
