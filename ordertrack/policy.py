@@ -1,7 +1,7 @@
 """Who may see and do what. Pure: facts in, answers out.
 
 REST, pages, Socket.IO and raw sockets all ask here. Where a statement must carry the rule itself
-(lists, the one-statement status change), `ordertrack.services.statements` writes it in SQL, and the
+(lists, the one-statement status change), `ordertrack.services.orders` writes it in SQL, and the
 authorisation matrix in the tests holds both to the same table.
 """
 
