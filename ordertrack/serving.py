@@ -784,7 +784,7 @@ def serve(
     stopping = stopping or Stopping()
     stopping.catch_signals()
     # What was made so far stays for good: the collector need not look at it again, which would stop
-    # every socket for some 50 ms each time.
+    # every socket for some 60 ms each time.
     gc.collect()
     gc.freeze()
     server.start()
