@@ -15,9 +15,18 @@ from ordertrack.errors import Unavailable
 # One that is at it, and one that is already there when the first is done.
 _AT_ONCE = 2
 
-# Together with the lock's own timeout it must stay below what a caller is promised: that timeout
-# and one second more.
+# How long to wait while nobody before us succeeds. Together with the lock's own timeout it must
+# stay below what a caller is promised: that timeout and one second more.
 _PATIENCE = 0.5
+
+
+class _Queue:
+    __slots__ = ("done", "places", "users")
+
+    def __init__(self) -> None:
+        self.places = threading.Semaphore(_AT_ONCE)
+        self.users = 0  # that have a place or wait for one
+        self.done = 0  # turns that ended well
 
 
 class Turns:
@@ -25,25 +34,31 @@ class Turns:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._queues: dict[int, tuple[threading.Semaphore, int]] = {}  # and how many use it
+        self._queues: dict[int, _Queue] = {}
 
     @contextmanager
     def take(self, number: int) -> Iterator[None]:
-        """Have one of the few turns at *number*. Raises `Unavailable` when none comes soon."""
+        """Have one of the few turns at *number*. Raises `Unavailable` when the queue is stuck."""
         with self._lock:
-            queue, users = self._queues.get(number) or (threading.Semaphore(_AT_ONCE), 0)
-            self._queues[number] = queue, users + 1
+            queue = self._queues.setdefault(number, _Queue())
+            queue.users += 1
         try:
-            if not queue.acquire(timeout=_PATIENCE):
-                raise Unavailable("The order is locked by another change. Try again.")
+            _wait(queue)
             try:
                 yield
+                queue.done += 1
             finally:
-                queue.release()
+                queue.places.release()
         finally:
             with self._lock:
-                _, users = self._queues[number]
-                if users > 1:
-                    self._queues[number] = queue, users - 1
-                else:
+                queue.users -= 1
+                if not queue.users:
                     del self._queues[number]
+
+
+def _wait(queue: _Queue) -> None:
+    done = queue.done
+    while not queue.places.acquire(timeout=_PATIENCE):
+        if queue.done == done:
+            raise Unavailable("The order is locked by another change. Try again.")
+        done = queue.done

@@ -5,6 +5,7 @@ sockets that lived on it.
 """
 
 import heapq
+import threading
 import time
 from typing import Protocol
 
@@ -28,9 +29,15 @@ class Guest(Protocol):
 
 
 class Guests:
-    """The authenticated connections of one process, at most *per_user* for each user."""
+    """The authenticated connections of one process, at most *per_user* for each user.
 
-    def __init__(self, *, most: int, per_user: int) -> None:
+    ``door`` is held while the database is asked on a connection's behalf, by *at_once* of them at a
+    time: a thousand that come back together wait there for as long as it takes, instead of for a
+    connection of the pool, of which some are left to everybody else.
+    """
+
+    def __init__(self, *, most: int, per_user: int, at_once: int = 8) -> None:
+        self.door = threading.Semaphore(at_once)
         self._most = most
         self._per_user = per_user
         self._by_user: dict[int, set[Guest]] = {}

@@ -43,7 +43,11 @@ def init_app(app: Flask, settings: Settings) -> Live:
     origins = Origins(
         allowed=frozenset(settings.allowed_origins), behind_proxy=settings.trusted_proxies > 0
     )
-    guests = Guests(most=settings.max_connections, per_user=settings.max_connections_per_user)
+    guests = Guests(
+        most=settings.max_connections,
+        per_user=settings.max_connections_per_user,
+        at_once=max(1, settings.db_pool_size - 2),
+    )
     raw_rooms = RawRooms()
 
     def members(room: str) -> list[Watcher]:

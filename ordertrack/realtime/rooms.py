@@ -22,10 +22,10 @@ from ordertrack.payloads import (
     present_catch_up,
     to_json,
 )
-from ordertrack.policy import Actor, DriverScope
+from ordertrack.policy import Actor, DriverScope, Principal
 from ordertrack.problems import from_exception, problem
 from ordertrack.realtime.engine import EngineSocket, SocketIO, encode_event
-from ordertrack.realtime.fanout import TRY_AGAIN_LATER, Announcement, Fanout, feed_room
+from ordertrack.realtime.fanout import TRY_AGAIN_LATER, Announcement, Fanout, Wanted, feed_room
 from ordertrack.realtime.guests import Guests
 from ordertrack.realtime.stats import stats
 from ordertrack.services import actors, orders
@@ -113,7 +113,7 @@ class Rooms:
                 watcher = SocketWatcher(self, sid, socket, identity.from_token(token))
                 self._guests.admit(watcher)
                 self._watchers[sid] = watcher
-                actors.identify(watcher.credential.principal)
+                self._identify(watcher.credential.principal)
         except Exception as error:
             self.forget(sid)
             shown = from_exception(error)
@@ -145,12 +145,22 @@ class Rooms:
         return self._fanout.subscribe(
             watcher,
             {one.order_id: one.after for one in wanted},
-            lambda some: orders.catch_up(principal, some, self._scope),
+            lambda some: self._catch_up(principal, some),
         )
+
+    def _catch_up(
+        self, principal: Principal, wanted: Wanted
+    ) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
+        with self._guests.door:
+            return orders.catch_up(principal, wanted, self._scope)
+
+    def _identify(self, principal: Principal) -> Actor:
+        with self._guests.door:
+            return actors.identify(principal)
 
     def _subscribe_feed(self, watcher: SocketWatcher, data: dict[str, Any]) -> Ack:
         _require_feed(data)
-        watcher.actor = actors.identify(watcher.credential.principal)
+        watcher.actor = self._identify(watcher.credential.principal)
         watcher.join(feed_room(watcher.actor, self._scope))
         return {"ok": True}
 
@@ -165,11 +175,11 @@ class Rooms:
 
     def _authenticate(self, watcher: SocketWatcher, data: Any) -> Ack:
         credential = identity.from_token(parse(data, Renewal).token)
-        actors.identify(credential.principal)
+        self._identify(credential.principal)
         self._guests.renew(watcher, credential)
         try:
             # Had it ended just before, the watcher was not found by it.
-            actors.identify(credential.principal)
+            self._identify(credential.principal)
         except InvalidToken as error:
             watcher.sign_out(error)
             raise

@@ -13,12 +13,13 @@ from flask import Flask
 
 from ordertrack import identity
 from ordertrack.errors import DomainError, InvalidToken, Unavailable, ValidationFailed
+from ordertrack.eventlog import Event
 from ordertrack.identity import Credential
 from ordertrack.payloads import MAX_ID, MAX_VERSION
-from ordertrack.policy import Actor, DriverScope
+from ordertrack.policy import Actor, DriverScope, Principal
 from ordertrack.problems import answer, from_exception
 from ordertrack.realtime import transport
-from ordertrack.realtime.fanout import Announcement, Fanout, order_room
+from ordertrack.realtime.fanout import Announcement, Fanout, Wanted, order_room
 from ordertrack.realtime.guests import Guests
 from ordertrack.realtime.transport import Limits, Origins, Refused, WebSocket
 from ordertrack.services import orders
@@ -177,17 +178,14 @@ class OrderSockets:
             standing = self._fanout.subscribe(
                 watcher,
                 {order_id: orders.LATEST if after is None else after},
-                lambda wanted: orders.catch_up(credential.principal, wanted, self._scope),
+                lambda wanted: self._catch_up(credential.principal, wanted),
             )[order_id]
             if not isinstance(standing, CaughtUp):
                 raise standing
             missed = standing.events
             if standing.reset:
                 # Too much to replay: the latest event says where the order stands now.
-                principal = credential.principal
-                missed = orders.history(
-                    principal, order_id, self._scope, after=standing.version - 1, limit=1
-                ).events
+                missed = self._latest(credential.principal, order_id, standing.version)
             watcher.may_open()
             watcher.replay([Announcement(event).frame for event in missed])
             transport.take_over(environ, watcher, subprotocol=subprotocol, limits=self._limits)
@@ -195,6 +193,17 @@ class OrderSockets:
         except BaseException:
             watcher.gone()
             raise
+
+    def _catch_up(
+        self, principal: Principal, wanted: Wanted
+    ) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
+        with self._guests.door:
+            return orders.catch_up(principal, wanted, self._scope)
+
+    def _latest(self, principal: Principal, order_id: int, version: int) -> list[Event]:
+        with self._guests.door:
+            history = orders.history(principal, order_id, self._scope, after=version - 1, limit=1)
+            return history.events
 
 
 def _credential(environ: dict[str, Any]) -> tuple[Credential, str | None]:

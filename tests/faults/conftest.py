@@ -19,6 +19,13 @@ def cluster() -> Iterator[Cluster]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def lasting_server(cluster: Cluster) -> Iterator[Server]:
+    """A server that tests share: they leave it running, and nothing armed."""
+    with running_server(cluster.dsn, script="tests/faults/launcher.py") as started:
+        yield started
+
+
 @pytest.fixture
 def start(cluster: Cluster) -> Iterator[Callable[..., Server]]:
     """Starts servers on `cluster`, with faults to be armed: ``start(DB_POOL_SIZE="3")``."""

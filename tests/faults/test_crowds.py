@@ -1,0 +1,173 @@
+"""Very many at once."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from statistics import quantiles
+
+import psutil
+import pytest
+
+from tests.faults.cluster import Cluster
+from tests.faults.crowd import Client, all_of, allow_descriptors
+from tests.support.http import Answer
+from tests.support.parallel import at_once
+from tests.support.servers import Server
+
+Start = Callable[..., Server]
+
+# What a killed server leaves of a connection is left to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+CROWD = 1000
+CLIENTS, ORDERS = 50, 40
+
+
+def test_of_conflicting_changes_one_wins_and_the_others_are_told_how_it_stands(
+    start: Start,
+) -> None:
+    servers = [start(), start()]
+    customer = servers[0].people.customer()
+    driver = servers[0].people.driver()
+    orders = [customer.order() for _ in range(ORDERS)]
+
+    def change_all(number: int) -> list[tuple[str, str, Answer]]:
+        """The customer on half of its devices cancels; drivers begin to process."""
+        who, target = (customer, "Cancelled") if number % 2 else (driver, "Processing")
+        who = who.at(random.choice(servers).transport)
+        answers = []
+        for order in random.sample(orders, ORDERS):
+            body = {"status": target}
+            answer = who.api.put(f"/api/orders/{order['id']}/status", json=body)
+            answers.append((order["id"], target, answer))
+        return answers
+
+    results = at_once([lambda n=number: change_all(n) for number in range(CLIENTS)])  # type: ignore[misc]
+    winners = {}
+    for order in orders:
+        trail = driver.history(order)
+        assert [event["version"] for event in trail] == [1, 2]
+        winners[order["id"]] = trail[-1]["status"]
+    for order_id, target, answer in [one for result in results for one in result]:
+        if target == winners[order_id]:
+            assert (answer.status_code, answer.json()["version"]) == (200, 2)
+        else:
+            assert (answer.status_code, answer.code) == (409, "invalid_transition")
+            assert answer.json()["current"] == winners[order_id]
+    assert len(Counter(winners.values())) == 2, "one side always won, so this proves little"
+
+
+def test_a_thousand_clients_come_back_at_once_and_each_gets_what_it_missed(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allow_descriptors()
+    first, second = (start(MAX_CONNECTIONS_PER_USER="5000") for _ in range(2))
+    admin = first.people.admin()
+    orders = [admin.order() for _ in range(10)]
+    wanted = [orders[number % 10]["id"] for number in range(CROWD)]
+
+    async def come(port: int, after: int) -> tuple[list[Client], list[dict[str, object]], float]:
+        clients = [Client() for _ in range(CROWD)]
+        began = time.monotonic()
+        await all_of(clients, lambda client: client.connect(port, admin.token))
+        answers = await asyncio.gather(
+            *(
+                client.call("subscribe", {"order_id": order_id, "after": after})
+                for client, order_id in zip(clients, wanted, strict=True)
+            )
+        )
+        return clients, answers, time.monotonic() - began
+
+    async def storm() -> float:
+        clients, answers, _ = await come(first.port, 1)
+        assert all(answer["ok"] and answer["version"] == 1 for answer in answers)
+        listening = asyncio.gather(*(client.listen() for client in clients))
+        first.process.kill()
+        await listening
+        elsewhere = admin.at(second.transport)
+        await asyncio.to_thread(
+            lambda: [elsewhere.edit(order, f"edit {n}") for order in orders for n in range(3)]
+        )
+        clients, answers, took = await come(second.port, 1)
+        for answer in answers:
+            assert answer["ok"], answer
+            assert [event["version"] for event in answer["events"]] == [2, 3, 4]
+        for client in clients:
+            client.close()
+        return took
+
+    took = asyncio.run(storm())
+    assert "unexpected error" not in second.log
+    with capsys.disabled():
+        print(f"\n{CROWD} clients back, authorised and caught up in {took:.1f} s")  # noqa: T201
+
+
+def test_a_reader_that_stops_costs_the_healthy_ones_nothing(
+    cluster: Cluster, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allow_descriptors()
+    server = start(MAX_CONNECTIONS_PER_USER="5000", QUEUE_MAX_BYTES="200000", QUEUE_MAX_SECONDS="2")
+    admin = server.people.admin()
+    order = admin.order()
+    memory = psutil.Process(server.process.pid).memory_info
+
+    async def broadcast(clients: list[Client], number: int) -> list[float]:
+        """Changes, one after the other, and how long each took to reach each client, in seconds."""
+        waits = []
+        for _ in range(number):
+            seen = [len(client.events) for client in clients]
+            began = time.monotonic()
+            await asyncio.to_thread(admin.edit, order, "x" * 1900 + str(random.random()))
+            while any(  # noqa: ASYNC110 (one condition on 500 clients)
+                len(client.events) == before for client, before in zip(clients, seen, strict=True)
+            ):
+                await asyncio.sleep(0.001)
+            waits += [client.events[-1][1] - began for client in clients]
+        return waits
+
+    async def scenario() -> tuple[float, float, int, list[int | None]]:
+        clients = [Client() for _ in range(500)]
+        stopped = [Client() for _ in range(5)]
+        for group in (clients, stopped):
+            await all_of(group, lambda client: client.connect(server.port, admin.token))
+            await all_of(group, lambda c: c.call("subscribe", {"order_id": order["id"]}))
+        listening = [asyncio.create_task(client.listen()) for client in [*clients, *stopped]]
+        healthy = await broadcast(clients, 40)
+        before = memory().rss
+        for client in stopped:
+            client.read_no_more()
+        # Fills the kernel's buffers and then the queue, past its bound.
+        beside = await broadcast(clients, 260)
+        grown = memory().rss - before
+        for client in stopped:
+            client.read_on()
+        await asyncio.wait(listening[500:], timeout=10)
+        for task in listening:
+            task.cancel()
+        for client in clients:
+            client.close()
+        codes = [client.close_code for client in stopped]
+        return p99(healthy), p99(beside), grown, codes
+
+    healthy, beside, grown, codes = asyncio.run(scenario())
+    with capsys.disabled():
+        print(  # noqa: T201
+            f"\np99 of 500 readers: {healthy * 1000:.1f} ms; beside five that stopped:"
+            f" {beside * 1000:.1f} ms; memory grew by {grown / 1e6:.1f} MB; closed with {codes}"
+        )
+    assert grown < 5 * 200_000 + 20_000_000
+    # The last frame that a stopped reader gets says why; one that was reset got none.
+    assert all(code in (1013, None) for code in codes)
+    metrics = server.api.get("/metrics").text
+    assert closed_for_being_slow(metrics) == 5
+
+
+def p99(waits: list[float]) -> float:
+    return quantiles(waits, n=100)[98]
+
+
+def closed_for_being_slow(metrics: str) -> int:
+    found = [line for line in metrics.splitlines() if "slow" in line and not line.startswith("#")]
+    return int(float(found[0].rsplit(" ", 1)[1]))

@@ -1,0 +1,67 @@
+"""The network takes the answer away, not the change: asking again has no second effect."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import requests
+
+from tests.faults.cluster import Cluster
+from tests.support.http import OverTheWire
+from tests.support.people import Person
+from tests.support.servers import Server
+from tests.support.tcp_proxy import DOWN, TcpProxy
+from tests.support.waiting import eventually
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture(scope="module")
+def admin(lasting_server: Server) -> Person:
+    return lasting_server.people.admin()
+
+
+@pytest.fixture
+def proxy(lasting_server: Server) -> Iterator[TcpProxy]:
+    with TcpProxy(lasting_server.port) as started:
+        yield started
+
+
+@pytest.fixture
+def cut_off(admin: Person, proxy: TcpProxy) -> Iterator[Person]:
+    """The same admin behind a network that loses every answer from its first bytes on."""
+    transport = OverTheWire(proxy.url)
+    proxy.cut_after(9, DOWN)
+    yield admin.at(transport)
+    transport.close()
+
+
+def test_the_same_put_again_changes_nothing_more(
+    admin: Person, cut_off: Person, proxy: TcpProxy
+) -> None:
+    order = admin.order()
+    with pytest.raises(requests.RequestException):
+        cut_off.move(order, "Processing")
+    eventually(lambda: admin.read(order)["status"] == "Processing")
+    proxy.heal()
+    assert cut_off.move(order, "Processing")["version"] == 2
+    assert [event["version"] for event in admin.history(order)] == [1, 2]
+
+
+def test_the_same_key_again_finds_the_order_that_was_made(
+    cluster: Cluster, admin: Person, cut_off: Person, proxy: TcpProxy
+) -> None:
+    def made() -> int:
+        return int(cluster.execute("SELECT count(*) FROM orders WHERE description = 'once'")[0][0])
+
+    def place() -> requests.Response:
+        return cut_off.api.post(
+            "/api/orders", json={"description": "once"}, headers={"Idempotency-Key": "once"}
+        )
+
+    with pytest.raises(requests.RequestException):
+        place()
+    eventually(lambda: made() == 1)
+    proxy.heal()
+    answer = place()
+    assert (answer.status_code, answer.json()["version"]) == (201, 1)
+    assert made() == 1
