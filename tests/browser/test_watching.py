@@ -50,7 +50,7 @@ def test_a_change_appears_is_announced_and_told_in_the_title(visit: Visit, serve
 
     # In the background the tab says it; seen again, the title is the order's.
     page.evaluate(
-        """() => { Object.defineProperty(document, "hidden", { get: () => window.away ?? true }); }"""
+        "() => Object.defineProperty(document, 'hidden', { get: () => window.away ?? true })"
     )
     driver.move(order, "Shipped")
     eventually(lambda: page.title() == f"(1) Order #{order['id']} is Shipped")
@@ -221,7 +221,7 @@ def test_what_people_write_is_only_ever_text(visit: Visit, server: Server) -> No
     customer, driver, admin = people.customer(evil), people.driver(evil), people.admin(evil)
     order = customer.order(evil)
     window = visit(admin)
-    window.page.on("dialog", lambda dialog: window.complaints.append("a script ran"))
+    window.page.on("dialog", lambda _: window.complaints.append("a script ran"))
     page = window.open(f"/orders/{order['id']}", live=True)
     driver.move(order, "Processing", note=evil)
     customer_sees = page.locator("#history .entry").first

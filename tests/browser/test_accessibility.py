@@ -1,0 +1,134 @@
+"""axe finds nothing on any page, in light and in dark; everything is reachable by keyboard."""
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.browser.conftest import Visit
+from tests.support.servers import Server
+
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+# What a click reveals is a part of the page, too.
+OPEN_ALL = "() => { for (const one of document.querySelectorAll('details')) one.open = true; }"
+
+SMALL_TARGETS = """() =>
+    [...document.querySelectorAll("a, button, select, summary, input:not([type=hidden])")]
+        .filter((one) => one.checkVisibility() && !one.closest("p, .hint, .skip"))
+        .map((one) => [one, one.getBoundingClientRect()])
+        .filter(([one, box]) => box.width < 24 || box.height < 24)
+        .map(([one, box]) => `${one.outerHTML.slice(0, 90)} ${box.width}×${box.height}`)"""
+
+
+def defects(page: Page, axe: str) -> list[str]:
+    """What axe finds, one line each."""
+    page.evaluate(axe)
+    found: dict[str, Any] = page.evaluate(
+        "rules => axe.run({runOnly: {type: 'tag', values: rules}})", RULES
+    )
+    return [
+        f"{page.url} {one['id']}: {node['target']} {node['failureSummary']}"
+        for one in found["violations"]
+        for node in one["nodes"]
+    ]
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
+def test_axe_finds_nothing_on_any_page(
+    visit: Visit, server: Server, axe: str, scheme: str, width: int
+) -> None:
+    people = server.people
+    customer, driver, admin = people.customer(), people.driver(), people.admin()
+    orders = [customer.order(f"parcel {number}") for number in range(5)]
+    driver.move(orders[0], "Processing", "Shipped", "Completed", note="At the door")
+    admin.edit(orders[1], "another parcel")
+    admin.assign(orders[1], driver)
+    admin.move(orders[1], "Processing", "Cancelled")
+    driver.move(orders[2], "Processing")
+    admin.assign(orders[2], driver)
+    driver.move(orders[3], "Processing", "Shipped")
+    admin.assign(orders[3], driver)
+    deleted = customer.order("a mistake")
+    customer.delete(deleted)
+    found = []
+    for person, paths in (
+        (None, ["/login", "/register", "/nothing/here"]),
+        (people.customer(), ["/orders"]),
+        (customer, ["/orders", *(f"/orders/{order['id']}" for order in orders), "/board"]),
+        (driver, ["/deliveries", "/deliveries?show=mine", f"/orders/{orders[2]['id']}"]),
+        (
+            admin,
+            [
+                f"/board?customer={customer.id}",
+                "/board?q=nothing+like+this",
+                f"/board?deleted=yes&customer={customer.id}",
+                f"/orders/{orders[2]['id']}",
+                f"/orders/{orders[1]['id']}/history",
+                f"/orders/{deleted['id']}/history",
+                f"/users?after={int(customer.id) - 1}",
+            ],
+        ),
+    ):
+        window = visit(
+            person,
+            color_scheme=scheme,
+            viewport={"width": width, "height": 900},
+            reduced_motion="reduce",  # else colours are caught half way
+        )
+        for path in paths:
+            page = window.open(path)
+            page.evaluate(OPEN_ALL)
+            found += defects(page, axe)
+            is_wide = page.evaluate("() => document.documentElement.scrollWidth > innerWidth")
+            assert not is_wide, f"{path} is wider than {width} px"
+    assert not found, "\n".join(found)
+
+
+def test_toasts_and_badges_are_legible_too(visit: Visit, server: Server, axe: str) -> None:
+    customer, driver = server.people.customer(), server.people.driver()
+    for scheme in ("light", "dark"):
+        order = customer.order()
+        window = visit(customer, color_scheme=scheme, reduced_motion="reduce")
+        page = window.open(f"/orders/{order['id']}", live=True)
+        driver.move(order, "Processing")
+        window.see(".toast-line")
+        assert not defects(page, axe)
+        window.context.set_offline(True)
+        window.wait_for_state("offline")
+        assert not defects(page, axe)
+
+
+def test_an_order_can_be_placed_and_cancelled_by_keyboard_alone(
+    visit: Visit, server: Server
+) -> None:
+    window = visit(server.people.customer())
+    page = window.open("/orders", live=True)
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.type("typed blindly")
+    page.keyboard.press("Tab")
+    outline = page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "where the focus is can be seen"
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/orders/*")
+    window.wait_for_state("live")
+    page.focus("summary:has-text('Cancel the order')")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    window.see('#state .chip[data-status="Cancelled"]')
+
+
+def test_targets_are_large_enough_for_a_finger(visit: Visit, server: Server) -> None:
+    """WCAG 2.5.8: 24 by 24 px, but for links within a text."""
+    people = server.people
+    customer, admin = people.customer(), people.admin()
+    order = customer.order()
+    for path in ("/board", f"/orders/{order['id']}", "/deliveries", "/orders", "/users"):
+        window = visit(admin, viewport={"width": 390, "height": 800}, has_touch=True)
+        small = window.open(path).evaluate(SMALL_TARGETS)
+        assert not small, (path, small)
