@@ -67,9 +67,9 @@ _PROOF = (
 def _promises(results: Results) -> list[str]:
     rows = []
     for scenario, outcomes in results.scenarios:
-        ours = _of(outcomes, "ordertrack")
         for promise in scenario.promises:
-            theirs = _of(outcomes, promise.against)
+            ours = _find(outcomes, "ordertrack", promise.ours)
+            theirs = _find(outcomes, promise.against, promise.theirs)
             if ours and theirs:
                 rows.append(_promise(scenario, promise, ours, theirs))
     if not rows:
@@ -80,27 +80,28 @@ def _promises(results: Results) -> list[str]:
 
 def _promise(scenario: Scenario, promise: Promise, ours: Outcome, theirs: Outcome) -> list[str]:
     mine, its = ours.median(promise.figure), theirs.median(promise.figure)
-    less = scenario.less_is_better
-    if mine is None or its is None:
-        return [scenario.name, "failed", theirs.title, "", "", "", "", "✗"]
+    row = ", ".join(filter(None, (scenario.name, promise.figure, ours.case.label)))
+    if not mine or not its:
+        return [row, "failed" if not mine else "", _label(theirs), "", "", "", "", "✗"]
     ratio = mine / its
+    less, unit = scenario.less_is_better, scenario.figures[promise.figure]
 
-    def holds(bound: float) -> bool:
-        return ratio <= bound if less else ratio >= bound
+    def holds(bound: float | None) -> bool:
+        return bound is not None and (ratio <= bound if less else ratio >= bound)
 
-    sign, unit = "≤" if less else "≥", scenario.figures[promise.figure]
-    verdict = "✓" if holds(promise.target) else "✗"
-    if promise.beyond is not None and holds(promise.beyond):
-        verdict = "✓✓"
+    def shown(bound: float | None) -> str:
+        return "" if bound is None else f"{'≤' if less else '≥'} {bound} ×"
+
+    missed = "✗" if promise.target is not None else ""
     return [
-        f"{scenario.name}, {promise.figure}",
+        row,
         _number(mine, unit) + (" †" if ours.is_load_bound else ""),
-        theirs.title,
+        _label(theirs),
         _number(its, unit) + (" †" if theirs.is_load_bound else ""),
         f"**{ratio:.2f} ×**",
-        f"{sign} {promise.target} ×",
-        f"{sign} {promise.beyond} ×" if promise.beyond is not None else "",
-        verdict,
+        shown(promise.target),
+        shown(promise.beyond),
+        "✓✓" if holds(promise.beyond) else "✓" if holds(promise.target) else missed,
     ]
 
 
@@ -128,8 +129,11 @@ def _scenario(scenario: Scenario, outcomes: list[Outcome]) -> list[str]:
     return lines
 
 
-def _of(outcomes: list[Outcome], contender: str) -> Outcome | None:
-    return next((outcome for outcome in outcomes if outcome.case.contender == contender), None)
+def _find(outcomes: list[Outcome], contender: str, label: str) -> Outcome | None:
+    for outcome in outcomes:
+        if (outcome.case.contender, outcome.case.label) == (contender, label):
+            return outcome
+    return None
 
 
 def _label(outcome: Outcome) -> str:
