@@ -38,7 +38,10 @@ def init_app(app: Flask, settings: Settings) -> Live:
     """Add the sockets to *app*. The relay that feeds them is started by who serves."""
     scope = DriverScope(settings.driver_scope)
     limits = Limits(
-        max_queue_bytes=settings.queue_max_bytes, max_queue_seconds=settings.queue_max_seconds
+        max_message_bytes=settings.max_body_bytes,
+        max_queue_bytes=settings.queue_max_bytes,
+        max_queue_seconds=settings.queue_max_seconds,
+        max_connections=settings.max_connections,
     )
     origins = Origins(
         allowed=frozenset(settings.allowed_origins), behind_proxy=settings.trusted_proxies > 0

@@ -151,6 +151,7 @@ class EngineSocket:
     """
 
     __slots__ = (
+        "_allowance",
         "_heard",
         "_over",
         "_probe",
@@ -178,6 +179,7 @@ class EngineSocket:
         self._probe: WebSocket | None = None  # the WebSocket that polling may move to
         self._probed = False  # and whether it has been tried
         self._reason: str | None = None
+        self._allowance = 0.0
         self._heard = True
         self._over = False
 
@@ -459,10 +461,18 @@ class EngineSocket:
                 self._end()
             elif self.closing:
                 return
+            elif not self._afford():
+                self.close_with(1008, goodbye=False)
             elif kind == "4":
                 self.server.receive(self, packet[1:])
             elif kind not in ("3", "6"):
                 raise eio_exceptions.UnknownPacketError
+
+    def _afford(self) -> bool:
+        """Whether a polling client may send one more packet. A WebSocket sees to it itself."""
+        allowance = self.server.limits.afford(self._allowance)
+        self._allowance = allowance or self._allowance
+        return allowance is not None
 
 
 class MalformedPacketError(ValueError):

@@ -139,11 +139,21 @@ class Limits:
     message_burst: int = 400
     messages_per_second: float = 50.0
 
-    # Messages that wait for a busy worker before the socket is not read any more.
-    max_inbox: int = 64
+    # Messages that wait for a busy worker before the socket is not read any more: with messages of
+    # the largest size they hold a megabyte.
+    max_inbox: int = 16
 
     # Connections of the process; another one is answered 503.
     max_connections: int = 10_000
+
+    def afford(self, allowance: float) -> float | None:
+        """Take one message off a client's allowance; None when it is spent.
+
+        A token bucket kept as one number: the time at which it will be full again. 0 is a full one.
+        """
+        now = monotonic()
+        full = max(allowance, now) + 1.0 / self.messages_per_second
+        return full if full - now <= self.message_burst / self.messages_per_second else None
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -208,7 +218,7 @@ class WebSocket:
         self._peer_closed = False  # its close frame has arrived
         self._pending: list[bytes] | None = None  # never tried
         self._backlog: Backlog | None = None  # tried, and waiting for the kernel
-        self._allowance = 0.0  # when the message allowance will be whole again
+        self._allowance = 0.0  # for messages; see Limits.afford
 
     @property
     def alive(self) -> bool:
@@ -387,7 +397,8 @@ class WebSocket:
         except OSError:
             pass
         stats.open -= 1
-        stats.closed[self.close_code] = stats.closed.get(self.close_code, 0) + 1
+        code = min(self.close_code, 4000)  # private codes count as one: clients choose them freely
+        stats.closed[code] = stats.closed.get(code, 0) + 1
         self._start_worker()
 
     def expire(self) -> None:
@@ -421,9 +432,11 @@ class WebSocket:
         for opcode, payload in events:
             if self.state == CLOSED:
                 return
-            if not self._afford():
+            allowance = self.limits.afford(self._allowance)
+            if allowance is None:
                 self._fail(1008, "too many messages")
                 return
+            self._allowance = allowance
             if opcode == frames.TEXT:
                 try:
                     text = payload.decode()
@@ -440,17 +453,6 @@ class WebSocket:
                 return
         if parser.error is not None:
             self._fail(parser.error.code, parser.error.reason)
-
-    def _afford(self) -> bool:
-        """Whether one more message is within the allowance: a token bucket kept as one number."""
-        limits = self.limits
-        now = monotonic()
-        cost = 1.0 / limits.messages_per_second
-        whole = max(self._allowance, now) + cost
-        if whole - now > limits.message_burst * cost:
-            return False
-        self._allowance = whole
-        return True
 
     def _on_close_frame(self, payload: bytes) -> None:
         self._peer_closed = True
@@ -808,4 +810,6 @@ class Signal:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the next `set`, or take one that was not waited for; False after `timeout`."""
+        if timeout is not None and timeout <= 0:
+            return bool(self._wakeups.acquire(blocking=False))
         return bool(self._wakeups.acquire(timeout=timeout))

@@ -297,6 +297,22 @@ def test_other_namespaces_are_refused(server: Echo) -> None:
     client.close()
 
 
+def test_more_connections_than_allowed_are_refused_for_now() -> None:
+    with running(max_connections=3) as server:
+        clients = [Speaker(server.port) for _ in range(3)]
+        for path in ("/ws", "/socket.io/?EIO=4&transport=websocket"):
+            with peer(server.port, path) as refused:
+                assert refused.status == 503
+                assert refused.body["code"] == "unavailable"
+                assert refused.headers["retry-after"] == "5"
+        assert requests.get(Poller.base_of(server), timeout=10).status_code == 503
+        clients.pop().close()
+        eventually(lambda: server.stats()["open"] == 2)
+        clients.append(Speaker(server.port))
+        for client in clients:
+            client.close()
+
+
 def test_who_does_not_connect_in_time_is_closed(server: Echo) -> None:
     client = Speaker(server.port, join=False)
     assert client.read_close() == 1008
@@ -338,9 +354,13 @@ class Poller:
     """Long-polling by hand."""
 
     def __init__(self, server: Echo) -> None:
-        self.base = f"{server.url}/socket.io/?EIO=4&transport=polling"
+        self.base = self.base_of(server)
         self.hello = json.loads(requests.get(self.base, timeout=10).text[1:])
         self.url = f"{self.base}&sid={self.hello['sid']}"
+
+    @staticmethod
+    def base_of(server: Echo) -> str:
+        return f"{server.url}/socket.io/?EIO=4&transport=polling"
 
     def post(self, body: str | bytes) -> int:
         data = body.encode() if isinstance(body, str) else body
@@ -413,6 +433,15 @@ def test_a_polling_client_that_does_not_fetch_is_closed(server: Echo) -> None:
     old.post('42["numbers",10]')
     eventually(lambda: server.stats()["slow_closes"] == before + 2)
     eventually(lambda: server.stats()["queued_bytes"] == 0)
+
+
+def test_a_flood_over_polling_is_ended_too(server: Echo) -> None:
+    poller = Poller(server)
+    poller.post("40")
+    poller.get()
+    for _ in range(40):  # 640 packets, of which 400 are free
+        poller.post("\x1e".join(["3"] * 16))
+    eventually(lambda: poller.get()[0] == 400)
 
 
 def test_two_polls_at_once_end_the_session(server: Echo) -> None:

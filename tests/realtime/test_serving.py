@@ -109,6 +109,12 @@ def test_a_body_that_the_application_ignores_does_not_become_a_request(server: E
     assert b"frames_out" not in answer
 
 
+def test_an_answer_arrives_although_the_client_is_still_sending(server: Echo) -> None:
+    head = request("POST /ignored HTTP/1.1", "Host: x", "Content-Length: 1000000")
+    answer = talk(server, head, b"x" * 1_000_000)
+    assert answer.endswith(b'{"read":false}\n')
+
+
 def test_an_error_of_the_application_is_a_problem_without_details(server: Echo) -> None:
     answer = talk(server, request("GET /bug HTTP/1.1", "Host: x"))
     assert answer.startswith(b"HTTP/1.1 500 ")
