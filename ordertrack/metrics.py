@@ -38,9 +38,9 @@ log = logging.getLogger(__name__)
 class LoopWatch:
     """Measures how long the event loop keeps others waiting: a timer that looks how late it is."""
 
-    # What blocks for 100 ms is seen as at least 50, whenever it began; and 20 wake-ups a second
-    # cost less than 0.1 % of a core.
-    PERIOD: Final = 0.05
+    # Whatever blocks for longer than this is seen, less the time until the timer was due. To wake
+    # up an idle process ten times a second costs 0.1 % of a core.
+    PERIOD: Final = 0.1
     WORTH_A_LINE: Final = 0.25
 
     def __init__(self) -> None:
