@@ -26,6 +26,12 @@ const POLLERS = 4;
 /** Milliseconds to an answer that show, after a sleep, whether the connection is still alive. */
 const PROBE_TIMEOUT = 2000;
 
+/**
+ * Milliseconds after which a long poll is given up; the server says something every 25 seconds. The
+ * library never would, and each poll that hangs keeps one of the browser's few connections.
+ */
+const POLL_TIMEOUT = 40000;
+
 /** Fresh credentials refused in a row, after which we take the server's word for it. */
 const REFUSALS = 3;
 
@@ -341,6 +347,7 @@ export class OrderStream extends EventTarget {
       transports,
       tryAllTransports: true,
       timeout: this.#times.connectTimeout,
+      requestTimeout: POLL_TIMEOUT,
       ...this.#options,
       forceNew: true,
       reconnection: false,

@@ -63,6 +63,8 @@ const commands = {
   },
   close() {
     stream.close();
+process.exitCode = 0;
+process.stdout.write("", () => process.exit()); // a poll that hangs would keep Node from ending
   },
 };
 
@@ -71,3 +73,4 @@ for await (const line of createInterface({ input: process.stdin })) {
   commands[name](...args);
 }
 stream.close();
+process.stdout.write("", () => process.exit()); // a poll that hangs would keep Node from ending

@@ -108,6 +108,9 @@ class Connection:
             self._client.disconnect()
         except Exception:  # noqa: BLE001 (the library, while it is being torn down)
             _quiet.debug("closing a connection", exc_info=True)
+        websocket = self._client.eio.ws
+        if websocket is not None:
+            websocket.shutdown()  # the library leaves one that broke open
 
     def _refused(self, data: Any = None) -> None:
         # A refused CONNECT carries {"message", "data": problem}; a refused request, its body.
