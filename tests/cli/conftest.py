@@ -1,6 +1,7 @@
 """The command line on databases of a test's own."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -27,10 +28,15 @@ class Own:
         return self.app.test_cli_runner().invoke(args=list(arguments), input=typed)
 
 
-@pytest.fixture
-def own(fresh_database: Callable[[], str]) -> Iterator[Own]:
-    dsn = fresh_database()
+@contextmanager
+def opened(dsn: str) -> Iterator[Own]:
     app = create_app(settings_for(dsn))
     yield Own(dsn, app, People(dsn, InProcess(app)))
     with app.app_context():
         db.engine.dispose()
+
+
+@pytest.fixture
+def own(fresh_database: Callable[[], str]) -> Iterator[Own]:
+    with opened(fresh_database()) as made:
+        yield made

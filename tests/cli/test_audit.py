@@ -1,31 +1,59 @@
 """``flask --app wsgi audit verify``: what the triggers cannot stop a superuser from, it finds."""
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import psycopg2
 import pytest
+from psycopg2.extensions import parse_dsn
 
 from ordertrack import cli
 from ordertrack.services import audit
-from tests.cli.conftest import Own
+from tests.cli.conftest import Own, opened
 from tests.support.databases import Postgres
 
 
-@pytest.fixture
-def story(own: Own) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Story:
     """Orders 1: completed by a driver, 2: edited, cancelled, 3: deleted, 4 and 5: as placed."""
-    customer, driver, admin = own.people.customer(), own.people.driver(), own.people.admin()
-    orders = [customer.order(f"order {number}") for number in range(1, 6)]
-    admin.assign(orders[0], driver)
-    driver.move(orders[0], "Processing", "Shipped", "Completed")
-    customer.edit(orders[1], "order 2, gift wrapped")
-    customer.move(orders[1], "Cancelled")
-    customer.delete(orders[2])
-    return {"customer": customer.id, "driver": driver.id, "admin": admin.id}
+
+    database: str  # its name; nobody is connected to it
+    ids: dict[str, str]
 
 
-def test_a_log_that_only_the_application_wrote_is_whole(own: Own, story: dict[str, Any]) -> None:
-    result = own.flask("audit", "verify")
+@pytest.fixture(scope="module")
+def story(postgres: Postgres) -> Story:
+    dsn = postgres.clone()
+    with opened(dsn) as own:
+        customer, driver, admin = own.people.customer(), own.people.driver(), own.people.admin()
+        orders = [customer.order(f"order {number}") for number in range(1, 6)]
+        admin.assign(orders[0], driver)
+        driver.move(orders[0], "Processing", "Shipped", "Completed")
+        customer.edit(orders[1], "order 2, gift wrapped")
+        customer.move(orders[1], "Cancelled")
+        customer.delete(orders[2])
+    ids = {"customer": customer.id, "driver": driver.id, "admin": admin.id}
+    return Story(parse_dsn(dsn)["dbname"], ids)
+
+
+@pytest.fixture(scope="module")
+def whole(postgres: Postgres, story: Story) -> Iterator[Own]:
+    """The story as it happened."""
+    with opened(postgres.create(template=story.database)) as own:
+        yield own
+
+
+@pytest.fixture
+def copy(postgres: Postgres, story: Story) -> Iterator[Own]:
+    """A copy of it, to be damaged."""
+    dsn = postgres.create(template=story.database)
+    with opened(dsn) as own:
+        yield own
+    postgres.drop(dsn)
+
+
+def test_a_log_that_only_the_application_wrote_is_whole(whole: Own) -> None:
+    result = whole.flask("audit", "verify")
     assert result.exit_code == 0, result.output
     assert result.stdout == "5 orders, 12 events: the log is whole.\n"
 
@@ -35,20 +63,18 @@ def test_an_empty_log_is_whole(own: Own) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 6])
-def test_batches_end_anywhere(
-    own: Own, story: dict[str, Any], size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_end_anywhere(whole: Own, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "BATCH", size)
-    with own.app.app_context():
+    with whole.app.app_context():
         assert list(audit.verify())[-1] == audit.Checked(orders=5, events=12)
 
 
 def test_a_bar_shows_how_far_a_long_check_has_come(
-    own: Own, story: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    whole: Own, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert own.flask("audit", "verify").stderr == ""
+    assert whole.flask("audit", "verify").stderr == ""
     monkeypatch.setattr(cli, "_ORDERS_WORTH_A_BAR", 5)
-    assert "Checking" in own.flask("audit", "verify").stderr
+    assert "Checking" in whole.flask("audit", "verify").stderr
 
 
 E = "UPDATE order_events SET"
@@ -136,37 +162,35 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("case", TAMPERINGS)
-def test_the_first_bad_row_is_named(
-    own: Own, postgres: Postgres, story: dict[str, Any], case: str
-) -> None:
+def test_the_first_bad_row_is_named(copy: Own, postgres: Postgres, story: Story, case: str) -> None:
     sql, told = TAMPERINGS[case]
-    superuser = postgres.as_superuser(own.dsn)
+    superuser = postgres.as_superuser(copy.dsn)
     for table in ("order_events", "orders"):
         postgres.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL", dsn=superuser)
-    postgres.execute(sql.format(**story), dsn=superuser)
+    postgres.execute(sql.format(**story.ids), dsn=superuser)
 
-    result = own.flask("audit", "verify")
+    result = copy.flask("audit", "verify")
     assert result.exit_code == 1
     named = result.stderr.split("(row ")[-1].split(" ")[0]
-    assert told.format(**story, row=named) in result.stderr
+    assert told.format(**story.ids, row=named) in result.stderr
     assert result.stdout == ""
 
 
 def test_damage_in_two_orders_is_told_of_the_first(
-    own: Own, postgres: Postgres, story: dict[str, Any]
+    copy: Own, postgres: Postgres, story: Story
 ) -> None:
-    superuser = postgres.as_superuser(own.dsn)
+    superuser = postgres.as_superuser(copy.dsn)
     postgres.execute("UPDATE orders SET status = 'Shipped' WHERE id IN (2, 4)", dsn=superuser)
-    assert "Order 2: " in own.flask("audit", "verify").stderr
+    assert "Order 2: " in copy.flask("audit", "verify").stderr
 
 
-def test_the_application_itself_cannot_rewrite_the_log(own: Own, story: dict[str, Any]) -> None:
+def test_the_application_itself_cannot_rewrite_the_log(whole: Own) -> None:
     for statement in (
         "UPDATE order_events SET note = 'x'",
         "DELETE FROM order_events",
         "TRUNCATE order_events CASCADE",
     ):
-        with psycopg2.connect(own.dsn) as connection, connection.cursor() as cursor:
+        with psycopg2.connect(whole.dsn) as connection, connection.cursor() as cursor:
             with pytest.raises(psycopg2.errors.InsufficientPrivilege, match="append-only"):
                 cursor.execute(statement)
             connection.rollback()
