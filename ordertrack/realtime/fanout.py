@@ -5,11 +5,11 @@ of the log to `Fanout.publish`, once and in order, and it goes to everybody in t
 
 The seam. A client that subscribes must get the events that it missed from the log and all later
 ones live: none lost between the two, none twice. While `subscribe` reads the log, the watcher is in
-*transit* for that order: what is published meanwhile is not delivered to it, only noted. If
-anything newer than the answer was noted, the log is read again; else the watcher joins without
-giving up the loop, and the acknowledgement leaves before anything else can. The relay may still be
-behind what was read, so events up to the answer's version stay suppressed for this watcher (its
-*floor*) until the relay has caught up with that moment.
+*transit* for that order: what is published meanwhile is held back from it. If anything newer than
+the answer was published, the log is read again; else the watcher joins without giving up the loop,
+and the acknowledgement leaves before anything else can. The relay may still be behind what was
+read, so events up to the answer's version stay suppressed for this watcher (its *floor*) until the
+relay has caught up with that moment.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -83,17 +83,17 @@ class Watcher(Protocol):
     def sign_out(self, error: DomainError) -> None:
         """Tell the client why, and close."""
 
-    def hang_up(self, code: int, reason: str) -> None:
-        """Close with a WebSocket close code."""
-
 
 class _Transit:
     """A watcher on its way into a room: see the module's theory."""
 
-    __slots__ = ("floor", "newest")
+    __slots__ = ("answered", "floor", "held", "newest")
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: "_Transit | None") -> None:
+        # What an earlier answer reached, as long as the relay may be behind that.
+        self.answered = earlier.floor or 0 if earlier else 0
         self.newest = 0  # the highest version published while the log was being read
+        self.held: list[Announcement] = []  # what the watcher would have been told meanwhile
         self.floor: int | None = None  # None: still reading; else what the answer reached
 
 
@@ -140,27 +140,24 @@ class Fanout:
         the answer to the client before it gives up the loop. An order that cannot be watched has
         its error as answer. Whatever *read* raises is passed on, and nothing was joined.
         """
-        transits = {order_id: _Transit() for order_id in wanted}
-        for order_id, transit in transits.items():
-            self._transit.setdefault(order_id, {})[watcher] = transit
+        transits = {}
+        for order_id in wanted:
+            there = self._transit.setdefault(order_id, {})
+            there[watcher] = transits[order_id] = _Transit(there.get(watcher))
         try:
             answers = self._read_until_current(watcher, wanted, transits, read)
         except BaseException:
             for order_id, transit in transits.items():
-                self._drop(order_id, watcher, transit)
-            if any(transit.newest for transit in transits.values()):
-                # It may have been watching already, and what it did not get is gone.
-                watcher.hang_up(TRY_AGAIN_LATER, "missed an event; resume with after")
+                self._give_up(order_id, watcher, transit)
             raise
         for order_id, transit in transits.items():
             answer = answers[order_id]
             if isinstance(answer, CaughtUp):
-                transit.floor = answer.version
-                self._settling.append((order_id, watcher, transit))
+                self._settle(order_id, watcher, transit, answer.version)
                 watcher.join(order_room(order_id))
                 self._count(wanted[order_id], answer)
             else:
-                self._drop(order_id, watcher, transit)
+                self._give_up(order_id, watcher, transit)
                 watcher.leave(order_room(order_id))
         return answers
 
@@ -187,6 +184,21 @@ class Fanout:
             answers[order_id] = Unavailable("The order is changing too fast. Subscribe again.")
         return answers
 
+    def _give_up(self, order_id: int, watcher: Watcher, transit: _Transit) -> None:
+        """There is no answer to stand for what was held back: it was owed to a feed, or to an
+        earlier subscription."""
+        if transit.answered:
+            self._settle(order_id, watcher, transit, transit.answered)
+        else:
+            self._drop(order_id, watcher, transit)
+        for announcement in transit.held:
+            self._deliver(announcement, [watcher])
+
+    def _settle(self, order_id: int, watcher: Watcher, transit: _Transit, floor: int) -> None:
+        """From now on only what is newer than *floor*, which the watcher has been answered."""
+        transit.floor = floor
+        self._settling.append((order_id, watcher, transit))
+
     def _drop(self, order_id: int, watcher: Watcher, transit: _Transit) -> None:
         there = self._transit.get(order_id)
         if there is not None and there.get(watcher) is transit:
@@ -212,14 +224,30 @@ class Fanout:
         recipients = self._audience(event)
         transits = self._transit.get(event.order_id)
         if transits:
-            held_back = set()
-            for watcher, transit in transits.items():
-                if transit.floor is None:
-                    transit.newest = event.version
-                    held_back.add(watcher)
-                elif event.version <= transit.floor:
-                    held_back.add(watcher)
-            recipients = [watcher for watcher in recipients if watcher not in held_back]
+            recipients = self._without_those_in_transit(announcement, recipients, transits)
+        self._deliver(announcement, recipients)
+
+    def _without_those_in_transit(
+        self,
+        announcement: Announcement,
+        recipients: list[Watcher],
+        transits: Mapping[Watcher, _Transit],
+    ) -> list[Watcher]:
+        version = announcement.event.version
+        for transit in transits.values():
+            if transit.floor is None:
+                transit.newest = version
+        free = []
+        for watcher in recipients:
+            passing = transits.get(watcher)
+            if passing is None or (passing.floor is not None and version > passing.floor):
+                free.append(watcher)
+            elif passing.floor is None and version > passing.answered:
+                passing.held.append(announcement)
+        return free
+
+    def _deliver(self, announcement: Announcement, recipients: list[Watcher]) -> None:
+        event = announcement.event
         if event.type == "driver_assigned" and self._scope is DriverScope.ASSIGNED:
             recipients = self._without_those_who_lost_it(event, recipients)
         self.deliveries += len(recipients)

@@ -65,10 +65,6 @@ class SocketWatcher:
         self._rooms.forget(self._sid)
         self._socket.close_with(SIGNED_OUT, error.code)
 
-    def hang_up(self, code: int, reason: str) -> None:
-        self._rooms.forget(self._sid)
-        self._socket.close_with(code, reason, goodbye=False)  # so that it comes back by itself
-
 
 class Rooms:
     """The Socket.IO side of one process."""
