@@ -33,16 +33,23 @@ function apply(row, event) {
 
 // --- what is selected ----------------------------------------------------------------------------
 
+const boxes = () => [...document.querySelectorAll('[name="order"]')];
+const pickAll = document.getElementById("pick-all");
+
 function countSelected() {
-  const label = document.getElementById("selected");
-  if (!label) return;
-  const number = document.querySelectorAll('[name="order"]:checked').length;
-  label.textContent = number > 0 ? `With the ${number} selected:` : "With the selected orders:";
+  if (!pickAll) return;
+  const number = boxes().filter((box) => box.checked).length;
+  document.getElementById("selected").textContent =
+    number > 0 ? `With the ${number} selected:` : "With the selected orders:";
+  pickAll.checked = number > 0 && number === boxes().length;
+  pickAll.indeterminate = number > 0 && !pickAll.checked;
 }
 
-document.addEventListener("change", (event) => {
-  if (event.target.id === "pick-all") {
-    for (const box of document.querySelectorAll('[name="order"]')) box.checked = event.target.checked;
-  }
+if (pickAll) {
+  document.getElementById("pick-all-box").hidden = false;
+  pickAll.addEventListener("change", () => {
+    for (const box of boxes()) box.checked = pickAll.checked;
+  });
+  document.addEventListener("change", countSelected);
   countSelected();
-});
+}
