@@ -21,9 +21,11 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from click import ClickException
 from flask import Flask
 from flask_migrate import upgrade
 from psycopg2.extensions import get_wait_callback
+from sqlalchemy.exc import OperationalError
 
 from ordertrack import app as application
 from ordertrack import embedded, logs, serving
@@ -49,14 +51,23 @@ def create_app() -> Flask:
     """For ``flask --app wsgi``: the application on a migrated database."""
     stack = ExitStack()
     atexit.register(stack.close)
-    app = application.create_app(prepare(stack))
-    migrate(app)
+    try:
+        app = application.create_app(prepare(stack))
+        migrate(app)
+    except (SettingsError, EmbeddedError) as error:
+        raise ClickException(str(error)) from error  # shown without a traceback
     return app
 
 
 def migrate(app: Flask) -> None:
     with app.app_context():
-        upgrade()
+        try:
+            upgrade()
+        except OperationalError as error:
+            because = str(error.orig).strip()
+            raise SettingsError(
+                "DB_DSN", f"names a database that cannot be used: {because}"
+            ) from error
 
 
 _HERE = ("127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 (compared, not bound)
