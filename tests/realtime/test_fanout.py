@@ -119,22 +119,20 @@ def caught_up(answer: CaughtUp | DomainError) -> CaughtUp:
     return answer
 
 
-# What may happen at one moment: nothing, a commit, the relay's turn, or both in this order.
-MOMENTS: dict[str, str] = {"-": "", "c": "c", "r": "r", "cr": "cr", "rc": "rc"}
-
-# … before the subscription, before and after each of two reads, and after it.
+# What may happen: before the subscription, before and after each of two reads, and after it; a
+# commit (c), the relay's turn (r), or both in either order.
 STEPS = 6
 
 
-@pytest.mark.parametrize("known", [None, 0, 1], ids=["state", "everything", "what is new"])
-@pytest.mark.parametrize("first", MOMENTS)
-@pytest.mark.parametrize("second", MOMENTS)
+@pytest.mark.parametrize("known", [None, 1], ids=["state", "what is new"])
+@pytest.mark.parametrize("first", ["c", "cr"])
+@pytest.mark.parametrize("second", ["c", "r", "cr", "rc"])
 def test_a_commit_at_any_step_is_told_once(
     world: World, owner: Person, known: int | None, first: str, second: str
 ) -> None:
     """All ways in which two of the steps are interrupted, the others left alone."""
     for one, other in [(a, b) for a, b in product(range(STEPS), repeat=2) if a < b]:
-        happens = {one: MOMENTS[first], other: MOMENTS[second]}
+        happens = {one: first, other: second}
         order = owner.order()
         watcher = Watcher(world, owner)
         number = 0
