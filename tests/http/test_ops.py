@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from ordertrack.blueprints import requests
 from ordertrack.services import accounts, orders
 from tests.support.http import Answer, Api
 from tests.support.people import People
-from tests.support.servers import Server
+from tests.support.servers import ROOT, Server
 from tests.support.waiting import eventually
 
 
@@ -115,6 +116,21 @@ def test_what_clients_make_up_does_not_become_a_label(nobody: Api) -> None:
     assert scrape(count, route="(none)", method="GET", status="4xx") >= 2
     assert not any("made" in value for _, labels in scrape.found for _, value in labels)
     assert not any("BREW" in value for _, labels in scrape.found for _, value in labels)
+
+
+def test_the_handbook_names_every_figure_and_no_other(server: Server) -> None:
+    server.api.get("/healthz")
+    exposed = {
+        family.name.removeprefix("ordertrack_")
+        for family in text_string_to_metric_families(server.api.get("/metrics").text)
+        if family.name.startswith("ordertrack_")
+    }
+    table = (
+        (ROOT / "docs/operations.md").read_text().partition("| Figure |")[2].partition("\n\n")[0]
+    )
+    first_cells = "".join(line.split("|")[1] for line in table.splitlines()[2:])
+    named = re.findall(r"`([a-z_]+)(?:\{[a-z,]+\})?`", first_cells)
+    assert {name.removesuffix("_total") for name in named} == exposed
 
 
 def test_the_pool_is_shown(nobody: Api) -> None:
