@@ -316,7 +316,9 @@ def create(
             made = _claim(t, actor, key, description)
             if made is not None:
                 return _again(t, actor, made, scope)
-        row = t.execute(_INSERT, parameters).one()
+        row = t.execute(_INSERT, parameters).one_or_none()
+        if row is None:  # signed out since the actor was read
+            raise actors.signed_out()
         if key is not None:
             t.get_one(IdempotencyKey, (actor.id, key)).order_id = row.id
         return view_of(actor, facts_of(row), scope)

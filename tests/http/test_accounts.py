@@ -10,7 +10,9 @@ from flask import Flask
 
 from tests.support.databases import Postgres
 from tests.support.http import Answer, Api
+from tests.support.parallel import at_once
 from tests.support.people import PASSWORD, People, Person
+from tests.support.servers import Server
 
 
 def address() -> str:
@@ -175,6 +177,28 @@ def test_after_a_logout_neither_token_is_worth_anything(people: People) -> None:
         assert (answer.status_code, answer.code) == (401, "invalid_token")
     # Only this session ended.
     assert elsewhere.api.get("/api/me").status_code == 200
+
+
+def test_whoever_is_signed_out_in_the_middle_of_a_request_is_told_so(server: Server) -> None:
+    owner = server.people.customer()
+    order = owner.order()
+    path = f"/api/orders/{order['id']}"
+    for _ in range(10):
+        leaving = owner.signed_in_again()
+        answers = at_once(
+            [
+                lambda api=leaving.api: api.post("/api/orders", json={"description": "x"}),
+                lambda api=leaving.api: api.post("/api/logout"),
+                lambda api=leaving.api: api.put(path, json={"description": uuid4().hex}),
+                lambda api=leaving.api: api.get("/api/me"),
+                lambda api=leaving.api: api.post(
+                    "/api/orders", json={"description": "y"}, headers={"Idempotency-Key": "k"}
+                ),
+            ]
+        )
+        for answer in answers:
+            assert answer.status_code in (200, 201, 204, 401), answer.text
+            assert answer.code in (None, "invalid_token")
 
 
 def test_refusals_of_tokens_name_the_scheme(nobody: Api) -> None:
