@@ -22,8 +22,6 @@ from socketio import packet as sio_packet
 
 from ordertrack.realtime import transport
 from ordertrack.realtime.sessions import (
-    PING_INTERVAL,
-    PING_TIMEOUT,
     EngineServer,
     EngineSocket,
     MalformedPacketError,
@@ -335,8 +333,8 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
             "async_mode": "eventlet",
             "async_handlers": False,  # True may reorder one client's events
             "client_manager": RoomManager(),
-            "ping_interval": PING_INTERVAL,
-            "ping_timeout": PING_TIMEOUT,
+            "ping_interval": transport.PING_INTERVAL,
+            "ping_timeout": transport.PING_TIMEOUT,
             "logger": quiet,
             "engineio_logger": quiet,
         }

@@ -22,9 +22,9 @@ from engineio.payload import Payload
 from socketio import packet as sio_packet
 
 from ordertrack.realtime import transport
+from ordertrack.realtime.heartbeat import Deadlines, Heartbeat, take_due
 from ordertrack.realtime.transport import (
     DEFAULT_LIMITS,
-    Heartbeat,
     Limits,
     Message,
     Origins,
@@ -44,9 +44,6 @@ CONNECT_SECONDS: Final = 10.0
 
 # How long a polling client may take to fetch the last packets of a session that is over.
 FAREWELL_SECONDS: Final = 5.0
-
-PING_INTERVAL: Final = 25.0
-PING_TIMEOUT: Final = 20.0
 
 _PING_FRAME: Final = text_frame("2")
 _PROBE_ANSWER: Final = text_frame("3probe")
@@ -493,11 +490,15 @@ class EngineServer(engineio.Server):  # type: ignore[misc]
         options["cors_allowed_origins"] = lambda _origin, environ: self.origins.permit(environ)
         super().__init__(**options)
         self.waiting: set[EngineSocket] = set()  # polling clients that have something to fetch
-        self.farewells: deque[tuple[float, EngineSocket]] = deque()  # over, with a rest to fetch
-        self.probes: deque[tuple[float, WebSocket]] = deque()  # opened in order to upgrade
-        self._newcomers: deque[tuple[float, EngineSocket]] = deque()
+        self.farewells: Deadlines[EngineSocket] = deque()  # over, with a rest to fetch
+        self.probes: Deadlines[WebSocket] = deque()  # opened in order to upgrade
+        self._newcomers: Deadlines[EngineSocket] = deque()
         self._heartbeat = Heartbeat(
-            self.ping_interval, self.ping_timeout, EngineSocket.ping, EngineSocket.expire
+            self.ping_interval,
+            self.ping_timeout,
+            ping=EngineSocket.ping,
+            expire=EngineSocket.expire,
+            pause=transport.pause,
         )
         transport.every_second(self._sweep)
 
@@ -580,16 +581,13 @@ class EngineServer(engineio.Server):  # type: ignore[misc]
 
     def _sweep(self, now: float) -> None:
         self._heartbeat.sweep(now)
-        while self._newcomers and self._newcomers[0][0] <= now:
-            session = self._newcomers.popleft()[1]
+        for session in take_due(self._newcomers, now, transport.pause):
             if not session.joined:
                 session.close_with(1008, "not authenticated in time", goodbye=False)
-        while self.probes and self.probes[0][0] <= now:
-            ws = self.probes.popleft()[1]
+        for ws in take_due(self.probes, now, transport.pause):
             if isinstance(ws.handler, EngineSocket) and ws.handler.ws is not ws:
                 ws.abort()
-        while self.farewells and self.farewells[0][0] <= now:
-            session = self.farewells.popleft()[1]
+        for session in take_due(self.farewells, now, transport.pause):
             session.discard_queue()
             self.sockets.pop(session.sid, None)
         for session in list(self.waiting):

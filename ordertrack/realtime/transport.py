@@ -60,7 +60,7 @@ from ordertrack.realtime.backlog import Backlog
 from ordertrack.realtime.frames import binary_frame, close_frame, text_frame
 from ordertrack.realtime.handshake import TOO_MANY, Origins, Refused, check_handshake
 from ordertrack.realtime.handshake import refuse as _refuse
-from ordertrack.realtime.heartbeat import Heartbeat
+from ordertrack.realtime.heartbeat import Deadlines, Heartbeat, take_due
 from ordertrack.realtime.stats import Stats, stats
 
 __all__ = [
@@ -118,6 +118,10 @@ SEND_BUFFER: Final = 65_536
 # The key in a WSGI environ of a callable that gives the connection away, as its socket and what has
 # been read from it beyond the request. The server then forgets about both.
 TAKE_OVER: Final = "ordertrack.take_over"
+
+# As Engine.IO's defaults, which clients of the other kind live by.
+PING_INTERVAL: Final = 25.0
+PING_TIMEOUT: Final = 20.0
 
 Message = str | bytes
 T = TypeVar("T")
@@ -518,7 +522,7 @@ class _Loop:
         self.sockets: dict[int, WebSocket] = {}
         self.dirty: deque[WebSocket] = deque()
         self.stalled: set[WebSocket] = set()
-        self.closing: deque[tuple[float, WebSocket]] = deque()
+        self.closing: Deadlines[WebSocket] = deque()
         self.sweeps: list[Callable[[float], None]] = []
         self.draining = False
         self._flushing = False
@@ -603,8 +607,8 @@ class _Loop:
                     log.exception("A sweep failed")
 
     def _close_late(self, now: float) -> None:
-        while self.closing and self.closing[0][0] <= now:
-            self.closing.popleft()[1].expire()
+        for ws in take_due(self.closing, now, pause):
+            ws.expire()
 
     def _close_slow(self, now: float) -> None:
         for ws in list(self.stalled):
@@ -620,14 +624,6 @@ def _ignore(*_: object) -> None:
 
 
 _loop = _Loop()
-
-
-def _ping(ws: WebSocket) -> None:
-    ws.enqueue(frames.encode(frames.PING, b""))
-
-
-_pings = Heartbeat(25.0, 20.0, _ping, WebSocket.abort)
-_loop.sweeps.append(_pings.sweep)
 
 
 # Connections ----------------------------------------------------------------------------------
@@ -775,7 +771,7 @@ def flush() -> None:
 def every_second(callback: Callable[[float], None]) -> None:
     """Call ``callback(monotonic time)`` about once a second, from the first connection on.
 
-    It must not block.
+    It may `pause`, and must not wait for anything.
     """
     _loop.sweeps.append(callback)
 
@@ -813,3 +809,14 @@ class Signal:
         if timeout is not None and timeout <= 0:
             return bool(self._wakeups.acquire(blocking=False))
         return bool(self._wakeups.acquire(timeout=timeout))
+
+
+# Pings of the protocol itself, for connections that have none of their own ----------------------
+
+
+def _ping(ws: WebSocket) -> None:
+    ws.enqueue(frames.encode(frames.PING, b""))
+
+
+_pings = Heartbeat(PING_INTERVAL, PING_TIMEOUT, ping=_ping, expire=WebSocket.abort, pause=pause)
+_loop.sweeps.append(_pings.sweep)

@@ -1,5 +1,6 @@
 """The pure parts of the transport, in memory: frames, backlog, heartbeat."""
 
+from collections import deque
 from itertools import pairwise
 from typing import Any
 
@@ -101,35 +102,55 @@ def test_a_backlog_gives_back_what_it_was_given_whatever_is_taken(
 
 
 class Beating:
-    def __init__(self) -> None:
+    """A connection that joins at a time, and falls silent at another."""
+
+    def __init__(self, joins: int, silent_from: int = 10_000) -> None:
+        self.joins = joins
+        self.silent_from = silent_from
         self.alive = True
         self.heard = True
+        self.pings: list[int] = []
+        self.expired: int | None = None
 
 
-def test_a_heartbeat_pings_at_its_interval_and_expires_the_silent(
+def test_a_heartbeat_pings_everybody_at_its_interval_and_expires_the_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
-    pinged: list[tuple[float, Beating]] = []
-    expired: list[tuple[float, Beating]] = []
+    now = 0
+
+    def expire(one: Beating) -> None:
+        one.alive, one.expired = False, now
+
     beat = Heartbeat(
         25.0,
         20.0,
-        lambda one: pinged.append((now[0] - 1000, one)),
-        lambda one: expired.append((now[0] - 1000, one)),
+        ping=lambda one: one.pings.append(now),
+        expire=expire,
+        pause=lambda: None,
     )
-    lively, silent, gone = Beating(), Beating(), Beating()
-    for one in (lively, silent, gone):
-        beat.add(one)
-    gone.alive = False
-    for _ in range(100):
-        now[0] += 1
-        beat.sweep(now[0])
-        lively.heard = True
-        silent.alive = not expired
-    assert pinged == [(25, lively), (25, silent), (50, lively), (75, lively), (100, lively)]
-    assert expired == [(45, silent)]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: float(now))
+    crowd = [Beating(joins) for joins in range(60)]
+    silent = Beating(joins=7, silent_from=40)
+    for now in range(201):
+        for one in (*crowd, silent):
+            if one.joins == now:
+                beat.add(one)
+        beat.sweep(float(now))
+        for one in (*crowd, silent):
+            one.heard = one.heard or now < one.silent_from
+    for one in crowd:
+        assert one.pings == list(range(one.joins + 25, 201, 25))
+        assert one.expired is None
+    assert silent.pings == [32, 57]
+    assert silent.expired == 77
+
+
+def test_what_is_due_is_taken_in_chunks() -> None:
+    queue = deque((float(n), n) for n in range(1000))
+    pauses: list[int] = []
+    taken = list(heartbeat.take_due(queue, 599.0, lambda: pauses.append(len(queue))))
+    assert taken == list(range(600))
+    assert pauses == [744, 488]
 
 
 def test_frames_are_text_unless_told_otherwise() -> None:
