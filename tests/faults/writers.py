@@ -80,6 +80,10 @@ class Writer(threading.Thread):
         self._stopping.set()
 
     def run(self) -> None:
+        with self._session:
+            self._work()
+
+    def _work(self) -> None:
         while not self._stopping.wait(self._chance.uniform(0, 2 * self._pause)):
             order_id = self._orders.pick(self._chance)
             choice = self._chance.random()

@@ -1,0 +1,87 @@
+"""SIGTERM: nothing new, everything begun is finished, sockets are told to come back, exit 0."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+import requests
+import websocket
+
+from tests.faults.cluster import Cluster
+from tests.faults.crowd import Client
+from tests.faults.storm import Storm
+from tests.support.parallel import at_once
+from tests.support.servers import Server
+
+Start = Callable[..., Server]
+
+EXIT_SECONDS = 10
+
+
+def test_what_is_under_way_is_finished_and_nothing_new_is_begun(start: Start) -> None:
+    server = start()
+    admin = server.people.admin()
+    order = admin.order()
+
+    def slow() -> int:
+        return server.api.post("/fault/query?sql=SELECT pg_sleep(1.5)").status_code
+
+    def end() -> int:
+        time.sleep(0.5)  # the query is under way
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        refused = False
+        while server.process.poll() is None:
+            with contextlib.suppress(requests.RequestException):
+                requests.get(f"{server.url}/api/orders/{order['id']}", timeout=5)
+                time.sleep(0.02)
+                continue
+            refused = True
+            time.sleep(0.02)
+        assert refused
+        assert time.monotonic() - began < EXIT_SECONDS
+        return server.process.wait()
+
+    assert at_once([slow, end]) == [204, 0]
+
+
+def test_every_socket_is_told_to_come_back(start: Start) -> None:
+    server = start()
+    admin = server.people.admin()
+    order = admin.order()
+
+    async def scenario() -> list[int | None]:
+        clients = [Client() for _ in range(20)]
+        for client in clients:
+            await client.connect(server.port, admin.token)
+            await client.call("subscribe", {"order_id": order["id"]})
+        listening = asyncio.gather(*(client.listen() for client in clients))
+        server.process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(listening, EXIT_SECONDS)
+        for client in clients:
+            client.close()
+        # An event named so would keep the stock clients from coming back by themselves.
+        assert all(client.events == [] for client in clients)
+        return [client.close_code for client in clients]
+
+    raw = websocket.create_connection(
+        f"{server.ws_url}/ws/orders/{order['id']}?after=1",
+        header=[f"Authorization: Bearer {admin.token}"],
+    )
+    assert asyncio.run(scenario()) == [1012] * 20
+    assert raw.recv_data_frame()[1].data[:2] == (1012).to_bytes(2, "big")
+    raw.close()
+    assert server.process.wait(EXIT_SECONDS) == 0
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_two_servers_restarted_in_turn_under_load_lose_nothing(cluster: Cluster) -> None:
+    storm = Storm(cluster, seed=1, shares={"SIGTERM of a server": 1})
+    try:
+        report = storm.run(4)
+    finally:
+        storm.close()
+    assert report.findings == [], str(report)
