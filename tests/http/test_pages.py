@@ -1,0 +1,468 @@
+"""The pages as a browser without JavaScript meets them: forms, redirects, cookies, refusals."""
+
+import csv
+import gzip
+import io
+import re
+from collections.abc import Callable
+from urllib.parse import quote
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from ordertrack import errors
+from ordertrack.blueprints.pages.errors import error_page
+from tests.support.people import PASSWORD, People, Person
+
+HTML = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}
+
+Browser = Callable[..., "Window"]
+
+
+class Window:
+    """A browser's window: cookies, and forms sent with what the page hid in them."""
+
+    def __init__(self, client: FlaskClient) -> None:
+        self.client = client
+
+    def open(self, path: str) -> TestResponse:
+        return self.client.get(path, headers=HTML)
+
+    def send(
+        self,
+        path: str,
+        *,
+        csrf: str | None = None,
+        headers: dict[str, str] | None = None,
+        **fields: str,
+    ) -> TestResponse:
+        token = self.csrf() if csrf is None else csrf
+        data = {"csrf_token": token, **fields} if token else fields
+        return self.client.post(path, data=data, headers={**HTML, **(headers or {})})
+
+    def csrf(self) -> str:
+        found = re.search(r'name="csrf-token" content="(\w+)"', self.open("/orders").text)
+        return found[1] if found else ""
+
+    def drop(self, cookie: str) -> None:
+        self.client.delete_cookie(cookie)
+
+    def has(self, cookie: str) -> bool:
+        return self.client.get_cookie(cookie) is not None
+
+
+@pytest.fixture
+def browser(app: Flask) -> Browser:
+    """Opens a window: ``browser(person)`` signed in by the form, ``browser()`` not."""
+
+    def open_window(person: Person | None = None) -> Window:
+        window = Window(app.test_client())
+        if person is not None:
+            answer = window.send("/login", csrf="", email=person.email, password=person.password)
+            assert answer.status_code == 303
+        return window
+
+    return open_window
+
+
+# --- the door ----------------------------------------------------------------------------------
+
+
+def test_who_is_not_signed_in_is_led_to_the_door_and_back(browser: Browser, people: People) -> None:
+    customer = people.customer()
+    order = customer.order()
+    window = browser()
+    page = f"/orders/{order['id']}?from=mail"
+    answer = window.open(page)
+    assert answer.status_code == 303
+    assert answer.location == f"/login?next={quote(page)}"
+    assert "from=mail" in window.open(answer.location).text
+    answer = window.send(
+        "/login",
+        csrf="",
+        email=customer.email,
+        password=PASSWORD,
+        next=page,
+    )
+    assert answer.location == page
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "https://evil.example/",
+        "//evil.example",
+        "/\\evil.example",
+        "javascript:alert(1)",
+        "/\t/evil.example",
+        "evil.example",
+        "/" + "x" * 3000,
+    ],
+)
+def test_signing_in_never_leads_to_another_site(
+    browser: Browser, people: People, elsewhere: str
+) -> None:
+    customer = people.customer()
+    answer = browser().send(
+        "/login", csrf="", email=customer.email, password=PASSWORD, next=elsewhere
+    )
+    assert answer.location == "/orders"
+
+
+def test_everybody_starts_where_the_own_work_is(browser: Browser, people: People) -> None:
+    for person, home in (
+        (people.customer(), "/orders"),
+        (people.driver(), "/deliveries"),
+        (people.admin(), "/board"),
+    ):
+        assert browser(person).open("/").location == home
+
+
+def test_a_wrong_password_says_so_and_keeps_the_address(browser: Browser, people: People) -> None:
+    customer = people.customer()
+    answer = browser().send("/login", csrf="", email=customer.email, password="not this one")
+    assert answer.status_code == 401
+    assert "is wrong" in answer.text
+    assert customer.email in answer.text
+    assert "not this one" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost.evil.example"},
+    ],
+)
+def test_no_other_site_can_sign_anybody_in_or_up(
+    browser: Browser, people: People, headers: dict[str, str]
+) -> None:
+    customer = people.customer()
+    window = browser()
+    fields = {"email": customer.email, "password": PASSWORD}
+    assert window.send("/login", csrf="", headers=headers, **fields).status_code == 403
+    answer = window.send("/register", csrf="", headers=headers, name="x", **fields)
+    assert answer.status_code == 403
+    assert not window.has("access_token_cookie")
+
+
+# --- sessions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("csrf", ["", "0" * 32, "another session's"])
+def test_a_form_without_its_own_sessions_token_changes_nothing(
+    browser: Browser, people: People, csrf: str
+) -> None:
+    customer = people.customer()
+    window = browser(customer)
+    token = browser(customer).csrf() if csrf == "another session's" else csrf
+    answer = window.client.post(
+        "/orders", data={"description": "forged", "csrf_token": token}, headers=HTML
+    )
+    assert answer.status_code == 403
+    assert "out of date" in answer.text
+    assert "forged" not in window.open("/orders").text
+
+
+def test_even_the_right_token_is_no_use_from_another_site(browser: Browser, people: People) -> None:
+    window = browser(people.customer())
+    answer = window.send("/orders", description="forged", headers={"Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 403
+    assert "forged" not in window.open("/orders").text
+
+
+def test_the_long_lived_cookie_carries_on_when_the_short_lived_is_gone(
+    browser: Browser, people: People
+) -> None:
+    window = browser(people.customer())
+    token = window.csrf()
+    window.drop("access_token_cookie")
+    assert window.open("/orders").status_code == 200
+    assert window.has("access_token_cookie")
+    window.drop("access_token_cookie")
+    answer = window.send("/orders", csrf=token, description="written slowly")
+    assert answer.status_code == 303
+    window.drop("access_token_cookie")
+    answer = window.client.post("/session/renew", headers={"X-CSRF-TOKEN": token})
+    assert answer.status_code == 200
+    assert window.has("access_token_cookie")
+
+
+def test_the_long_lived_cookie_is_no_access_token(browser: Browser, people: People) -> None:
+    window = browser()
+    window.client.set_cookie("access_token_cookie", people.customer().refresh_token)
+    assert window.open("/orders").status_code == 303
+
+
+def test_signing_out_ends_the_session_and_clears_the_cookies(
+    browser: Browser, people: People
+) -> None:
+    window = browser(people.customer())
+    access = window.client.get_cookie("access_token_cookie")
+    refresh = window.client.get_cookie("refresh_token_cookie")
+    assert window.send("/logout").location == "/login"
+    assert not window.has("access_token_cookie")
+    assert not window.has("refresh_token_cookie")
+    assert access is not None
+    assert refresh is not None
+    window.client.set_cookie("access_token_cookie", access.value)
+    window.client.set_cookie("refresh_token_cookie", refresh.value)
+    answer = window.open("/orders")
+    assert answer.location == "/login?next=/orders"
+    assert "has ended" in window.open(answer.location).text
+
+
+# --- forms -------------------------------------------------------------------------------------
+
+
+def test_the_same_form_sent_twice_places_one_order(browser: Browser, people: People) -> None:
+    window = browser(people.customer())
+    found = re.search(r'name="key" value="(\w+)"', window.open("/orders").text)
+    assert found is not None
+    answers = [
+        window.send("/orders", description="once only", key=found[1]).location for _ in range(2)
+    ]
+    assert answers[0] == answers[1]
+    assert window.open("/orders").text.count("once only") == 1
+
+
+def test_a_bad_form_is_shown_again_with_what_was_typed(browser: Browser, people: People) -> None:
+    window = browser(people.customer())
+    answer = window.send("/orders", description="   ")
+    assert answer.status_code == 422
+    assert "Must not be empty" in answer.text
+    answer = window.send("/orders", description="y" * 2001)
+    assert answer.status_code == 422
+    assert "y" * 2001 in answer.text
+    assert window.send("/orders", description="x", status="Shipped").status_code == 422
+    assert window.send("/orders", description="x" * 70_000).status_code == 413
+
+
+def test_a_notice_is_shown_once_and_nobody_else_can_write_it(
+    browser: Browser, people: People
+) -> None:
+    window = browser(people.customer())
+    page = window.send("/orders", description="a lamp").location
+    assert page is not None
+    assert "Your order is placed" in window.open(page).text
+    assert "Your order is placed" not in window.open(page).text
+    for value in ("moved~<script>", "moved~1", "<b>", "moved~{0.__class__}~x"):
+        window.client.set_cookie("notice", value)
+        text = window.open("/orders").text
+        assert "<script>alert" not in text
+        assert "__class__" not in text or "{0.__class__}" in text
+
+
+def test_what_others_changed_meanwhile_is_shown_and_not_overwritten(
+    browser: Browser, people: People
+) -> None:
+    customer, driver, admin = people.customer(), people.driver(), people.admin()
+    order = customer.order("tea")
+    path = f"/orders/{order['id']}"
+    admin.edit(order, "tea and lemon")
+    window = browser(customer)
+    answer = window.send(f"{path}/edit", description="coffee", version="1")
+    assert answer.status_code == 412
+    assert "tea and lemon" in answer.text
+    assert "coffee</textarea>" in answer.text
+    driver.move(order, "Processing")
+    answer = window.send(f"{path}/status", status="Cancelled", version="2")
+    assert answer.status_code == 412
+    answer = browser(driver).send(
+        f"{path}/status", status="Shipped", version="1", back="/deliveries"
+    )
+    assert answer.location == "/deliveries"
+    assert customer.read(order)["status"] == "Processing"
+    assert customer.read(order)["description"] == "tea and lemon"
+
+
+def test_lists_come_in_pages_that_join_up(browser: Browser, people: People) -> None:
+    customer = people.customer()
+    wanted = [customer.order(f"order {number}")["id"] for number in range(33)][::-1]
+    window = browser(customer)
+    found: list[str] = []
+    path: str | None = "/orders"
+    while path:
+        text = window.open(path).text
+        found += re.findall(r'data-order="(\d+)"', text)
+        more = re.search(r'href="(/orders\?before=[^"]+)"', text)
+        path = more[1].replace("&amp;", "&") if more else None
+    assert found == wanted
+
+
+# --- the board ---------------------------------------------------------------------------------
+
+
+def rows(window: Window, query: str) -> set[str]:
+    answer = window.open(f"/board?{query}")
+    assert answer.status_code == 200
+    return set(re.findall(r'data-order="(\d+)"', answer.text))
+
+
+def test_the_boards_filters_narrow_together(browser: Browser, people: People) -> None:
+    customer, other = people.customer("Zoë 100% Ünique"), people.customer()
+    driver, admin = people.driver(), people.admin()
+    lamp, chair = customer.order("a 50% lamp"), customer.order("a chair")
+    elsewhere = other.order("a 50% lamp")
+    admin.assign(chair, driver)
+    driver.move(chair, "Processing")
+    window = browser(admin)
+    own = f"customer={customer.id}"
+    lamp_id, chair_id = str(lamp["id"]), str(chair["id"])
+    assert rows(window, own) == {lamp_id, chair_id}
+    assert rows(window, f"customer={quote('zoë 100%')}") == {lamp_id, chair_id}
+    assert rows(window, f"{own}&q={quote('50%')}") == {lamp_id}
+    assert rows(window, f"{own}&q={lamp_id}") == {lamp_id}
+    assert rows(window, f"{own}&q={quote('zoë')}") == {lamp_id, chair_id}
+    assert rows(window, f"{own}&status=Processing") == {chair_id}
+    assert rows(window, f"{own}&driver={driver.id}") == {chair_id}
+    assert rows(window, f"{own}&driver=none") == {lamp_id}
+    assert rows(window, f"{own}&from=2001-01-01&to=2001-01-02") == set()
+    assert rows(window, f"{own}&from=2001-01-01") == {lamp_id, chair_id}
+    admin.delete(lamp)
+    assert rows(window, own) == {chair_id}
+    assert rows(window, f"{own}&deleted=yes") == {lamp_id}
+    assert str(elsewhere["id"]) not in rows(window, own)
+    assert window.open("/board?status=Nothing").status_code == 422
+    assert window.open("/board?from=yesterday").status_code == 422
+    assert window.open("/board?statsu=Pending").status_code == 422
+    assert browser(driver).open("/board?deleted=yes").status_code == 403
+
+
+def test_the_export_has_every_order_of_the_filters_and_no_formula(
+    browser: Browser, people: People
+) -> None:
+    customer, admin = people.customer("=HYPERLINK(1)"), people.admin()
+    wishes = ["plain", 'with "quotes", commas\nand lines', "=1+1", "@cmd", "-2"]
+    for wish in wishes:
+        customer.order(wish)
+    answer = browser(admin).open(f"/board.csv?customer={customer.id}")
+    assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
+    assert "attachment" in answer.headers["Content-Disposition"]
+    found = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [row["description"] for row in found][::-1] == [
+        "plain",
+        'with "quotes", commas\nand lines',
+        "'=1+1",
+        "'@cmd",
+        "'-2",
+    ]
+    assert {row["customer"] for row in found} == {"'=HYPERLINK(1)"}
+    assert browser(customer).open("/board.csv").status_code == 403
+
+
+# --- around every answer -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/login", 200),
+        ("/orders", 303),
+        ("/nothing", 404),
+        ("/api/me", 401),
+        ("/api/nothing", 404),
+        ("/healthz", 200),
+        ("/static/nothing.js", 404),
+        ("/static/js/order.js", 200),
+        ("/ws/orders/1", 401),
+    ],
+)
+def test_security_headers_are_on_every_answer(app: Flask, path: str, status: int) -> None:
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }
+    headers = upgrade if path.startswith("/ws/") else HTML
+    answer = app.test_client().get(path, headers=headers)
+    assert answer.status_code == status
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert answer.headers["Referrer-Policy"] == "same-origin"
+    if not path.startswith("/static/js"):
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_pages_have_neither_inline_scripts_nor_styles(browser: Browser, people: People) -> None:
+    customer, admin = people.customer(), people.admin()
+    order = customer.order()
+    window = browser(admin)
+    for path in ("/board", "/deliveries", "/users", "/orders", f"/orders/{order['id']}", "/login"):
+        text = window.open(path).text
+        assert not re.search(r"<script(?![^>]*\ssrc=)", text)
+        assert not re.search(r"<style|\sstyle=|\son\w+=", text)
+
+
+def test_static_files_are_compressed_and_cached_for_good(app: Flask) -> None:
+    client = app.test_client()
+    text = client.get("/login", headers=HTML).text
+    addresses = re.findall(r'"(/static/[0-9a-f]{12}/[^"]+)"', text)
+    assert len(addresses) >= 3
+    for address in addresses:
+        answer = client.get(address, headers={"Accept-Encoding": "gzip, br"})
+        assert answer.status_code == 200
+        assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert answer.headers["Vary"] == "Accept-Encoding"
+        plain = client.get(address)
+        assert "Content-Encoding" not in plain.headers
+        assert gzip.decompress(answer.data) == plain.data
+    plain = client.get("/static/js/order-stream.js")
+    assert plain.headers["Cache-Control"] == "no-cache"
+    again = client.get(
+        "/static/js/order-stream.js", headers={"If-None-Match": plain.headers["ETag"]}
+    )
+    assert again.status_code == 304
+    for outside in (
+        "/static/../wsgi.py",
+        "/static/%2e%2e/wsgi.py",
+        "/static/000000000000/js/page.js",
+    ):
+        assert client.get(outside).status_code == 404
+
+
+def test_pages_are_compressed_by_a_length_that_tells_nothing(app: Flask) -> None:
+    client = app.test_client()
+    answers = [client.get("/login", headers={**HTML, "Accept-Encoding": "gzip"}) for _ in range(12)]
+    assert len({gzip.decompress(answer.data) for answer in answers}) == 1
+    assert len({len(answer.data) for answer in answers}) > 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.MalformedRequest("?"), 400),
+        (errors.CsrfFailed("?"), 403),
+        (errors.Forbidden("?"), 403),
+        (errors.NotFound("?"), 404),
+        (errors.MethodNotAllowed("?"), 405),
+        (errors.Conflict("?"), 409),
+        (errors.PayloadTooLarge("?"), 413),
+        (errors.TooManyRequests("?", retry_after=7), 429),
+        (errors.DomainError("?"), 500),
+        (errors.Unavailable("?"), 503),
+    ],
+)
+def test_every_refusal_has_a_page_in_the_same_language(
+    app: Flask, error: errors.DomainError, status: int
+) -> None:
+    with app.test_request_context("/somewhere"):
+        page = error_page(error)
+    assert page.status_code == status
+    text = page.get_data(as_text=True)
+    assert "OrderTrack" in text
+    assert f"{status} · {error.code}" in text
+    assert (">Try again<" in text) == (status in (429, 500, 503))
+    if "retry_after" in error.extra:
+        assert page.headers["Retry-After"] == str(error.extra["retry_after"])
