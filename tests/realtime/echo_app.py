@@ -38,7 +38,8 @@ app = flask.Flask("echo")
 socketio = engine.SocketIO()
 socketio.init_app(app, origins=origins, limits=limits, **engine_options)
 server = socketio.server
-ended: list[Any] = []
+ended: list[Any] = []  # connections: how
+begun: list[float] = []  # requests for /slow
 
 
 class Commands:
@@ -153,6 +154,7 @@ def stats() -> Any:
     rooms = socketio.rooms
     return dataclasses.asdict(transport.stats) | {
         "ended": ended,
+        "begun": begun,
         "sessions": len(server.eio.sockets),
         "environs": len(server.environ),
         "rooms": {room: len(members) for room, members in rooms.rooms.get("/", {}).items()},
@@ -179,6 +181,7 @@ def close_room(room: str) -> Any:
 
 @app.get("/slow/<float:seconds>")
 def slow(seconds: float) -> Any:
+    begun.append(seconds)
     transport.sleep(seconds)
     return {"slept": seconds}
 

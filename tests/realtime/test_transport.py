@@ -386,8 +386,7 @@ def test_sigterm_lets_requests_in_flight_finish() -> None:
         with socket.create_connection(("127.0.0.1", server.port), 10) as busy:
             busy.sendall(b"GET /slow/1.5 HTTP/1.1\r\nHost: x\r\n\r\n")
             idle = socket.create_connection(("127.0.0.1", server.port), 10)
-            eventually(lambda: server.stats() is not None)
-            time.sleep(0.3)
+            eventually(lambda: server.stats()["begun"])
             server.process.terminate()
             assert idle.recv(1) == b"", "an idle connection is closed at once"
             answer = b""
