@@ -88,6 +88,9 @@ class Watcher:
 
     def close(self) -> None:
         self._client.disconnect()
+        websocket_left_open = getattr(self._client.eio, "ws", None)
+        if websocket_left_open is not None:  # as when the server closed first
+            websocket_left_open.shutdown()
 
 
 @contextmanager
@@ -170,6 +173,7 @@ def raw_watching(
         yield RawWatcher(connection)
     finally:
         connection.close(timeout=1)
+        connection.shutdown()  # which `close` leaves out when the server has closed already
 
 
 def settled(watcher: Watcher, order: Any, last: int) -> list[int]:
