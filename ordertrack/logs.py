@@ -10,6 +10,7 @@ what is known to be one, of this server (`set_up`) or of the present request (`h
 wherever it turns up.
 """
 
+import io
 import json
 import logging
 import re
@@ -19,7 +20,7 @@ from collections.abc import Iterable
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 HIDDEN: Final = "[hidden]"
 
@@ -172,9 +173,40 @@ def _rfc3339(moment: float) -> str:
     return f"{_second[1]}.{int(moment % 1 * 1000):03d}Z"
 
 
+class Stderr(io.TextIOBase):
+    """Standard error for everybody who is not a logger: each line written becomes a record.
+
+    Eventlet prints what nobody caught in the loop; libraries print what they like.
+    """
+
+    def __init__(self, inner: TextIO) -> None:
+        self.inner = inner
+        self._begun = ""  # of a line
+        self._busy = False
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        # When the log itself cannot be written, that is printed, too: once is enough.
+        if not self._busy:
+            self._busy = True
+            try:
+                for line in filter(str.strip, lines):
+                    logging.getLogger("stderr").warning("%s", line)
+            finally:
+                self._busy = False
+        return len(text)
+
+    def fileno(self) -> int:
+        return self.inner.fileno()
+
+    def flush(self) -> None:
+        self.inner.flush()
+
+
 def set_up(level: str, secrets: Iterable[str] = ()) -> None:
     """Log to standard error from *level* on: our records, libraries', warnings, last words."""
-    handler = logging.StreamHandler(sys.stderr)
+    stderr = sys.stderr.inner if isinstance(sys.stderr, Stderr) else sys.stderr
+    handler = logging.StreamHandler(stderr)
     handler.setFormatter(JsonFormatter(secrets))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
@@ -183,6 +215,7 @@ def set_up(level: str, secrets: Iterable[str] = ()) -> None:
     logging._srcfile = None  # the documented switch for callers
     # It says at INFO what it has migrated, and that it is PostgreSQL, at every start.
     logging.getLogger("alembic").setLevel(max(logging.WARNING, logging.getLogger().level))
+    sys.stderr = Stderr(stderr)
     sys.excepthook = _uncaught
     sys.unraisablehook = _unraisable
 

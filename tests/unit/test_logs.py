@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -184,6 +185,7 @@ def test_uncaught_exceptions_and_warnings_become_records(
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", list(root.handlers))
     monkeypatch.setattr(root, "level", root.level)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     kept = root.handlers
@@ -201,3 +203,32 @@ def test_uncaught_exceptions_and_warnings_become_records(
     record = json.loads(line)
     assert record["level"] == "CRITICAL"
     assert "OSError: no space" in record["traceback"]
+
+
+_LOOP = """
+import warnings
+warnings.simplefilter("ignore")
+import eventlet
+eventlet.monkey_patch()
+import sys
+from ordertrack import logs
+logs.set_up("INFO")
+def fail():
+    raise ValueError("password=hunter22")
+eventlet.spawn_n(fail)
+eventlet.sleep(0.01)
+print("begun", end=" ", file=sys.stderr)
+print("and ended", file=sys.stderr)
+sys.exit("does not start")
+"""
+
+
+def test_what_others_print_to_standard_error_becomes_records_too() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", _LOOP], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 1
+    messages = [json.loads(line)["message"] for line in ran.stderr.splitlines()]
+    assert "ValueError: password=[hidden]" in messages
+    assert messages[-2:] == ["begun and ended", "does not start"]
+    assert "hunter22" not in ran.stderr
