@@ -169,7 +169,7 @@ def test_a_dispatcher_filters_assigns_moves_exports_and_audits(
 
     page.fill("#customer", "customer unique")
     page.select_option("#filter-driver", "none")
-    page.click("text=Filter")
+    page.click(".filters button")
     page.wait_for_url("**customer=customer+unique**")
     window.wait_for_state("live")
     rows = page.locator("tbody tr")
