@@ -4,9 +4,9 @@ Theory of operation
 -------------------
 `accept` checks an RFC 6455 handshake, takes the socket away from the HTTP server and answers 101.
 From then on the connection is a `WebSocket` of a few hundred bytes: the request's greenlet, buffers
-and environ are gone. All such sockets live in one epoll of our own, and only that epoll is known to
-eventlet's hub, as one descriptor to watch. A thousand idle connections therefore cost the hub
-nothing, and the only things asked of eventlet are "call me when this descriptor is readable", "call
+and environ are gone. All such sockets live in one epoll of our own (`readiness`), and only that
+epoll is known to eventlet's hub, as one descriptor to watch. A thousand idle connections therefore
+cost the hub nothing, and the only things asked of eventlet are "call me when this descriptor is readable", "call
 me in the next turn" and "run this in a greenlet".
 
 *In.* A readable socket is read once per turn into a buffer that all share; `frames.Parser` keeps
@@ -19,8 +19,8 @@ messages than its allowance is closed (1008).
 *Out.* A frame is handed over with `write` (now) or `enqueue` (in the next turn, together with all
 others for that socket, in one `send`: this is what broadcasts use, and as recipients are served
 in chunks with the loop running in between, nobody has to yield while publishing). What the kernel
-does not take stays as the socket's backlog, the rest of a partly sent frame first, until epoll says
-that the socket is writable. At any time all waiting frames are in exactly one of two places,
+does not take stays as the socket's backlog, the rest of a partly sent frame first, until the
+socket is writable. At any time all waiting frames are in exactly one of two places,
 `_pending` (never tried) or `_backlog` (tried), so there is never a second writer and order is kept.
 
 *Bounds.* A backlog that exceeds `max_queue_bytes`, or whose oldest frame is older than
@@ -55,7 +55,7 @@ import eventlet.hubs
 import eventlet.patcher
 import eventlet.semaphore
 
-from ordertrack.realtime import frames
+from ordertrack.realtime import frames, readiness
 from ordertrack.realtime.backlog import Backlog
 from ordertrack.realtime.frames import binary_frame, close_frame, text_frame
 from ordertrack.realtime.handshake import TOO_MANY, Origins, Refused, check_handshake
@@ -94,9 +94,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 monotonic = time.monotonic
 
-# Patching removes epoll from `select`; eventlet's own hub keeps the original in the same way.
-_select: Any = eventlet.patcher.original("select")
-
 OPEN: Final = 0
 CLOSING: Final = 1
 CLOSED: Final = 2
@@ -107,9 +104,6 @@ CLOSE_SECONDS: Final = 3.0
 
 # Recipients served in one turn of the loop: some 2 ms of work, after which others have their turn.
 FLUSH_CHUNK: Final = 256
-
-# Ready sockets handled in one turn; the rest is reported again in the next.
-READ_CHUNK: Final = 128
 
 # The kernel's own queue per connection. Without a bound it grows to megabytes for a client that has
 # stopped reading, which then looks healthy for minutes.
@@ -526,56 +520,49 @@ class _Loop:
         self.sweeps: list[Callable[[float], None]] = []
         self.draining = False
         self._flushing = False
-        self._epoll: Any = None
+        self._readiness: readiness.Readiness | None = None
         self._hub: Any = None
 
     def start(self) -> None:
         """Attach to the hub, once."""
-        if self._epoll is not None:
+        if self._readiness is not None:
             return
-        if not hasattr(_select, "epoll"):
-            raise RuntimeError("The transport needs Linux: it watches its sockets with epoll")
-        self._epoll = _select.epoll()
         self._hub = eventlet.hubs.get_hub()
-        self._hub.add(self._hub.READ, self._epoll.fileno(), self._on_ready, _ignore, None)
+        self._readiness = readiness.best(self._on_ready)
         spawn(self._sweep_forever)
 
     # Descriptors ----------------------------------------------------------------------------------
 
     def add(self, ws: WebSocket) -> None:
+        assert self._readiness is not None, "start first"
         self.sockets[ws._fd] = ws
-        self._epoll.register(ws._fd, _select.EPOLLIN)
+        self._readiness.watch(ws._fd, read=True, write=False)
 
     def watch(self, ws: WebSocket) -> None:
-        """Make the epoll wait for what this socket waits for now."""
-        if ws.state == CLOSED:
-            return
-        events = 0 if ws._muted else _select.EPOLLIN
-        if ws._backlog is not None:
-            events |= _select.EPOLLOUT
-        self._epoll.modify(ws._fd, events)
+        """Wait for what this socket waits for now."""
+        if ws.state != CLOSED and self._readiness is not None:
+            self._readiness.watch(ws._fd, read=not ws._muted, write=ws._backlog is not None)
 
     def forget(self, ws: WebSocket) -> None:
         self.stalled.discard(ws)
-        if self.sockets.pop(ws._fd, None) is not None:
-            self._epoll.unregister(ws._fd)
+        if self.sockets.pop(ws._fd, None) is not None and self._readiness is not None:
+            self._readiness.forget(ws._fd)
 
-    def _on_ready(self, _descriptor: int) -> None:
-        """Called by the hub: some of our sockets are ready."""
-        for descriptor, events in self._epoll.poll(0, READ_CHUNK):
-            ws = self.sockets.get(descriptor)
-            if ws is None:
-                continue
-            try:
-                if events & _select.EPOLLOUT:
-                    ws.on_writable()
-                if events & _select.EPOLLIN:
-                    ws.on_readable()
-                elif events & (_select.EPOLLHUP | _select.EPOLLERR):
-                    ws.abort()
-            except Exception:  # one connection's surprise must not end the loop
-                log.exception("A connection failed")
+    def _on_ready(self, descriptor: int, readable: bool, writable: bool) -> None:
+        """Called by the hub for one of our sockets."""
+        ws = self.sockets.get(descriptor)
+        if ws is None:
+            return
+        try:
+            if writable:
+                ws.on_writable()
+            if readable:
+                ws.on_readable()
+            elif not writable:
                 ws.abort()
+        except Exception:  # one connection's surprise must not end the loop
+            log.exception("A connection failed")
+            ws.abort()
 
     # Flushing -------------------------------------------------------------------------------------
 
@@ -617,10 +604,6 @@ class _Loop:
                 continue
             if now - backlog.times[0] > ws.limits.max_queue_seconds:
                 ws._too_slow("reading too slowly")
-
-
-def _ignore(*_: object) -> None:
-    """The hub would call this if our epoll's descriptor were closed; it never is."""
 
 
 _loop = _Loop()

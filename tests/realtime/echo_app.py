@@ -20,7 +20,7 @@ import flask_socketio
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack import serving
-from ordertrack.realtime import engine, sessions, transport
+from ordertrack.realtime import engine, readiness, sessions, transport
 
 settings: dict[str, Any] = json.loads(sys.argv[1])
 origins = transport.Origins(
@@ -32,6 +32,8 @@ engine_options = {
 }
 if "connect_seconds" in settings:
     sessions.CONNECT_SECONDS = settings.pop("connect_seconds")
+if settings.pop("portable", False):
+    readiness.best = readiness.HubListeners  # as where there is no epoll
 limits = transport.Limits(**settings)
 
 app = flask.Flask("echo")

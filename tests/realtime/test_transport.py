@@ -21,9 +21,11 @@ from tests.realtime.wire import (
 from tests.support.waiting import eventually
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Echo]:
+@pytest.fixture(scope="module", params=["best", "portable"])
+def server(request: pytest.FixtureRequest) -> Iterator[Echo]:
+    """Both ways to learn which sockets are ready: the best here, and the one for any system."""
     with running(
+        portable=request.param == "portable",
         max_queue_bytes=300_000,
         max_queue_seconds=2.0,
         message_burst=400,
