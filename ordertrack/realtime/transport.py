@@ -6,8 +6,8 @@ Theory of operation
 From then on the connection is a `WebSocket` of a few hundred bytes: the request's greenlet, buffers
 and environ are gone. All such sockets live in one epoll of our own (`readiness`), and only that
 epoll is known to eventlet's hub, as one descriptor to watch. A thousand idle connections therefore
-cost the hub nothing, and the only things asked of eventlet are "call me when this descriptor is readable", "call
-me in the next turn" and "run this in a greenlet".
+cost the hub nothing, and the only things asked of eventlet are "call me when this descriptor is
+readable", "call me in the next turn" and "run this in a greenlet".
 
 *In.* A readable socket is read once per turn into a buffer that all share; `frames.Parser` keeps
 what is incomplete, within its limits. A message goes first to `Handler.on_message_in_loop`, which
