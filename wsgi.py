@@ -30,21 +30,21 @@ from sqlalchemy.exc import OperationalError
 from ordertrack import app as application
 from ordertrack import embedded, logs, serving
 from ordertrack.config import Settings, SettingsError, load, secrets_of
-from ordertrack.embedded import EmbeddedError
+from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
 from ordertrack.green import bound_database_waits
 from ordertrack.services.restore import LogFromElsewhere, require_own_log
 
 DOTENV = Path(__file__).with_name(".env")
 
 
-def prepare(stack: ExitStack) -> Settings:
+def prepare(stack: ExitStack) -> tuple[Settings, EmbeddedPostgres | None]:
     """The settings, with a database behind them: the given one, or the embedded one, started."""
     settings = load(os.environ, dotenv=DOTENV)
-    if settings.db_dsn is None:
-        postgres = stack.enter_context(embedded.start(settings.data_dir))
-        secret = embedded.load_or_create_secret(settings.data_dir)
-        settings = settings.with_embedded(postgres.dsn, secret)
-    return settings
+    if settings.db_dsn is not None:
+        return settings, None
+    postgres = stack.enter_context(embedded.start(settings.data_dir))
+    secret = embedded.load_or_create_secret(settings.data_dir)
+    return settings.with_embedded(postgres.dsn, secret), postgres
 
 
 def create_app() -> Flask:
@@ -52,7 +52,8 @@ def create_app() -> Flask:
     stack = ExitStack()
     atexit.register(stack.close)
     try:
-        app = application.create_app(prepare(stack))
+        settings, _ = prepare(stack)
+        app = application.create_app(settings)
         migrate(app)
     except (SettingsError, EmbeddedError) as error:
         raise ClickException(str(error)) from error  # shown without a traceback
@@ -93,16 +94,17 @@ def main() -> None:
     # Without it one slow query would stop every socket of the process.
     assert get_wait_callback() is not None, "psycopg2 does not cooperate with the event loop"
     with ExitStack() as stack:
-        settings = prepare(stack)
+        settings, postgres = prepare(stack)
         logs.set_up(settings.log_level, secrets=secrets_of(settings))
         # Room for PostgreSQL to say itself that a statement took too long.
         bound_database_waits(settings.statement_timeout_ms / 1000 + 1)
-        is_embedded = load(os.environ, dotenv=DOTENV).db_dsn is None
         app = application.create_app(settings)
         migrate(app)
         with app.app_context():
             require_own_log()
         relay = app.extensions["ordertrack_relay"]
+        if postgres is not None:
+            relay.revive = postgres.ensure_running
         relay.start()
         app.extensions["ordertrack_loop"].start()
         try:
@@ -111,7 +113,7 @@ def main() -> None:
                 host=settings.host,
                 port=settings.port,
                 drain_seconds=settings.drain_seconds,
-                ready=lambda port: announce(settings, port, is_embedded=is_embedded),
+                ready=lambda port: announce(settings, port, is_embedded=postgres is not None),
                 drain=app.extensions["ordertrack_drain"],
             )
         except OSError as error:

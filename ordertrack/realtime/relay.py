@@ -64,6 +64,9 @@ class Relay:
         self._caught_up = caught_up
         self._poll = poll
         self._on_failure = on_failure
+        # Called when the database has gone, before the next attempt: who runs an embedded one
+        # starts it again here.
+        self.revive: Callable[[], object] = lambda: None
         self._events = eventlog.events()
         self._ended_access = eventlog.ended_access()
         self._flag = transport.Signal()
@@ -125,10 +128,18 @@ class Relay:
                     self._last_turn = None
                     self.reconnects += 1
                 log.warning("the relay lost the database: %s", str(error).strip())
+                if work == self._follow:
+                    self._revive()
                 transport.sleep(wait)
                 wait = min(max(wait * 2, _FIRST_WAIT), _LONGEST_WAIT)
         if connection is not None:
             connection.close()
+
+    def _revive(self) -> None:
+        try:
+            self.revive()
+        except Exception:  # the next attempt to connect will fail, and lead here again
+            log.exception("the database could not be started again")
 
     def _connect(self) -> Any:
         connection = psycopg2.connect(
