@@ -1,16 +1,17 @@
 """The PostgreSQL of the tests: one server, a migrated template, clones of it."""
 
+import contextlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 from flask_migrate import upgrade
+from psycopg2 import errors
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT, make_dsn, parse_dsn
 
 from ordertrack import embedded
@@ -87,9 +88,9 @@ class Postgres:
             self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     def _ensure_role(self) -> None:
-        if self.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", APPLICATION_ROLE):
-            return
-        self.execute(f"CREATE ROLE {APPLICATION_ROLE} LOGIN PASSWORD %s", APPLICATION_PASSWORD)
+        # It is there already, or another run makes it at this very moment.
+        with contextlib.suppress(errors.DuplicateObject, errors.UniqueViolation):
+            self.execute(f"CREATE ROLE {APPLICATION_ROLE} LOGIN PASSWORD %s", APPLICATION_PASSWORD)
 
 
 def migrate(dsn: str) -> None:
@@ -100,7 +101,7 @@ def migrate(dsn: str) -> None:
         db.engine.dispose()
 
 
-@contextmanager
+@contextlib.contextmanager
 def running_postgres() -> Iterator[Postgres]:
     """The server that TEST_DB_DSN names, or an embedded one in a temporary folder."""
     given = os.environ.get("TEST_DB_DSN")
