@@ -123,13 +123,13 @@ def take(browser: Browser, server: Server, name: str, person: Person | None, pat
 
 
 def make_small(file: Path) -> None:
-    """A palette of 128 colours makes a page a third as large. Left alone where Pillow is missing."""
+    """256 colours make a picture half as large. Left alone where Pillow is missing."""
     try:
         image_module = import_module("PIL.Image")
     except ImportError:
         return
     with image_module.open(file) as image:
-        small = image.convert("RGB").quantize(128, dither=image_module.Dither.NONE)
+        small = image.convert("RGB").quantize(256, dither=image_module.Dither.NONE)
     small.save(file, optimize=True)
 
 

@@ -189,14 +189,15 @@ _WAITING = db.Statement(
            CROSS JOIN LATERAL (
                SELECT * FROM orders
                 WHERE status = stage.status AND deleted_at IS NULL
-                  AND (:everybodys OR driver_id = :user)
+                  AND (driver_id = a.id OR NOT (:mine OR :only_assigned AND a.role = 'driver'))
                 ORDER BY id LIMIT :limit) o
            {orders.NAMES}) ON a.role <> 'user'
      ORDER BY stage.place, o.id
     """,
     **actors.CALLER,
     statuses="text[]",
-    everybodys="boolean",
+    mine="boolean",
+    only_assigned="boolean",
     limit="integer",
 )
 
@@ -210,16 +211,16 @@ def waiting(principal: Principal, scope: DriverScope, *, mine: bool) -> Listing:
         user=principal.user_id,
         session=principal.session_id,
         statuses=[status.value for status in Status if status not in TERMINAL],
-        everybodys=not mine,
+        mine=mine,
+        only_assigned=scope is DriverScope.ASSIGNED,
         limit=WAITING,
     )
     if not rows:
         raise actors.signed_out()
     actor = orders.actor_of(rows[0])
     actors.require_staff(actor)
-    facts = [orders.facts_of(row) for row in rows if row.id is not None]
-    seen = [one for one in facts if policy.can_see(actor, one, scope)]
-    return Listing(actor, [orders.view_of(actor, one, scope) for one in seen])
+    found = [orders.facts_of(row) for row in rows if row.id is not None]
+    return Listing(actor, [orders.view_of(actor, one, scope) for one in found])
 
 
 # --- the board ---------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def defects(page: Page, axe: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1920), ("dark", 360)])
 def test_axe_finds_nothing_on_any_page(
     visit: Visit, server: Server, axe: str, scheme: str, width: int
 ) -> None:

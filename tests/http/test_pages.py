@@ -13,7 +13,10 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from ordertrack import errors
+from ordertrack.app import create_app
 from ordertrack.blueprints.pages.errors import error_page
+from ordertrack.extensions import db
+from tests.support.databases import settings_for
 from tests.support.people import PASSWORD, People, Person
 
 HTML = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}
@@ -293,6 +296,29 @@ def test_lists_come_in_pages_that_join_up(browser: Browser, people: People) -> N
         more = re.search(r'href="(/orders\?before=[^"]+)"', text)
         path = more[1].replace("&amp;", "&") if more else None
     assert found == wanted
+
+
+def test_a_driver_who_sees_only_assigned_orders_has_only_those_to_deliver(
+    database: str, people: People
+) -> None:
+    app = create_app(settings_for(database, DRIVER_SCOPE="assigned"))
+    customer, driver, admin = people.customer(), people.driver(), people.admin()
+    theirs, others = customer.order("for this driver"), customer.order("for somebody else")
+    admin.assign(theirs, driver)
+    for person, path, expected in (
+        (driver, "/deliveries", {theirs["id"]}),
+        (driver, "/deliveries?show=mine", {theirs["id"]}),
+        (admin, "/deliveries?show=mine", set()),
+    ):
+        window = Window(app.test_client())
+        window.client.set_cookie("access_token_cookie", person.token)
+        found = re.findall(r'data-order="(\d+)"', window.open(path).text)
+        assert set(found) == expected
+        assert window.open(f"/orders/{others['id']}").status_code == (
+            200 if person is admin else 404
+        )
+    with app.app_context():
+        db.engine.dispose()
 
 
 # --- the board ---------------------------------------------------------------------------------
