@@ -168,5 +168,6 @@ def test_the_table_of_steps_is_the_lifecycle() -> None:
 )  # fmt: skip
 def test_what_a_page_links_to_is_there(document: Path) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+    linked = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    for target in linked + re.findall(r'(?:src|href)="([^":#]+)"', text):
         assert (ROOT / document.parent / target).exists(), target
