@@ -12,7 +12,8 @@ const slot = (root, name) => root.querySelector(`[data-slot="${name}"]`);
 stream.watch(page.dataset.order, Number(page.dataset.version), {
   onEvent: apply,
   onReset: () => location.reload(),
-  onError: () => location.reload(), // the server says why
+  // Not ours to see any more: the server's page says so.
+  onError: ({ status }) => (status === 403 || status === 404) && location.reload(),
 });
 
 function apply(event) {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, WebSocketRoute
 
+from ordertrack.services.orders import REPLAY_LIMIT
 from tests.browser.conftest import Visit, Visitor
 from tests.support.servers import Server
 from tests.support.waiting import eventually
@@ -188,6 +189,97 @@ def _shown(page: Page) -> dict[str, object]:
                 .map((time) => `${time.dateTime} ${time.title}`),
         })"""
     )
+
+
+@pytest.mark.parametrize("path", ["/board?customer={}", "/deliveries", "/orders"])
+def test_a_list_converges_whatever_happens_to_its_orders(
+    visit: Visit, server: Server, path: str
+) -> None:
+    chance = random.Random(path)
+    people = server.people
+    customer, driver, admin = people.customer("Ana"), people.driver("Dewi"), people.admin("Amir")
+    watcher = customer if path == "/orders" else admin
+    orders = [customer.order(f"parcel {number}") for number in range(4)]
+    window = visit(watcher)
+    page = window.open(path.format(customer.id), live=True)
+    remember(page)
+    changes = [
+        lambda: orders.append(customer.order("one more")),
+        lambda: driver.move(orders[0], "Processing", "Shipped"),
+        lambda: driver.move(orders[1], "Processing"),
+        lambda: admin.assign(orders[2], driver),
+        lambda: admin.edit(orders[3], "renamed"),
+        lambda: admin.delete(orders.pop(1)),
+    ]
+    chance.shuffle(changes)
+    for change in changes:
+        window.context.set_offline(chance.random() < 0.3)
+        change()
+    window.context.set_offline(False)
+    shown = "() => [...document.querySelectorAll('[data-swap]')].map((one) => one.innerText).join()"
+    fresh = visit(watcher)
+
+    def is_what_a_reload_would_show() -> bool:
+        fresh.open(path.format(customer.id), live=True)
+        return bool(page.evaluate(shown) == fresh.page.evaluate(shown))
+
+    eventually(is_what_a_reload_would_show)
+    assert not was_reloaded(page)
+
+
+def test_what_is_ticked_and_typed_survives_the_changes_of_others(
+    visit: Visit, server: Server
+) -> None:
+    people = server.people
+    customer, driver, admin = people.customer(), people.driver(), people.admin()
+    orders = [customer.order(f"parcel {number}") for number in range(3)]
+    window = visit(admin)
+    page = window.open(f"/board?customer={customer.id}", live=True)
+    page.check(f"#pick-{orders[0]['id']}")
+    page.check(f"#pick-{orders[2]['id']}")
+    page.fill("#q", "half a wo")
+    driver.move(orders[0], "Processing")
+    late = customer.order("a late one")
+    window.see(f'tr[data-order="{late["id"]}"]')
+    assert page.is_checked(f"#pick-{orders[0]['id']}")
+    assert page.is_checked(f"#pick-{orders[2]['id']}")
+    assert page.input_value("#q") == "half a wo"
+    assert page.evaluate("() => document.activeElement.id") == "q"
+    assert "2 selected" in window.text("#selected")
+
+
+def test_after_more_changes_than_are_replayed_the_present_state_is_shown(
+    visit: Visit, server: Server
+) -> None:
+    customer, driver = server.people.customer(), server.people.driver()
+    order = customer.order()
+    window = visit(customer)
+    window.open(f"/orders/{order['id']}", live=True)
+    window.context.set_offline(True)
+    for number in range(REPLAY_LIMIT + 1):
+        customer.edit(order, f"wish {number}")
+    driver.move(order, "Processing")
+    window.context.set_offline(False)
+    window.see('#state .chip[data-status="Processing"]')
+    window.wait_for_state("live")
+    assert window.text("h1") == f"wish {REPLAY_LIMIT}"
+    assert "earlier entries" in window.text(".story")
+
+
+def test_times_are_in_the_readers_zone_with_the_exact_utc_beside_them(
+    visit: Visit, server: Server
+) -> None:
+    customer = server.people.customer()
+    order = customer.order()
+    texts = []
+    for zone in ("Asia/Tokyo", "America/Lima"):
+        window = visit(customer, timezone_id=zone, locale="en-GB")
+        page = window.open(f"/orders/{order['id']}", live=True)
+        time = page.locator("#changed time")
+        utc = order["updated_at"]
+        assert time.get_attribute("title") == f"{utc[:10]} {utc[11:19]} UTC"
+        texts.append(time.inner_text())
+    assert texts[0] != texts[1]
 
 
 def test_a_deleted_order_says_so(visit: Visit, server: Server) -> None:

@@ -45,6 +45,7 @@ def error_page(error: DomainError) -> Response:
         detail=error.detail,
         number=status,
         code=error.code,
+        request_id=shown.get("request_id"),  # for the one who is asked what broke
         may_retry=status in (429, 500, 503) and request.method == "GET",
     )
     if "retry_after" in shown:
