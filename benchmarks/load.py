@@ -14,6 +14,9 @@ from benchmarks import machine, tools
 # Above this share of its core the figure may be the load generator's, not the server's.
 BUSY = 0.8
 
+# Above this share of the server's core in other hands a figure says more about them.
+DISTURBED = 0.05
+
 
 class LoadFailed(Exception):
     """The load generator met errors, or a stream was not dense, in order, each event once."""
@@ -39,6 +42,7 @@ class Step:
     figures: dict[str, Any]
     server_cpu: float  # seconds
     load_core_busy: float  # share of the core that the load generator and the database are on
+    intruders: float  # share of the server's core that went to others: noise
     pss_before: int
     pss_after: int
 
@@ -112,15 +116,31 @@ def _step(process: "subprocess.Popen[str]", pids: Sequence[int]) -> Step:
     _line(process)  # {"begin": …}
     pss_before = machine.pss_bytes(pids)
     began = time.monotonic()
-    cpu, busy = machine.cpu_seconds(pids), machine.busy_seconds(machine.LOAD_CORE)
+    before = _usage(pids)
     assert process.stdin is not None
     process.stdin.write("go\n")
     process.stdin.flush()
     figures = json.loads(_line(process))
-    cpu = machine.cpu_seconds(pids) - cpu
-    busy = machine.busy_seconds(machine.LOAD_CORE) - busy
-    share = busy / max(time.monotonic() - began, 0.001)
-    return Step(figures, cpu, min(share, 1.0), pss_before, machine.pss_bytes(pids))
+    after = _usage(pids)
+    elapsed = max(time.monotonic() - began, 0.001)
+    cpu, server_core, load_core = (now - then for then, now in zip(before, after, strict=True))
+    return Step(
+        figures,
+        server_cpu=cpu,
+        load_core_busy=min(load_core / elapsed, 1.0),
+        intruders=max(server_core - cpu, 0.0) / elapsed,
+        pss_before=pss_before,
+        pss_after=machine.pss_bytes(pids),
+    )
+
+
+def _usage(pids: Sequence[int]) -> tuple[float, float, float]:
+    """Seconds so far: of the servers, of the core that they are on, of the other core."""
+    return (
+        machine.cpu_seconds(pids),
+        machine.busy_seconds(machine.SERVER_CORE),
+        machine.busy_seconds(machine.LOAD_CORE),
+    )
 
 
 def _line(process: "subprocess.Popen[str]") -> str:

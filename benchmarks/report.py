@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks import chart, machine
-from benchmarks.load import BUSY
+from benchmarks.load import BUSY, DISTURBED
 from benchmarks.run import Outcome, Results
 from benchmarks.scenarios import Promise, Scenario
 
@@ -106,7 +106,7 @@ def _promise(scenario: Scenario, promise: Promise, ours: Outcome, theirs: Outcom
 
 
 def _scenario(scenario: Scenario, outcomes: list[Outcome]) -> list[str]:
-    head = ["", *scenario.figures, "load generator", "its core"]
+    head = ["", *scenario.figures, "load generator", "its core", "intruders"]
     rows = []
     for outcome in outcomes:
         cells = [_label(outcome)]
@@ -118,14 +118,19 @@ def _scenario(scenario: Scenario, outcomes: list[Outcome]) -> list[str]:
             low, high = outcome.spread(figure)
             several = len(outcome.rounds) > 1
             cells.append(_number(median, unit) + (f" ({_range(low, high)})" if several else ""))
-        shares = [_share(outcome.load_cpu), _share(outcome.load_core_busy)]
-        rows.append([*cells, shares[0] + (" †" if outcome.is_load_bound else ""), shares[1]])
+        rows.append(
+            [
+                *cells,
+                _share(outcome.load_cpu) + (" †" if outcome.is_load_bound else ""),
+                _share(outcome.load_core_busy),
+                _share(outcome.intruders) + (" ‡" if outcome.is_disturbed else ""),
+            ]
+        )
     lines = [f"## {scenario.name}", "", f"{scenario.title}.", "", *_table(head, rows), ""]
     if any(outcome.is_load_bound for outcome in outcomes):
-        lines += [
-            f"† The load generator used more than {BUSY:.0%} of a core: the server may be faster.",
-            "",
-        ]
+        lines += [f"† The load generator used more than {BUSY:.0%} of its core.", ""]
+    if any(outcome.is_disturbed for outcome in outcomes):
+        lines += [f"‡ Other processes took more than {DISTURBED:.0%} of the server's core.", ""]
     return lines
 
 
@@ -177,6 +182,7 @@ def _data(results: Results) -> dict[str, object]:
                         "rounds": outcome.rounds,
                         "load_cpu": outcome.load_cpu,
                         "load_core_busy": outcome.load_core_busy,
+                        "intruders": outcome.intruders,
                     }
                     for outcome in outcomes
                 ],

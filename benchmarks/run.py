@@ -21,6 +21,7 @@ class Outcome:
     rounds: list[Figures] = field(default_factory=list)
     load_cpu: list[float] = field(default_factory=list)  # share of a core, per round
     load_core_busy: list[float] = field(default_factory=list)
+    intruders: list[float] = field(default_factory=list)  # share of the server's core
     failures: list[str] = field(default_factory=list)
 
     def median(self, figure: str) -> float | None:
@@ -30,6 +31,10 @@ class Outcome:
     def spread(self, figure: str) -> tuple[float, float]:
         values = [figures[figure] for figures in self.rounds]
         return min(values), max(values)
+
+    @property
+    def is_disturbed(self) -> bool:
+        return bool(self.intruders) and statistics.median(self.intruders) > load.DISTURBED
 
     @property
     def is_load_bound(self) -> bool:
@@ -114,6 +119,8 @@ def _take_turn(scenario: Scenario, outcome: Outcome, contender: Contender) -> No
     if steps:
         outcome.load_cpu.append(float(steps[-1].figures["load_cpu"]))
         outcome.load_core_busy.append(steps[-1].load_core_busy)
+        if not outcome.case.all_cores:
+            outcome.intruders.append(steps[-1].intruders)
 
 
 def _measure(
