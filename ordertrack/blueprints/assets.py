@@ -8,6 +8,7 @@ file of one page is of one version. Without the digest a file is revalidated eac
 import gzip
 import mimetypes
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,7 @@ COMPRESSED: Final = frozenset({".css", ".js", ".svg", ".txt", ".md"})
 @dataclass(frozen=True, slots=True)
 class Asset:
     body: bytes
-    gzipped: bytes | None
+    is_compressed: bool
     content_type: str
     etag: str
 
@@ -66,10 +67,16 @@ def _asset(name: str, body: bytes) -> Asset:
     is_text = kind.startswith("text/") or kind == "image/svg+xml"
     return Asset(
         body,
-        gzip.compress(body, 9, mtime=0) if Path(name).suffix in COMPRESSED else None,
+        Path(name).suffix in COMPRESSED,
         f"{kind}; charset=utf-8" if is_text else kind,
         sha256(body).hexdigest()[:20],
     )
+
+
+@cache
+def _gzipped(body: bytes) -> bytes:
+    """Once for each file, when it is first asked for: not at the start of every command."""
+    return gzip.compress(body, 9, mtime=0)
 
 
 @blueprint.get("/static/<path:name>")
@@ -79,8 +86,9 @@ def get(name: str) -> Response:
     digest, _, rest = name.partition("/")
     is_pinned = digest == assets.digest
     asset = assets.find(rest if is_pinned else name)
-    zipped = asset.gzipped if "gzip" in request.headers.get("Accept-Encoding", "") else None
-    response = Response(zipped or asset.body, content_type=asset.content_type)
+    zipped = asset.is_compressed and request.accept_encodings["gzip"] > 0
+    body = _gzipped(asset.body) if zipped else asset.body
+    response = Response(body, content_type=asset.content_type)
     response.headers["Cache-Control"] = FOR_GOOD if is_pinned else "no-cache"
     response.headers["Vary"] = "Accept-Encoding"
     if zipped:

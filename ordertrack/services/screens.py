@@ -5,7 +5,7 @@ once, is changed by the functions there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ from ordertrack.services.orders import Facts, OrderView
 
 # Events that an order's page shows besides the steps themselves; the whole trail has its own page.
 RECENT: Final = 50
+
+TRAIL_PAGE: Final = 200
 
 # Orders of one status on a driver's screen, the longest-waiting first.
 WAITING: Final = 50
@@ -125,12 +127,17 @@ def order(principal: Principal, order_id: int, scope: DriverScope) -> OrderScree
     return screen
 
 
-def trail(principal: Principal, order_id: int, scope: DriverScope) -> OrderScreen:
-    """An order with the whole of its trail; admins also read that of a deleted one.
+def trail(
+    principal: Principal, order_id: int, scope: DriverScope, *, after: int = 0
+) -> OrderScreen:
+    """An order with a page of its trail from a version on; for admins also of a deleted one.
 
-    Raises `NotFound` when the caller may not read it.
+    There is more when the last event's version is not the order's. Raises `NotFound` when the
+    caller may not read it.
     """
-    return _order_screen(principal, order_id, scope, 2**31 - 1)
+    screen = _order_screen(principal, order_id, scope, 0)
+    page = orders.history(principal, order_id, scope, after=after, limit=TRAIL_PAGE)
+    return replace(screen, events=page.events)
 
 
 def _order_screen(

@@ -60,6 +60,8 @@ function overlay() {
   for (const stage of document.querySelectorAll(".stage")) {
     const number = stage.querySelectorAll(".job").length;
     stage.querySelector(".empty-line").hidden = number > 0;
+    const count = stage.querySelector(".count");
+    if (!count.textContent.endsWith("+")) count.textContent = number;
   }
 }
 

@@ -16,6 +16,7 @@ from ordertrack import errors
 from ordertrack.app import create_app
 from ordertrack.blueprints.pages.errors import error_page
 from ordertrack.extensions import db
+from ordertrack.services.screens import TRAIL_PAGE
 from tests.support.databases import settings_for
 from tests.support.people import PASSWORD, People, Person
 
@@ -274,6 +275,9 @@ def test_what_others_changed_meanwhile_is_shown_and_not_overwritten(
     assert "tea and lemon" in answer.text
     assert "coffee</textarea>" in answer.text
     driver.move(order, "Processing")
+    answer = window.send(f"{path}/edit", description="cocoa", version="2")
+    assert answer.status_code in (409, 412)
+    assert "<q>cocoa</q>" in answer.text, "it cannot be saved any more, but is not lost"
     answer = window.send(f"{path}/status", status="Cancelled", version="2")
     assert answer.status_code == 412
     answer = browser(driver).send(
@@ -382,6 +386,24 @@ def test_the_export_has_every_order_of_the_filters_and_no_formula(
     assert browser(customer).open("/board.csv").status_code == 403
 
 
+def test_a_long_trail_comes_in_pages_that_join_up(browser: Browser, people: People) -> None:
+    customer, admin = people.customer(), people.admin()
+    order = customer.order("wish 0")
+    for number in range(TRAIL_PAGE + 4):
+        customer.edit(order, f"wish {number + 1}")
+    customer.delete(order)
+    window = browser(admin)
+    assert window.open(f"/orders/{order['id']}").location == f"/orders/{order['id']}/history"
+    first = window.open(f"/orders/{order['id']}/history").text
+    more = re.search(r'href="(/orders/\d+/history\?after=\d+)"', first)
+    assert more is not None
+    second = window.open(more[1]).text
+    assert "?after=" not in second
+    versions = re.findall(r'<th scope="row">(\d+)</th>', first + second)
+    assert versions == [str(number) for number in range(1, TRAIL_PAGE + 7)]
+    assert browser(customer).open(f"/orders/{order['id']}/history").status_code == 404
+
+
 # --- around every answer -----------------------------------------------------------------------
 
 
@@ -441,7 +463,7 @@ def test_static_files_are_compressed_and_cached_for_good(app: Flask) -> None:
         assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
         assert answer.headers["Content-Encoding"] == "gzip"
         assert answer.headers["Vary"] == "Accept-Encoding"
-        plain = client.get(address)
+        plain = client.get(address, headers={"Accept-Encoding": "gzip;q=0"})
         assert "Content-Encoding" not in plain.headers
         assert gzip.decompress(answer.data) == plain.data
     plain = client.get("/static/js/order-stream.js")

@@ -76,7 +76,7 @@ def render(
 def _compressed(body: bytes, status: int) -> Response:
     response = Response(body, status, content_type="text/html; charset=utf-8")
     response.headers["Vary"] = "Accept-Encoding, Cookie"
-    if len(body) < _WORTH_COMPRESSING or "gzip" not in request.headers.get("Accept-Encoding", ""):
+    if len(body) < _WORTH_COMPRESSING or request.accept_encodings["gzip"] <= 0:
         return response
     packed = BytesIO()
     # A page holds a secret (the CSRF token) beside what others wrote. A name of random length in

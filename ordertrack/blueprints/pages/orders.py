@@ -31,7 +31,7 @@ from ordertrack.errors import (
     VersionMismatch,
 )
 from ordertrack.lifecycle import STEPS, TERMINAL, Status
-from ordertrack.payloads import DriverForm, OrderForm, StatusForm
+from ordertrack.payloads import MAX_VERSION, DriverForm, OrderForm, StatusForm
 from ordertrack.problems import STATUS as HTTP_STATUS
 from ordertrack.services import orders, screens
 
@@ -157,13 +157,16 @@ def _when(screen: screens.OrderScreen) -> dict[str, list[Status]]:
 
 @blueprint.get("/orders/<id:order_id>/history")
 def trail(order_id: int) -> Response:
-    screen = screens.trail(identity.principal(), order_id, scope())
+    after = integer("after", 0, high=MAX_VERSION)
+    screen = screens.trail(identity.principal(), order_id, scope(), after=after)
+    last = screen.events[-1].version if screen.events else screen.order.version
     return render(
         "trail.html",
         viewer=screen.actor,
         order=screen.order,
         events=screen.events,
         deleted_at=screen.deleted_at,
+        after=last if last < screen.order.version else None,
     )
 
 
