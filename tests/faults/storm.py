@@ -213,12 +213,18 @@ class Storm:
         return random.choice(self.slots).proxy.url.replace("http:", "ws:", 1)
 
     def run(self, kills: int) -> Report:
+        """Kill so often, at random moments, and hold everybody's histories against the trail."""
+        left = iter(range(kills))
+        return self.run_while(lambda: next(left, None) is not None)
+
+    def run_while(self, more: Callable[[], bool]) -> Report:
+        """As `run`, for as long as *more* says so."""
         began = time.monotonic()
         for slot in self.slots:
             eventually(slot.is_ready, 60)
         for thread in [*self.writers, *self.watchers]:
             thread.start()
-        for _ in range(kills):
+        while more():
             self._let_them_work()
             self._kill_something()
         self._let_them_work()
