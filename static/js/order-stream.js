@@ -188,6 +188,8 @@ export class OrderStream extends EventTarget {
   #feed = new Feed();
 
   #socket = null;
+  #up = false; // it is connected, or was until just now
+  #pollsFirst = false;
   #turn = 0; // counts connection attempts; what belongs to an older one is ignored
   #timer; // until the next attempt, or until the present one is given up
   #timers = new Set();
@@ -340,9 +342,8 @@ export class OrderStream extends EventTarget {
       this.#signedOut({ code: "invalid_token", detail: "There is no access token." });
       return;
     }
-    // Where WebSockets are swallowed, trying them first would take all the time there is.
     const transports = ["websocket", "polling"];
-    if (this.#failures % 2 === 1) transports.reverse();
+    if (this.#pollsFirst) transports.reverse();
     const socket = this.#io(this.#url, {
       transports,
       tryAllTransports: true,
@@ -372,6 +373,7 @@ export class OrderStream extends EventTarget {
 
   #drop() {
     this.#turn += 1;
+    this.#up = false;
     clearTimeout(this.#timer);
     const socket = this.#socket;
     this.#socket = null;
@@ -384,6 +386,7 @@ export class OrderStream extends EventTarget {
 
   #connected() {
     clearTimeout(this.#timer);
+    this.#up = true;
     this.#silences = 0;
     this.#refusals = 0;
     this.#problem = null;
@@ -393,6 +396,13 @@ export class OrderStream extends EventTarget {
 
   /** The connection is lost, or could not be made. */
   #failed(problem) {
+    if (this.#up) {
+      // Back by the way that worked.
+      this.#pollsFirst = this.#socket.io.engine?.transport.name === "polling";
+    } else if (!problem) {
+      // Where WebSockets are swallowed, trying them first always would take all the time there is.
+      this.#pollsFirst = !this.#pollsFirst;
+    }
     this.#drop();
     this.#down();
     if (ABOUT_CREDENTIALS.has(problem?.code)) {

@@ -47,7 +47,7 @@ def until(page: Page, name: str, value: Any) -> None:
 
     def came() -> bool:
         found = page.evaluate(f"() => window.{name}")
-        assert found[-1] == value, (found, page.evaluate("() => window.states"))
+        assert found[-1:] == [value], (found, page.evaluate("() => window.states"))
         return True
 
     eventually(came)

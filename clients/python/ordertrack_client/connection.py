@@ -77,6 +77,12 @@ class Connection:
         for name in ("order_update", "signed_out"):
             self._client.on(name, lambda data, name=name: owner.on_message(self, name, data))
 
+    @property
+    def transport(self) -> str | None:
+        """By which it is connected, or was: "websocket" or "polling"."""
+        name: str | None = self._client.transport()
+        return name
+
     def open(self, auth: Mapping[str, Any]) -> None:
         """Try to connect; blocks. The owner is told what comes of it."""
         try:

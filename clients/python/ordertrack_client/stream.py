@@ -215,6 +215,7 @@ class OrderStream:
         self._connection: Connection | None = None
         self._turn = 0  # counts connection attempts; what belongs to an older one is ignored
         self._timer: Timer | None = None  # to the next attempt, or until the present is given up
+        self._turned_round = False  # the last transport is tried first
         self._failures = 0
         self._silences = 0  # requests in a row that were not answered
         self._refusals = 0
@@ -332,8 +333,7 @@ class OrderStream:
 
     def _connect(self) -> None:
         self._drop()
-        # Where WebSockets are swallowed, trying them first would take all the time there is.
-        transports = self._transports[:: -1 if self._failures % 2 else 1]
+        transports = self._transports[:: -1 if self._turned_round else 1]
         connection = Connection(
             self,
             self._url,
@@ -384,6 +384,13 @@ class OrderStream:
 
     def _failed(self, problem: Problem | None = None) -> None:
         """The connection is lost, or could not be made."""
+        connection = self._connection
+        if connection is not None and connection.is_up:
+            # Back by the way that worked.
+            self._turned_round = connection.transport == self._transports[-1]
+        elif problem is None:
+            # Where WebSockets are swallowed, trying them first always would take all the time.
+            self._turned_round = not self._turned_round
         self._drop()
         self._down()
         if problem is not None and _is_about_credentials(problem):
