@@ -55,6 +55,7 @@ function tellTransport(engine) {
 }
 
 stream.addEventListener("state", ({ detail: { state, problem } }) => {
+  if (state === "closed") return; // ours, see below: the reason stays on the badge
   clearTimeout(waiting);
   if (state === "reconnecting") waiting = setTimeout(show, BLINK, state);
   else show(state);

@@ -15,6 +15,7 @@ async function refresh() {
     cache: "no-store",
     signal: AbortSignal.timeout(10_000),
   });
+  if (response.status === 403) location.reload(); // a right is gone: the server's page says so
   if (!response.ok || response.redirected) return; // signed out: the stream will say so
   const copy = new DOMParser().parseFromString(await response.text(), "text/html");
   showTimes(copy);
