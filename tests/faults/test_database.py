@@ -22,8 +22,8 @@ LOCK_TIMEOUT_MS = 500
 BOUND = LOCK_TIMEOUT_MS / 1000 + 1
 
 # The promise is 100 ms, of the loop's own work: for how long the machine runs something else is not
-# ours to promise. What blocks without working, as a query would that does not cooperate, is found by
-# the clock, well above what a busy machine does.
+# ours to promise. What blocks without working, as a query would that does not cooperate, is found
+# by the clock, well above what a busy machine does.
 BLOCKED_AT_WORK = 0.1
 BLOCKED = 1.0
 
@@ -160,15 +160,15 @@ def assert_not_blocked(server: Server) -> None:
     assert longest["waited"] < BLOCKED, longest
 
 
-def test_slow_queries_do_not_block_the_loop(start: Start) -> None:
-    server = start()
+def test_slow_queries_do_not_block_the_loop(lasting_server: Server) -> None:
+    server = lasting_server
     server.api.post("/fault/heartbeat")
     at_once([lambda: server.api.post("/fault/query?sql=SELECT pg_sleep(3)")] * 5)
     assert_not_blocked(server)
 
 
-def test_a_login_storm_does_not_block_the_loop(start: Start) -> None:
-    server = start()
+def test_a_login_storm_does_not_block_the_loop(lasting_server: Server) -> None:
+    server = lasting_server
     admin = server.people.admin()
     sockets = [SocketIO(server.ws_url, admin.token) for _ in range(5)]
     server.api.post("/fault/heartbeat")
@@ -187,9 +187,9 @@ def test_a_login_storm_does_not_block_the_loop(start: Start) -> None:
 
 
 def test_a_catch_up_of_thousands_of_events_does_not_block_the_loop(
-    cluster: Cluster, start: Start
+    cluster: Cluster, lasting_server: Server
 ) -> None:
-    server = start()
+    server = lasting_server
     admin = server.people.admin()
     order = admin.order()
     received: list[int] = []
