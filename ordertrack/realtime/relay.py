@@ -171,13 +171,17 @@ class Relay:
         return connection
 
     def _follow(self, connection: Any) -> None:
-        """One turn: tell the others, read, publish; then wait for a reason for the next."""
+        """One turn: read, publish, tell the others; then wait for a reason for the next."""
         with connection.cursor() as cursor:
-            if self._others_wait:
-                # Taken back before the read: what is committed from here on sets it again.
-                self._others_wait = False
-                cursor.execute(f"NOTIFY {CHANNEL}")
-            self._turn(cursor)
+            # Taken back before the read: what is committed from here on sets it again.
+            others_wait, self._others_wait = self._others_wait, False
+            try:
+                self._turn(cursor)
+                if others_wait:
+                    cursor.execute(f"NOTIFY {CHANNEL}")
+            except BaseException:
+                self._others_wait = self._others_wait or others_wait
+                raise
         self._flag.wait(self._poll)
 
     def _turn(self, cursor: Any) -> None:

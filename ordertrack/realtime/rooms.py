@@ -39,7 +39,7 @@ Ack = dict[str, Any]
 class SocketWatcher:
     """A Socket.IO client that has been let in."""
 
-    __slots__ = ("_rooms", "_sid", "_socket", "actor", "credential")
+    __slots__ = ("_rooms", "_sid", "_socket", "actor", "credential", "is_connected")
 
     def __init__(
         self, rooms: "Rooms", sid: str, socket: EngineSocket, credential: Credential
@@ -49,6 +49,7 @@ class SocketWatcher:
         self._socket = socket
         self.credential = credential
         self.actor: Actor | None = None
+        self.is_connected = False
 
     def deliver(self, announcement: Announcement) -> None:
         self._socket.send_outgoing(announcement.outgoing)
@@ -61,9 +62,10 @@ class SocketWatcher:
         self._rooms.server.leave_room(self._sid, room)
 
     def sign_out(self, error: DomainError) -> None:
-        self._socket.send_outgoing(encode_event("signed_out", to_json(problem(error))))
         self._rooms.forget(self._sid)
-        self._socket.close_with(SIGNED_OUT, error.code)
+        if self.is_connected:  # else CONNECT is still to be answered, with a refusal now
+            self._socket.send_outgoing(encode_event("signed_out", to_json(problem(error))))
+            self._socket.close_with(SIGNED_OUT, error.code)
 
 
 class Rooms:
@@ -110,6 +112,9 @@ class Rooms:
                 self._guests.admit(watcher)
                 self._watchers[sid] = watcher
                 self._identify(watcher.credential.principal)
+            if not self.knows(sid):
+                raise actors.signed_out()
+            watcher.is_connected = True
         except Exception as error:
             self.forget(sid)
             shown = from_exception(error)

@@ -200,36 +200,31 @@ def test_frames_handed_over_in_different_ways_keep_their_order(server: Echo) -> 
 # Rules ------------------------------------------------------------------------------------------
 
 
-def _number(value: bytes | int) -> str:
-    """Frames are masked at random, so they cannot name a test: every worker must see the same."""
-    return f"{len(value)}-bytes" if isinstance(value, bytes) else str(value)
+RULES = [
+    (frame(TEXT, b"x", masked=False), 1002),
+    (frame(TEXT, b"", masked=False), 1002),
+    (frame(TEXT, b"x", rsv=0x10), 1002),
+    (frame(3, b"x"), 1002),
+    (frame(11, b"x"), 1002),
+    (frame(0, b"x"), 1002),
+    (frame(TEXT, b"x", fin=False) + frame(TEXT, b"y"), 1002),
+    (frame(PING, b"x", fin=False), 1002),
+    (frame(PING, b"x" * 126), 1002),
+    (frame(TEXT, b"\xff\xfe"), 1007),
+    (frame(TEXT, b"\xc3", fin=False) + frame(0, b"("), 1007),
+    (frame(CLOSE, b"\x03"), 1002),
+    (frame(CLOSE, (999).to_bytes(2, "big")), 1002),
+    (frame(CLOSE, (1005).to_bytes(2, "big")), 1002),
+    (frame(CLOSE, (1006).to_bytes(2, "big")), 1002),
+    (frame(CLOSE, (1000).to_bytes(2, "big") + b"\xff"), 1007),
+    (frame(TEXT, b"x" * 65_537), 1009),
+    (frame(TEXT, b"x" * 65_537)[:14], 1009),  # the header alone is enough
+    (frame(TEXT, b"x" * 40_000, fin=False) + frame(0, b"x" * 40_000), 1009),
+]
 
 
-@pytest.mark.parametrize(
-    ("sent", "code"),
-    [
-        (frame(TEXT, b"x", masked=False), 1002),
-        (frame(TEXT, b"", masked=False), 1002),
-        (frame(TEXT, b"x", rsv=0x10), 1002),
-        (frame(3, b"x"), 1002),
-        (frame(11, b"x"), 1002),
-        (frame(0, b"x"), 1002),
-        (frame(TEXT, b"x", fin=False) + frame(TEXT, b"y"), 1002),
-        (frame(PING, b"x", fin=False), 1002),
-        (frame(PING, b"x" * 126), 1002),
-        (frame(TEXT, b"\xff\xfe"), 1007),
-        (frame(TEXT, b"\xc3", fin=False) + frame(0, b"("), 1007),
-        (frame(CLOSE, b"\x03"), 1002),
-        (frame(CLOSE, (999).to_bytes(2, "big")), 1002),
-        (frame(CLOSE, (1005).to_bytes(2, "big")), 1002),
-        (frame(CLOSE, (1006).to_bytes(2, "big")), 1002),
-        (frame(CLOSE, (1000).to_bytes(2, "big") + b"\xff"), 1007),
-        (frame(TEXT, b"x" * 65_537), 1009),
-        (frame(TEXT, b"x" * 65_537)[:14], 1009),  # the header alone is enough
-        (frame(TEXT, b"x" * 40_000, fin=False) + frame(0, b"x" * 40_000), 1009),
-    ],
-    ids=_number,
-)
+# Numbered: frames are masked at random, and every worker must see the same tests.
+@pytest.mark.parametrize(("sent", "code"), RULES, ids=map(str, range(len(RULES))))
 def test_who_breaks_the_rules_is_told_which(server: Echo, sent: bytes, code: int) -> None:
     with peer(server.port) as client:
         client.send(sent)
