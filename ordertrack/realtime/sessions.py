@@ -151,6 +151,7 @@ class EngineSocket:
         "_allowance",
         "_heard",
         "_over",
+        "_posting",
         "_probe",
         "_probed",
         "_queue",
@@ -173,6 +174,7 @@ class EngineSocket:
         self.joined = False  # Socket.IO let it into a namespace
         self.closing = False  # nothing is sent any more
         self._queue: _PollQueue | None = None
+        self._posting = False  # a request's packets are being handled
         self._probe: WebSocket | None = None  # the WebSocket that polling may move to
         self._probed = False  # and whether it has been tried
         self._reason: str | None = None
@@ -450,6 +452,16 @@ class EngineSocket:
             raise eio_exceptions.EngineIOError("not UTF-8") from error
         if len(packets) > Payload.max_decode_packets:
             raise eio_exceptions.EngineIOError("too many packets")
+        if self._posting:
+            # Two at once have no order, and one's events must not be handled beside the other's.
+            raise eio_exceptions.EngineIOError("one POST at a time")
+        self._posting = True
+        try:
+            self._handle(packets)
+        finally:
+            self._posting = False
+
+    def _handle(self, packets: list[str]) -> None:
         for packet in packets:
             kind = packet[:1]
             if kind == "1":

@@ -1,5 +1,7 @@
 """The network takes the answer away, not the change: asking again has no second effect."""
 
+import json
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -7,6 +9,7 @@ import requests
 
 from tests.faults.cluster import Cluster
 from tests.support.http import OverTheWire
+from tests.support.parallel import at_once
 from tests.support.people import Person
 from tests.support.servers import Server
 from tests.support.tcp_proxy import DOWN, TcpProxy
@@ -65,3 +68,32 @@ def test_the_same_key_again_finds_the_order_that_was_made(
     answer = place()
     assert (answer.status_code, answer.json()["version"]) == (201, 1)
     assert made() == 1
+
+
+def test_a_polling_client_that_posts_twice_at_once_is_closed(
+    lasting_server: Server, admin: Person
+) -> None:
+    order = admin.order()
+    session = requests.Session()
+    path = f"{lasting_server.url}/socket.io/?EIO=4&transport=polling"
+    path += "&sid=" + json.loads(session.get(path).text[1:])["sid"]
+    session.post(path, data="40" + json.dumps({"token": admin.token}))
+    assert session.get(path).text.startswith("40")
+
+    def subscribe(number: int) -> int:
+        body = f"42{number}" + json.dumps(["subscribe", {"order_id": order["id"], "after": 0}])
+        return requests.post(path, data=body, timeout=10).status_code
+
+    def keep_the_database_busy() -> int:
+        return lasting_server.api.post("/fault/query?sql=SELECT pg_sleep(1)").status_code
+
+    # So that the first is still being handled when the second comes.
+    busy = [keep_the_database_busy] * 10
+    codes = at_once([*busy, lambda: _after(0.4, subscribe, 0), lambda: _after(0.6, subscribe, 1)])
+    session.close()
+    assert sorted(codes[10:]) == [200, 400]
+
+
+def _after(seconds: float, call: Callable[[int], int], number: int) -> int:
+    time.sleep(seconds)
+    return call(number)
