@@ -9,6 +9,7 @@ from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.watchers import RawWatcher
 from tests.support.people import Person
 from tests.support.servers import Server, running_server
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +21,17 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def lasting_server(cluster: Cluster) -> Iterator[Server]:
-    """A server that tests share: they leave it running, and nothing armed."""
+def _shared_server(cluster: Cluster) -> Iterator[Server]:
     with running_server(cluster.dsn, script="tests/faults/launcher.py") as started:
         yield started
+
+
+@pytest.fixture
+def lasting_server(_shared_server: Server) -> Server:
+    """A server that tests share: they leave it running, and nothing armed."""
+    # Its database may have been killed since; who asks first is told so.
+    eventually(lambda: _shared_server.api.get("/readyz").status_code == 200)
+    return _shared_server
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 Start = Callable[..., Server]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def admin(lasting_server: Server) -> Person:
     return lasting_server.people.admin()
 
