@@ -5,9 +5,11 @@ from contextlib import ExitStack
 
 import pytest
 from flask import Flask
+from playwright.sync_api import Browser
 
 from ordertrack.app import create_app
 from ordertrack.extensions import db
+from tests.support.browsers import running_chromium
 from tests.support.databases import Postgres, running_postgres, settings_for
 from tests.support.http import Api, InProcess
 from tests.support.people import People
@@ -80,6 +82,13 @@ def server(database: str) -> Iterator[Server]:
     """A server process on `database` that tests share; they leave it running."""
     with running_server(database) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A browser; tests make contexts of their own in it."""
+    with running_chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -1,54 +1,33 @@
 """A real browser on a real server, and the people in front of it."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
-from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
+from tests.support.browsers import cannot
+from tests.support.databases import Postgres
 from tests.support.people import Person
-from tests.support.servers import Server
+from tests.support.servers import Server, running_server
 
-SYSTEM_CHROMIUM = Path("/usr/bin/chromium")
 AXE = Path(__file__).with_name("node_modules") / "axe-core" / "axe.min.js"
 
 # What waits for the page, waits this long at most (milliseconds): two cores may be shared by many.
 PATIENCE = 20_000
 
-# Without these Chromium asks its makers' servers for this and that, also where there is no network.
-ARGUMENTS = (
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--no-first-run",
-)
 
-
-def cannot(reason: str) -> NoReturn:
-    """Skip where something is missing; in CI nothing may be."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+@pytest.fixture(scope="session")
+def database(postgres: Postgres) -> str:
+    """Of their own: screens show so many orders and no more, and other tests make thousands."""
+    return postgres.clone()
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    """Debian's Chromium when there is one, else Playwright's own."""
-    # Chromium's sandbox does not run as root.
-    arguments = [*ARGUMENTS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-    program = str(SYSTEM_CHROMIUM) if SYSTEM_CHROMIUM.exists() else None
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=program, args=arguments)
-        except PlaywrightError as error:
-            cannot(f"no browser: install chromium, or run `playwright install chromium` ({error})")
-        yield browser
-        browser.close()
+def server(database: str) -> Iterator[Server]:
+    with running_server(database) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.browser.conftest import chromium  # noqa: F401 (the fixture)
 from tests.support.frames import mangling
 from tests.support.people import Person
 from tests.support.tcp_proxy import DOWN, TcpProxy
@@ -28,7 +27,7 @@ Open = Callable[..., Page]
 
 
 @pytest.fixture
-def open_page(chromium: Browser, network: TcpProxy) -> Iterator[Open]:  # noqa: F811
+def open_page(chromium: Browser, network: TcpProxy) -> Iterator[Open]:
     """A page from behind `network` with a stream in it: ``open_page(person, order)``."""
     context = chromium.new_context(bypass_csp=True)  # it is this test's script that runs there
 
