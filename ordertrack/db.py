@@ -199,6 +199,14 @@ class Statement:
         return rows[0] if rows else None
 
 
+_ANSWER = Statement("SELECT 1 AS one")
+
+
+def require_answer() -> None:
+    """Raises `Unavailable` unless the database answers a question, through the pool."""
+    _ANSWER.all()
+
+
 def _row_class(description: Any) -> Any:
     # Once for each statement, which psycopg2's own cursor of this kind looks up at every fetch.
     return namedtuple("Row", [column.name for column in description])

@@ -35,8 +35,8 @@ close handshakes, pings (`Heartbeat`), and whatever others add with `every_secon
 descriptor is gone). `Handler.on_close` runs exactly once, after CLOSED, in a greenlet, and never
 while `on_message` runs for the same connection.
 
-This is the one module of `realtime` that knows eventlet; the small wrappers at the end are what the
-relay and the engine use instead.
+With `readiness` this is all of `realtime` that knows eventlet; the small wrappers at the end are
+what the relay and the engine use instead.
 """
 
 import _socket  # its sockets lack what socket.socket adds for files and contexts, and are smaller
