@@ -12,10 +12,11 @@ import click
 from flask import Flask
 from flask.cli import AppGroup, with_appcontext
 
+from ordertrack import identity
 from ordertrack.errors import DomainError
 from ordertrack.payloads import Registration, parse
 from ordertrack.policy import Role
-from ordertrack.services import accounts, audit, demo, restore
+from ordertrack.services import accounts, audit, demo, passwords, restore
 from ordertrack.services.accounts import Account
 
 # Below this a check is over before a bar could be read.
@@ -78,6 +79,20 @@ def set_role(email: str, role: str) -> None:
     with _errors_for_people():
         account = accounts.set_role(email, Role(role))
     click.echo(f"{account.email} is {account.role} now.")
+
+
+@users.command("reset-link")
+@click.argument("email")
+@click.option(
+    "--url", default="http://localhost:8080", help="Where people reach this server.",
+    show_default=True,
+)  # fmt: skip
+def reset_link(email: str, url: str) -> None:
+    """Make a one-time link with which the user with the address EMAIL sets a new password."""
+    with _errors_for_people():
+        reset = passwords.reset_for(email)
+    click.echo(f"{url.rstrip('/')}/reset?token={identity.sign_reset(reset)}")
+    click.echo("It works once, within a day.", err=True)
 
 
 # --- demo --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Who speaks: header, cookie or handshake → Principal. No other module reads or makes tokens."""
 
+import hashlib
 import hmac
 import time
 from collections.abc import Callable
@@ -23,15 +24,20 @@ from flask_jwt_extended import (
     verify_jwt_in_request,
 )
 from flask_jwt_extended.exceptions import CSRFError, JWTExtendedException
+from itsdangerous import BadData, URLSafeTimedSerializer
 
 from ordertrack import logs
 from ordertrack.config import Settings
 from ordertrack.errors import CsrfFailed, DomainError, InvalidToken, TokenExpired
 from ordertrack.policy import Principal
-from ordertrack.services import accounts
+from ordertrack.services import accounts, passwords
 from ordertrack.services.accounts import SignIn
+from ordertrack.services.passwords import Reset
 
 ISSUER = AUDIENCE = "ordertrack"
+
+# Long enough to be sent on and read the next morning.
+RESET_SECONDS: Final = 86_400
 
 _UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
@@ -275,3 +281,29 @@ def _refusal(error: Exception) -> DomainError:
     if isinstance(error, pyjwt.ExpiredSignatureError):
         return TokenExpired("The token has expired. Renew it or log in again.")
     return InvalidToken("A valid token is required: Authorization: Bearer <token>.")
+
+
+# --- links that set a password -------------------------------------------------------------------
+
+
+def sign_reset(reset: Reset) -> str:
+    """The token of a one-time link that sets a password; good for `RESET_SECONDS`."""
+    return _reset_signer().dumps([reset.user_id, reset.fingerprint])
+
+
+def read_reset(token: str) -> Reset:
+    """What `sign_reset` signed. Raises `ValidationFailed` at ``/token``."""
+    try:
+        user_id, fingerprint = _reset_signer().loads(token, max_age=RESET_SECONDS)
+    except BadData:
+        raise passwords.void_link() from None
+    return Reset(user_id, fingerprint)
+
+
+def _reset_signer() -> URLSafeTimedSerializer:
+    # The salt keeps its key apart from that of the access tokens.
+    return URLSafeTimedSerializer(
+        current_app.config["JWT_SECRET_KEY"],
+        salt="ordertrack password reset",
+        signer_kwargs={"digest_method": hashlib.sha256},
+    )

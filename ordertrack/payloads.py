@@ -24,6 +24,7 @@ from ordertrack.lifecycle import Status
 from ordertrack.policy import Role
 from ordertrack.services.accounts import Account
 from ordertrack.services.orders import CaughtUp, History, OrderView
+from ordertrack.services.sessions import OpenSession
 
 MAX_ID = 2**63 - 1  # PostgreSQL's bigint
 MAX_VERSION = 2**31 - 1  # and its integer
@@ -88,6 +89,16 @@ class Registration(Form):
 class Credentials(Form):
     email: Annotated[str, StringConstraints(max_length=254), AfterValidator(_storable)]
     password: AnyPassword
+
+
+class PasswordChange(Form):
+    current_password: AnyPassword
+    new_password: Password
+
+
+class PasswordReset(Form):
+    token: Annotated[str, StringConstraints(max_length=1000)]
+    password: Password
 
 
 class OrderForm(Form):
@@ -210,6 +221,16 @@ def present_account(account: Account) -> dict[str, Any]:
         "role": account.role.value,
         "active": account.active,
         "created_at": present_time(account.created_at),
+    }
+
+
+def present_session(session: OpenSession) -> dict[str, Any]:
+    return {
+        "id": str(session.id),
+        "user_agent": session.user_agent,
+        "created_at": present_time(session.created_at),
+        "expires_at": present_time(session.expires_at),
+        "is_current": session.is_current,
     }
 
 

@@ -55,6 +55,8 @@ class Scene:
             "board": (admin, "/board"),
             "board-empty": (admin, "/board?q=a+piano"),
             "users": (admin, "/users"),
+            "account": (customer, "/account"),
+            "reset": (None, "/reset?token=example"),
             "audit-trail": (admin, f"/orders/{ours['id']}/history"),
             "not-found": (customer, "/orders/999999"),
         }

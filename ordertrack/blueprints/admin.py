@@ -1,22 +1,27 @@
 """/api/admin/users: people, for admins."""
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
 from ordertrack import identity
 from ordertrack.blueprints._http import MAX_PAGE, body, integer, json_answer, known_arguments
 from ordertrack.errors import ValidationFailed
 from ordertrack.payloads import UserForm, present_account
-from ordertrack.services import accounts
+from ordertrack.services import accounts, passwords
 
 blueprint = Blueprint("admin", __name__, url_prefix="/api/admin")
 
 
 @blueprint.get("/users")
 def list_users() -> Response:
-    """Ascending by id: ``?after=`` takes the last id of the page before."""
-    known_arguments("after", "limit")
+    """Ascending by id: ``?after=`` takes the last id of the page before, ``?q=`` words to find."""
+    known_arguments("after", "limit", "q")
     limit = integer("limit", MAX_PAGE, low=1, high=MAX_PAGE)
-    found = accounts.list_users(identity.principal(), after=integer("after", 0), limit=limit + 1)
+    found = accounts.list_users(
+        identity.principal(),
+        words=request.args.get("q"),
+        after=integer("after", 0),
+        limit=limit + 1,
+    )
     shown = found[:limit]
     return json_answer(
         {
@@ -35,3 +40,12 @@ def change_user(user_id: int) -> Response:
         identity.principal(), user_id, role=form.role, active=form.active
     )
     return json_answer(present_account(account))
+
+
+@blueprint.post("/users/<id:user_id>/password-reset")
+def make_password_reset(user_id: int) -> Response:
+    """Make a one-time token with which that user can set a new password."""
+    reset = passwords.reset_by_admin(identity.principal(), user_id)
+    return json_answer(
+        {"token": identity.sign_reset(reset), "expires_in": identity.RESET_SECONDS}, 201
+    )

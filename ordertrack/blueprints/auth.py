@@ -3,12 +3,19 @@
 from datetime import timedelta
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
 from ordertrack import identity
 from ordertrack.blueprints._http import body, json_answer, settings
-from ordertrack.payloads import Credentials, Registration, present_account
-from ordertrack.services import accounts
+from ordertrack.payloads import (
+    Credentials,
+    PasswordChange,
+    PasswordReset,
+    Registration,
+    present_account,
+    present_session,
+)
+from ordertrack.services import accounts, passwords, sessions
 
 blueprint = Blueprint("auth", __name__, url_prefix="/api")
 
@@ -26,7 +33,9 @@ def register() -> Response:
 def login() -> Response:
     form = body(Credentials)
     lifetime = timedelta(seconds=settings().refresh_token_seconds)
-    sign_in = accounts.log_in(form.email, form.password, lifetime)
+    sign_in = accounts.log_in(
+        form.email, form.password, lifetime, user_agent=request.user_agent.string
+    )
     return json_answer(_tokens(sign_in))
 
 
@@ -60,3 +69,32 @@ def logout() -> Response:
 @blueprint.get("/me")
 def me() -> Response:
     return json_answer(present_account(accounts.me(identity.principal())))
+
+
+@blueprint.put("/me/password")
+def change_password() -> Response:
+    """Set the caller's password; its other sessions end."""
+    form = body(PasswordChange)
+    passwords.change(identity.principal(), form.current_password, form.new_password)
+    return Response(status=204)
+
+
+@blueprint.post("/password-reset")
+@identity.public
+def reset_password() -> Response:
+    """Set a password by the token of a one-time link; all sessions of that user end."""
+    form = body(PasswordReset)
+    passwords.redeem(identity.read_reset(form.token), form.password)
+    return Response(status=204)
+
+
+@blueprint.get("/me/sessions")
+def list_sessions() -> Response:
+    found = sessions.list_open(identity.principal())
+    return json_answer({"sessions": [present_session(session) for session in found]})
+
+
+@blueprint.delete("/me/sessions/<id:session_id>")
+def end_session(session_id: int) -> Response:
+    sessions.end(identity.principal(), session_id)
+    return Response(status=204)

@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from argon2 import PasswordHasher
-from argon2.exceptions import VerificationError
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as Transaction
 
-from ordertrack import logs
 from ordertrack.db import transaction
 from ordertrack.errors import (
     EmailTaken,
@@ -18,17 +15,12 @@ from ordertrack.errors import (
     InvalidToken,
     NotFound,
 )
-from ordertrack.green import off_the_loop
 from ordertrack.models import AccessChange, Session, User
 from ordertrack.policy import Principal, Role
-from ordertrack.services import actors
+from ordertrack.services import actors, passwords
 
-# argon2id with the memory, time and lanes that OWASP's password storage cheat sheet recommends
-# first: 19 MiB, t=2, p=1.
-_hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-
-# Verified when the address is unknown, so that both answers take the same time.
-_NOBODYS_HASH = _hasher.hash("no account has this password")
+# Real browsers stay below; a client may send what it likes.
+_LONGEST_USER_AGENT = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +48,7 @@ def register(name: str, email: str, password: str, role: Role = Role.USER) -> Ac
 
     Raises `EmailTaken` when the address, in whatever case, belongs to somebody.
     """
-    logs.hide(password)
-    password_hash = off_the_loop(_hasher.hash, password)
+    password_hash = passwords.hash_password(password)
     try:
         with transaction() as t:
             user = User(name=name, email=email, password_hash=password_hash, role=role.value)
@@ -70,26 +61,31 @@ def register(name: str, email: str, password: str, role: Role = Role.USER) -> Ac
         raise
 
 
-def log_in(email: str, password: str, lifetime: timedelta) -> SignIn:
+def log_in(email: str, password: str, lifetime: timedelta, *, user_agent: str = "") -> SignIn:
     """Check the credentials and open a session that lives for *lifetime*.
+
+    *user_agent* is kept, so that people can tell their sessions apart.
 
     Raises `InvalidCredentials` for an unknown address, a wrong password and a deactivated account
     alike, after the same amount of work.
     """
-    logs.hide(password)
     with transaction() as t:
         user = t.scalar(select(User).where(func.lower(User.email) == func.lower(email)))
-        stored = user.password_hash if user else _NOBODYS_HASH
+        stored = user.password_hash if user else passwords.NOBODYS_HASH
         user_id = user.id if user else None
     # No transaction is open while the hash is computed.
-    matches = off_the_loop(_verify, stored, password)
+    matches = passwords.matches(stored, password)
     if user_id is None or not matches:
         raise _refused()
     with transaction() as t:
         user = t.get(User, user_id)
         if user is None or not user.active:
             raise _refused()
-        session = Session(user_id=user.id, expires_at=datetime.now(UTC) + lifetime)
+        session = Session(
+            user_id=user.id,
+            expires_at=datetime.now(UTC) + lifetime,
+            user_agent=user_agent[:_LONGEST_USER_AGENT],
+        )
         t.add(session)
         t.flush()
         return SignIn(_account(user), Principal(user.id, session.id))
@@ -97,13 +93,6 @@ def log_in(email: str, password: str, lifetime: timedelta) -> SignIn:
 
 def _refused() -> InvalidCredentials:
     return InvalidCredentials("E-mail address or password is wrong.")
-
-
-def _verify(stored: str, password: str) -> bool:
-    try:
-        return _hasher.verify(stored, password)
-    except VerificationError:
-        return False
 
 
 def me(principal: Principal) -> Account:
@@ -134,12 +123,24 @@ def log_out(principal: Principal) -> None:
             )
 
 
-def list_users(principal: Principal, *, after: int = 0, limit: int = 100) -> list[Account]:
-    """Accounts with id > *after*, ascending. Raises `Forbidden` unless the caller is an admin."""
+def list_users(
+    principal: Principal, *, words: str | None = None, after: int = 0, limit: int = 100
+) -> list[Account]:
+    """Accounts with id > *after*, ascending; with *words*, those with them in name or address.
+
+    Raises `Forbidden` unless the caller is an admin.
+    """
     with transaction() as t:
         actors.require_admin(actors.resolve(t, principal))
-        users = t.scalars(select(User).where(User.id > after).order_by(User.id).limit(limit))
-        return [_account(user) for user in users]
+        wanted = select(User).where(User.id > after).order_by(User.id).limit(limit)
+        if words:
+            wanted = wanted.where(
+                or_(
+                    User.name.icontains(words, autoescape=True),
+                    User.email.icontains(words, autoescape=True),
+                )
+            )
+        return [_account(user) for user in t.scalars(wanted)]
 
 
 def change_user(

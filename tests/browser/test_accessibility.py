@@ -53,7 +53,7 @@ def test_axe_finds_nothing_on_any_page(
     customer.delete(deleted)
     found = []
     for person, paths in (
-        (None, ["/login", "/register", "/nothing/here"]),
+        (None, ["/login", "/register", "/reset?token=x", "/nothing/here"]),
         (people.customer(), ["/orders"]),
         (customer, ["/orders", *(f"/orders/{order['id']}" for order in orders), "/board"]),
         (driver, ["/deliveries", "/deliveries?show=mine", f"/orders/{orders[2]['id']}"]),
@@ -67,6 +67,8 @@ def test_axe_finds_nothing_on_any_page(
                 f"/orders/{orders[1]['id']}/history",
                 f"/orders/{deleted['id']}/history",
                 f"/users?after={int(customer.id) - 1}",
+                "/users?q=nobody+has+this",
+                "/account",
             ],
         ),
     ):
@@ -128,7 +130,8 @@ def test_targets_are_large_enough_for_a_finger(visit: Visit, server: Server) -> 
     people = server.people
     customer, admin = people.customer(), people.admin()
     order = customer.order()
-    for path in ("/board", f"/orders/{order['id']}", "/deliveries", "/orders", "/users"):
+    paths = ("/board", f"/orders/{order['id']}", "/deliveries", "/orders", "/users", "/account")
+    for path in paths:
         window = visit(admin, viewport={"width": 390, "height": 800}, has_touch=True)
         small = window.open(path).evaluate(SMALL_TARGETS)
         assert not small, (path, small)

@@ -138,3 +138,20 @@ def test_the_embedded_database_that_it_started_ends_with_it(data_dir: Path) -> N
     assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
     assert (data_dir / "postgres" / "PG_VERSION").exists()
     assert not (data_dir / "postgres" / "postmaster.pid").exists()
+
+
+def test_a_reset_link_sets_a_new_password(own: Own) -> None:
+    create(own)
+    result = own.flask("users", "reset-link", "DEWI@example.org", "--url", "https://shop.example/")
+    assert result.exit_code == 0, result.output
+    link = result.stdout.strip()
+    assert link.startswith("https://shop.example/reset?token=")
+    body = {"token": link.partition("token=")[2], "password": "an entirely new password"}
+    assert own.people.nobody.post("/api/password-reset", json=body).status_code == 204
+    sign_in(own, password="an entirely new password")
+
+
+def test_a_reset_link_needs_an_active_user(own: Own) -> None:
+    result = own.flask("users", "reset-link", "nobody@example.org")
+    assert result.exit_code == 1
+    assert "no active user with the address nobody@example.org" in result.output

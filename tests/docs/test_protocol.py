@@ -35,7 +35,7 @@ def test_every_code_is_in_the_table_with_its_status() -> None:
 
 
 def test_every_route_of_the_api_is_described(app: Flask) -> None:
-    described = set(re.findall(r"(/(?:api|healthz|readyz|metrics)[\w/:]*)", PROTOCOL))
+    described = set(re.findall(r"(/(?:api|healthz|readyz|metrics)[\w/:-]*)", PROTOCOL))
     for rule in app.url_map.iter_rules():
         path = re.sub(r"<[^>]+>", ":id", rule.rule)
         if path.startswith("/api/") or rule.endpoint.startswith("ops."):

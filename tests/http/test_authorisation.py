@@ -19,7 +19,12 @@ from tests.support.people import PASSWORD, People, Person
 from tests.support.routes import CALLERS, ROWS, Row
 from tests.support.servers import Server
 
-CODES = {401: "invalid_token", 403: "forbidden", 404: "not_found"}
+CODES = {
+    401: "invalid_token",
+    403: "forbidden",
+    404: "not_found",
+    422: "validation_failed",
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ def call(scene: Scene, caller: str, route: str, row: Row, order_id: str) -> Answ
     path = (
         rule.replace("<id:order_id>", order_id)
         .replace("<id:user_id>", scene.people["stranger"].id)
+        .replace("<id:session_id>", str(2**60))  # nobody's
         .replace("<path:name>", row.file)
     )
     values = {

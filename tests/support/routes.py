@@ -77,6 +77,12 @@ API = {
     "POST /api/logout":                      row(401, 204, 204, 204, 204, 204, 204,
                                                  ends_session=True),
     "GET /api/me":                           row(401, 401, 200, 200, 200, 200, 200),
+    "PUT /api/me/password":                  row(401, 401, 422, 422, 422, 422, 422,
+                                                 body={"current_password": "not this one",
+                                                       "new_password": "{password}"}),
+    "POST /api/password-reset":    everybody(422, {"token": "made up", "password": "{password}"}),
+    "GET /api/me/sessions":                  row(401, 401, 200, 200, 200, 200, 200),
+    "DELETE /api/me/sessions/<id:session_id>": row(401, 401, 404, 404, 404, 404, 404),
     "POST /api/orders":                      row(401, 401, 201, 201, 201, 201, 201, body=_TEXT),
     "GET /api/orders":                       row(401, 401, 200, 200, 200, 200, 200),
     "GET /api/orders/<id:order_id>":         row(401, 401, 404, 200, 200, 200, 200),
@@ -93,6 +99,8 @@ API = {
     "GET /api/admin/users":                  row(401, 401, 403, 403, 403, 403, 200),
     "PATCH /api/admin/users/<id:user_id>":   row(401, 401, 403, 403, 403, 403, 200,
                                                  body={"active": True}),
+    "POST /api/admin/users/<id:user_id>/password-reset":
+                                             row(401, 401, 403, 403, 403, 403, 201),
 }
 
 OPERATIONS = {
@@ -144,6 +152,17 @@ PAGES: dict[str, Row] = {
     "GET /users":                                page(401, 401, 403, 403, 403, 403, 200),
     "POST /users/<id:user_id>":                  page(401, 401, 403, 403, 403, 403, 303,
                                                       body={"active": "yes"}),
+    "POST /users/<id:user_id>/reset":            page(401, 401, 403, 403, 403, 403, 200),
+    "GET /account":                              page(401, 401, 200, 200, 200, 200, 200),
+    "POST /account/password":                    page(401, 401, 422, 422, 422, 422, 422,
+                                                      body={"current_password": "not this one",
+                                                            "new_password": "{password}"}),
+    "POST /account/sessions/<id:session_id>/end":
+                                                 page(401, 401, 404, 404, 404, 404, 404),
+    "GET /reset":                                page(200, 200, 200, 200, 200, 200, 200),
+    "POST /reset":                               page(422, 422, 422, 422, 422, 422, 422,
+                                                      body={"token": "made up",
+                                                            "password": "{password}"}),
 }
 # fmt: on
 

@@ -1,13 +1,15 @@
 """The pages: forms and redirects that work without JavaScript, on the services that REST uses.
 
 One module for each thing people do: `session`, `orders` (a customer's, and one order), `deliveries`
-(a driver's phone), `board` (dispatchers), `people` (users and roles). `errors` shows refusals.
+(a driver's phone), `board` (dispatchers), `people` (users and roles), `account` (one's own password
+and sessions). `errors` shows refusals.
 """
 
 from flask import Blueprint, Flask
 
 from ordertrack.blueprints.pages import (
     _page,
+    account,
     board,
     deliveries,
     errors,
@@ -22,6 +24,7 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     deliveries.blueprint,
     board.blueprint,
     people.blueprint,
+    account.blueprint,
 )
 
 

@@ -37,6 +37,9 @@ NOTICES: Final[dict[str, str]] = {
     "saved": "Saved.",
     "signed_out": "You are signed out.",
     "session_ended": "Your session has ended. Sign in to go on.",
+    "password_changed": "Your password is changed. Your other sessions have ended.",
+    "password_set": "Your new password is set. Sign in with it.",
+    "session_closed": "That session has ended.",
     "registered": "Welcome! Place your first order below.",
 }
 _WARNINGS: Final = frozenset({"refused", "denied", "partly", "none_chosen", "session_ended"})

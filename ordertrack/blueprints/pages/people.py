@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, request, url_for
 
 from ordertrack import identity
 from ordertrack.blueprints._http import integer
 from ordertrack.blueprints.pages._page import back, fields, go_to, read, render
 from ordertrack.payloads import UserForm
 from ordertrack.policy import Role
-from ordertrack.services import accounts, actors
+from ordertrack.services import accounts, actors, passwords
 
 blueprint = Blueprint("people", __name__)
 
@@ -20,11 +20,13 @@ PAGE = 50
 def show() -> Response:
     principal = identity.principal()
     viewer = actors.identify(principal)
-    found = accounts.list_users(principal, after=integer("after", 0), limit=PAGE + 1)
+    words = request.args.get("q", "").strip()
+    found = accounts.list_users(principal, words=words, after=integer("after", 0), limit=PAGE + 1)
     return render(
         "users.html",
         viewer=viewer,
         users=found[:PAGE],
+        words=words,
         roles=tuple(Role),
         after=found[PAGE - 1].id if len(found) > PAGE else None,
         here=request.full_path.removesuffix("?"),
@@ -39,3 +41,12 @@ def change(user_id: int) -> Response:
     form = read(values, UserForm)
     accounts.change_user(identity.principal(), user_id, role=form.role, active=form.active)
     return go_to(back("/users"), "saved")
+
+
+@blueprint.post("/users/<id:user_id>/reset")
+def make_reset(user_id: int) -> Response:
+    """Show a one-time link, for the admin to hand over; it is not kept and not shown again."""
+    principal = identity.principal()
+    reset = passwords.reset_by_admin(principal, user_id)
+    link = url_for("account.reset_form", token=identity.sign_reset(reset), _external=True)
+    return render("reset-link.html", viewer=actors.identify(principal), link=link)

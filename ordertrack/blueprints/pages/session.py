@@ -51,7 +51,9 @@ def login() -> Response:
     try:
         form = read(values, Credentials)
         lifetime = timedelta(seconds=settings().refresh_token_seconds)
-        sign_in = accounts.log_in(form.email.strip(), form.password, lifetime)
+        sign_in = accounts.log_in(
+            form.email.strip(), form.password, lifetime, user_agent=request.user_agent.string
+        )
     except ValidationFailed:
         error, status = "Enter your e-mail address and your password.", 422
     except (InvalidCredentials, TooManyRequests) as refused:
@@ -83,7 +85,9 @@ def register() -> Response:
         form = read(values, Registration)
         accounts.register(form.name, form.email, form.password)
         lifetime = timedelta(seconds=settings().refresh_token_seconds)
-        sign_in = accounts.log_in(form.email, form.password, lifetime)
+        sign_in = accounts.log_in(
+            form.email, form.password, lifetime, user_agent=request.user_agent.string
+        )
     except ValidationFailed as error:
         errors, status = messages(error), 422
     except EmailTaken as error:

@@ -1,0 +1,16 @@
+"""Sessions say which client they belong to"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    # A constant default: no rewrite of the table, and code that does not know the column goes on.
+    op.add_column("sessions", sa.Column("user_agent", sa.Text, nullable=False, server_default=""))
+
+
+def downgrade() -> None:
+    op.drop_column("sessions", "user_agent")

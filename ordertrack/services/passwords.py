@@ -1,0 +1,137 @@
+"""Passwords: hashing, changing one's own, and one-time links that set a new one."""
+
+import hashlib
+import hmac
+import logging
+from dataclasses import dataclass
+
+from argon2 import PasswordHasher
+from argon2.exceptions import VerificationError
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session as Transaction
+
+from ordertrack import logs
+from ordertrack.db import transaction
+from ordertrack.errors import NotFound, ValidationFailed
+from ordertrack.green import off_the_loop
+from ordertrack.models import User
+from ordertrack.policy import Principal
+from ordertrack.services import actors, sessions
+
+log = logging.getLogger(__name__)
+
+# argon2id with the memory, time and lanes that OWASP's password storage cheat sheet recommends
+# first: 19 MiB, t=2, p=1.
+_hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+
+# Verified when the address is unknown, so that both answers take the same time.
+NOBODYS_HASH = _hasher.hash("no account has this password")
+
+
+def hash_password(password: str) -> str:
+    """Hash *password* for storing, off the event loop."""
+    logs.hide(password)
+    return off_the_loop(_hasher.hash, password)
+
+
+def matches(stored: str, password: str) -> bool:
+    """Whether *password* is the one whose hash is *stored*; computed off the event loop."""
+    logs.hide(password)
+    return off_the_loop(_verify, stored, password)
+
+
+def _verify(stored: str, password: str) -> bool:
+    try:
+        return _hasher.verify(stored, password)
+    except VerificationError:
+        return False
+
+
+# --- one's own -----------------------------------------------------------------------------------
+
+
+def change(principal: Principal, current: str, new: str) -> None:
+    """Set the caller's password and end its other sessions.
+
+    Raises `ValidationFailed` at ``/current_password`` when *current* is wrong, `InvalidToken`.
+    """
+    with transaction() as t:
+        stored = t.get_one(User, actors.resolve(t, principal).id).password_hash
+    # No transaction is open while hashes are computed.
+    if not matches(stored, current):
+        raise ValidationFailed.at("/current_password", "is not your present password")
+    new_hash = hash_password(new)
+    with transaction() as t:
+        user = _locked(t, actors.resolve(t, principal).id)
+        if user is None or user.password_hash != stored:
+            raise ValidationFailed.at("/current_password", "was changed meanwhile")
+        user.password_hash = new_hash
+        sessions.end_all(t, user.id, but=principal.session_id)
+
+
+# --- one-time links ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Permission to set one user's password, for as long as it has the password of now.
+
+    ``fingerprint`` is derived from the stored hash, so the first use makes the permission void,
+    without a table of links. `ordertrack.identity` signs it into a link that expires.
+    """
+
+    user_id: int
+    fingerprint: str
+
+
+def reset_for(email: str) -> Reset:
+    """Permission to reset, for the command line, which stands above roles. Raises `NotFound`."""
+    with transaction() as t:
+        user = t.scalar(select(User).where(func.lower(User.email) == func.lower(email)))
+        if user is None or not user.active:
+            raise NotFound(f"There is no active user with the address {email}.")
+        return Reset(user.id, _fingerprint(user))
+
+
+def reset_by_admin(principal: Principal, user_id: int) -> Reset:
+    """Permission to reset, for an admin to hand over. Raises `Forbidden`, `NotFound`."""
+    with transaction() as t:
+        admin = actors.resolve(t, principal)
+        actors.require_admin(admin)
+        user = t.get(User, user_id)
+        if user is None or not user.active:
+            raise NotFound("There is no such active user.")
+        log.info("password reset link made", extra=logs.fields(admin=admin.id, user=user.id))
+        return Reset(user.id, _fingerprint(user))
+
+
+def redeem(reset: Reset, password: str) -> None:
+    """Set the password that a link permits and end all of the user's sessions.
+
+    Raises `ValidationFailed` at ``/token`` when the link was used, when the password was changed
+    since it was made, or when the user is not active any more.
+    """
+    new_hash = hash_password(password)
+    with transaction() as t:
+        user = _locked(t, reset.user_id)
+        if (
+            user is None
+            or not user.active
+            or not hmac.compare_digest(_fingerprint(user), reset.fingerprint)
+        ):
+            raise void_link()
+        user.password_hash = new_hash
+        sessions.end_all(t, user.id)
+
+
+def void_link() -> ValidationFailed:
+    """The refusal of a link that is wrong, expired or used: they look alike."""
+    return ValidationFailed.at("/token", "is not valid any more; ask for a new link")
+
+
+def _locked(t: Transaction, user_id: int) -> User | None:
+    return t.get(User, user_id, with_for_update={"key_share": True}, populate_existing=True)
+
+
+def _fingerprint(user: User) -> str:
+    return hashlib.sha256(user.password_hash.encode()).hexdigest()[:32]

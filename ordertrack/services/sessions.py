@@ -1,0 +1,78 @@
+"""A user's open sessions: which there are, and ending them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session as Transaction
+
+from ordertrack.db import transaction
+from ordertrack.errors import NotFound
+from ordertrack.models import AccessChange, Session
+from ordertrack.policy import Principal
+from ordertrack.services import actors
+
+# More are neither useful to look at nor likely; the newest are shown.
+MOST_SHOWN = 100
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """A sign-in that is still good. ``user_agent`` is what the client called itself, or empty."""
+
+    id: int
+    user_agent: str
+    created_at: datetime
+    expires_at: datetime
+    is_current: bool
+
+
+def list_open(principal: Principal) -> list[OpenSession]:
+    """The caller's sessions that are neither ended nor expired, newest first."""
+    with transaction() as t:
+        actor = actors.resolve(t, principal)
+        found = t.scalars(
+            select(Session)
+            .where(
+                Session.user_id == actor.id,
+                Session.revoked_at.is_(None),
+                Session.expires_at > func.now(),
+            )
+            .order_by(Session.id.desc())
+            .limit(MOST_SHOWN)
+        )
+        return [
+            OpenSession(
+                session.id,
+                session.user_agent,
+                session.created_at,
+                session.expires_at,
+                session.id == principal.session_id,
+            )
+            for session in found
+        ]
+
+
+def end(principal: Principal, session_id: int) -> None:
+    """End one of the caller's sessions. Raises `NotFound` when it has no such open session."""
+    with transaction() as t:
+        actor = actors.resolve(t, principal)
+        if not _end(t, Session.user_id == actor.id, Session.id == session_id):
+            raise NotFound("There is no such open session.")
+
+
+def end_all(t: Transaction, user_id: int, *, but: int | None = None) -> None:
+    """End a user's sessions, all or all but one, in the caller's transaction."""
+    _end(t, Session.user_id == user_id, *([] if but is None else [Session.id != but]))
+
+
+def _end(t: Transaction, *which: object) -> int:
+    ended = t.execute(
+        update(Session)
+        .where(Session.revoked_at.is_(None), *which)  # type: ignore[arg-type]
+        .values(revoked_at=func.now())
+        .returning(Session.user_id, Session.id)
+    ).all()
+    # The relay reads these rows, in every process, and closes the sessions' sockets.
+    t.add_all(AccessChange(user_id=u, session_id=s, reason="signed_out") for u, s in ended)
+    return len(ended)
