@@ -1,7 +1,10 @@
 """What all tests share: a real PostgreSQL, the application on it, a server process, people."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from flask import Flask
@@ -9,6 +12,7 @@ from playwright.sync_api import Browser
 
 from ordertrack.app import create_app
 from ordertrack.extensions import db
+from tests.support import missing
 from tests.support.browsers import running_chromium
 from tests.support.databases import Postgres, running_postgres, settings_for
 from tests.support.http import Api, InProcess
@@ -21,6 +25,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.database)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a test that skips itself fails, whatever way it does it."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and missing.in_ci():
+        reason = _reason(report)
+        if reason not in missing.NOT_MISSING:
+            report.outcome = "failed"
+            report.longrepr = f"Skipped, which in CI nothing may be: {reason}"
+    return report
+
+
+def _reason(report: pytest.TestReport) -> str:
+    assert isinstance(report.longrepr, tuple)
+    return report.longrepr[2].removeprefix("Skipped: ")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what did not run and why, each reason once.
+
+    `scripts/test` runs pytest several times and says it at the very end; it collects the reasons
+    in the file that TEST_SKIPPED names, one line for each test.
+    """
+    reasons = [
+        _reason(report)
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report, pytest.TestReport)
+    ]
+    if not reasons:
+        return
+    if file := os.environ.get("TEST_SKIPPED"):
+        with Path(file).open("a", encoding="utf-8") as collected:
+            collected.writelines(f"{reason}\n" for reason in reasons)
+        return
+    terminalreporter.write_sep("=", "not run on this machine")
+    for reason, number in Counter(reasons).most_common():
+        terminalreporter.write_line(f"{number:5} tests: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The benchmarks still run, and their load generator finds what it is there to find."""
 
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -12,16 +10,15 @@ import pytest
 from benchmarks import load, report, run, tools
 from benchmarks.contenders import Server, free_port
 from benchmarks.scenarios import all_scenarios
-
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("CI") and (sys.platform != "linux" or not shutil.which("gcc")),
-    reason="the load generator needs Linux and gcc",
-)
+from tests.support import missing
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compile anew, and leave the user's cache alone."""
+    if sys.platform != "linux":
+        missing.cannot("no Linux", "the load generator uses its epoll")
+    missing.program("gcc", "apt install gcc libc6-dev")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

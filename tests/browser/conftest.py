@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
-from tests.support.browsers import cannot
+from tests.support import missing
 from tests.support.databases import Postgres
 from tests.support.people import Person
 from tests.support.servers import Server, running_server
 
-AXE = Path(__file__).with_name("node_modules") / "axe-core" / "axe.min.js"
+HERE = Path(__file__).parent
+AXE = HERE / "node_modules" / "axe-core" / "axe.min.js"
 
 # What waits for the page, waits this long at most (milliseconds): two cores may be shared by many.
 PATIENCE = 20_000
@@ -33,8 +34,7 @@ def server(database: str) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def axe() -> str:
     """axe-core's source, to be run in a page."""
-    if not AXE.exists():
-        cannot("no axe-core: run `npm ci --prefix tests/browser`")
+    missing.node(HERE)  # not to run it: it comes with npm, which fetches it
     return AXE.read_text()
 
 

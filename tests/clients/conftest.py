@@ -1,8 +1,5 @@
 """A server whose processes may die, behind a network that may fail, and both clients."""
 
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.clients.drivers import NodeStream, PythonStream, Stream
+from tests.support import missing
 from tests.support.people import Person
 from tests.support.servers import Server
 from tests.support.tcp_proxy import TcpProxy
@@ -20,15 +18,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="session")
 def node() -> str:
     """Node with the stock Socket.IO client beside the scripts here."""
-    found = shutil.which("node")
-    if found is None or not (HERE / "node_modules" / "socket.io-client").exists():
-        reason = "needs Node and socket.io-client: npm ci --prefix tests/clients"
-        if found is None or shutil.which("npm") is None:
-            if os.environ.get("CI"):
-                pytest.fail(reason)
-            pytest.skip(reason)
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=HERE, check=True)  # noqa: S607
-    return str(found)
+    return missing.node(HERE)
 
 
 @pytest.fixture(params=["python", "node"])

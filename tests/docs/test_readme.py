@@ -1,9 +1,7 @@
 """The README says nothing that is not so: its programs run word for word, its tables are whole."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,10 +14,11 @@ import pytest
 from ordertrack import cli, lifecycle
 from ordertrack.config import Settings
 from ordertrack.lifecycle import Status
+from tests.support import missing
 from tests.support.servers import ROOT, Server, running_server
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NODE_MODULES = ROOT / "tests" / "clients" / "node_modules"
+CLIENTS = ROOT / "tests" / "clients"
 
 # The one thing that is exchanged: where the server is.
 ADDRESS = "http://localhost:8080"
@@ -27,13 +26,6 @@ ADDRESS = "http://localhost:8080"
 
 def programs(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-
-
-def needed(*found: object, what: str) -> None:
-    """Skip where *what* is missing; in CI nothing may be."""
-    if not all(found):
-        assert not os.environ.get("CI"), f"{what} is missing"
-        pytest.skip(f"{what} is missing")
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +60,9 @@ def run(fresh_server: Server) -> Callable[..., str]:
 @pytest.fixture(scope="module")
 def walked(run: Callable[..., str]) -> str:
     """What the walk with curl printed; afterwards its two people exist."""
-    needed(shutil.which("curl"), what="curl")
-    needed((ROOT / ".venv" / "bin" / "flask").exists(), what=".venv (scripts/test makes it)")
+    missing.program("curl", "apt install curl")
+    if not (ROOT / ".venv" / "bin" / "flask").exists():
+        missing.cannot("no .venv", "sh scripts/test makes it")
     return run("sh", "-eu", program="\n".join(programs("sh")))
 
 
@@ -102,10 +95,10 @@ def objects(line: str) -> list[dict[str, object]]:
 def test_the_javascript_program_sees_the_change(
     walked: str, run: Callable[..., str], tmp_path: Path
 ) -> None:
-    needed(shutil.which("node"), NODE_MODULES.exists(), what="node or its packages")
-    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    node = missing.node(CLIENTS)
+    (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
     (program,) = programs("js")
-    printed = run("node", "--input-type=module", program=program, cwd=tmp_path)
+    printed = run(node, "--input-type=module", program=program, cwd=tmp_path)
     assert printed == "2 Processing\n"
     assert f"It prints `{printed.strip()}`." in README
 

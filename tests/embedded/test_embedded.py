@@ -17,6 +17,7 @@ import pytest
 
 from ordertrack import embedded
 from ordertrack.embedded import EmbeddedError
+from tests.support.missing import needs_root, not_as_root
 
 DEADLINE = 30
 
@@ -24,9 +25,6 @@ BUSY = """
     SELECT count(*) FROM pg_stat_activity
     WHERE state = 'active' AND query LIKE '%END LOOP%' AND pid <> pg_backend_pid()
 """
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="is about what root has to mind")
-not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
 
 
 @pytest.fixture

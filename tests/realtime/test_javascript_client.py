@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from tests.realtime.echo import Echo, running
+from tests.support import missing
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> None:
-    if not (HERE / "node_modules").exists():
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=HERE, check=True)  # noqa: S607
+    missing.node(HERE)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import missing
 from tests.support.people import Person, id_of
 from tests.support.servers import Server
 from tests.support.waiting import eventually
@@ -22,8 +23,7 @@ DEADLINE = 20
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> None:
-    if not (HERE / "node_modules").exists():
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=HERE, check=True)  # noqa: S607
+    missing.node(HERE)
 
 
 @pytest.fixture

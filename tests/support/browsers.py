@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
-import pytest
 from playwright.sync_api import Browser, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
+
+from tests.support.missing import cannot, playwright_problem
 
 SYSTEM_CHROMIUM = Path("/usr/bin/chromium")
 
@@ -23,23 +23,22 @@ ARGUMENTS = (
 )
 
 
-def cannot(reason: str) -> NoReturn:
-    """Skip where something is missing; in CI nothing may be."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @contextmanager
 def running_chromium() -> Iterator[Browser]:
     """Debian's Chromium when there is one, else Playwright's own."""
     # Chromium's sandbox does not run as root.
     arguments = [*ARGUMENTS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     program = str(SYSTEM_CHROMIUM) if SYSTEM_CHROMIUM.exists() else None
+    problem = playwright_problem()
+    if problem is not None:
+        cannot(f"Playwright's driver does not start ({problem})", "apt install libatomic1")
     with sync_playwright() as playwright:
         try:
             browser = playwright.chromium.launch(executable_path=program, args=arguments)
         except PlaywrightError as error:
-            cannot(f"no browser: install chromium, or run `playwright install chromium` ({error})")
+            if program is not None:
+                raise  # it is there, so that it does not start is no want of it
+            first = str(error).strip().splitlines()[0]
+            cannot(f"no browser ({first})", "apt install chromium")
         yield browser
         browser.close()

@@ -1,0 +1,81 @@
+"""What this machine lacks: such tests are skipped with what to install, and in CI they fail."""
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+# About who runs the tests, not about what is installed: nothing is missing, one of the two always
+# skips, and CI runs both (.ci/run).
+NEEDS_ROOT = "is about what root has to mind"
+NOT_AS_ROOT = "root may do everything"
+NOT_MISSING = frozenset({NEEDS_ROOT, NOT_AS_ROOT})
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason=NEEDS_ROOT)
+not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason=NOT_AS_ROOT)
+
+NODE_HINT = "apt install nodejs npm"
+
+
+def in_ci() -> bool:
+    return bool(os.environ.get("CI"))
+
+
+def cannot(what: str, install: str) -> NoReturn:
+    """Skip the running test for want of *what*; in CI, where nothing may be missing, fail it."""
+    reason = f"{what}: {install}"
+    if in_ci():
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def program(name: str, install: str) -> str:
+    """The path of a program that the test needs."""
+    found = shutil.which(name)
+    # Debian keeps servers in /usr/sbin, which is not on an ordinary user's PATH.
+    found = found or shutil.which(name, path="/usr/sbin:/sbin")
+    if found is None:
+        cannot(f"no {name}", install)
+    return found
+
+
+@cache
+def _installed(folder: Path) -> str | None:
+    """Run ``npm ci`` in *folder* unless it was; what went wrong, if anything."""
+    if (folder / "node_modules").exists():
+        return None
+    command = ["npm", "ci", "--no-audit", "--no-fund"]
+    ran = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    if ran.returncode == 0:
+        return None
+    shutil.rmtree(folder / "node_modules", ignore_errors=True)  # no half of it for the next run
+    lines = ran.stderr.strip().splitlines() or ["no word from npm"]
+    return lines[0]
+
+
+def node(folder: Path) -> str:
+    """The path of Node, with the packages that *folder* locks installed beside its scripts."""
+    found = program("node", NODE_HINT)
+    if not (folder / "node_modules").exists():
+        program("npm", NODE_HINT)
+        problem = _installed(folder)
+        if problem is not None:
+            where = folder.relative_to(Path(__file__).resolve().parents[2])
+            cannot(f"no packages in {where}", f"npm ci --prefix {where} ({problem})")
+    return found
+
+
+@cache
+def playwright_problem() -> str | None:
+    """Why Playwright's driver, a Node of its own, does not start; None when it does."""
+    command = [sys.executable, "-m", "playwright", "--version"]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True)
+    if ran.returncode == 0:
+        return None
+    lines = ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"]
+    return lines[-1].rpartition("driver/node: ")[2]
