@@ -32,7 +32,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -361,13 +361,24 @@ def _system_user() -> pwd.struct_passwd:
             f"PostgreSQL does not run as root, and no user can be made for it here (no `useradd`). "
             f"Start as an ordinary user, or make the system user {SYSTEM_USER!r}. {_SET_DB_DSN}"
         )
-    made = subprocess.run(
-        [useradd, "--system", "--user-group", "--no-create-home", "--home-dir=/nonexistent",
-         "--shell=/usr/sbin/nologin", SYSTEM_USER],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
+    # Two at once could each make the user, with different ids, and one of them would be lost: in
+    # other data folders, so `_locked` does not help. Whoever waited finds the user there.
+    etc = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return pwd.getpwnam(SYSTEM_USER)  # another process may have made it meanwhile
+        fcntl.flock(etc, fcntl.LOCK_EX)
+        with suppress(KeyError):
+            return pwd.getpwnam(SYSTEM_USER)
+        made = subprocess.run(
+            [useradd, "--system", "--user-group", "--no-create-home", "--home-dir=/nonexistent",
+             "--shell=/usr/sbin/nologin", SYSTEM_USER],
+            check=False, capture_output=True, text=True, timeout=START_TIMEOUT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise EmbeddedError(f"useradd does not end. {_SET_DB_DSN}") from None
+    finally:
+        os.close(etc)  # and with it the lock
+    try:
+        return pwd.getpwnam(SYSTEM_USER)
     except KeyError:
         raise EmbeddedError(f"useradd made no user {SYSTEM_USER!r}: {made.stderr}") from None
 

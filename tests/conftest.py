@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from hypothesis import settings
 from playwright.sync_api import Browser
 
 from ordertrack.app import create_app
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.database)
+
+
+# New examples in every run, also in CI, where Hypothesis would try the same ones for ever; a failure
+# prints how to repeat it. `scripts/test-long` asks for more of them, from one seed.
+settings.register_profile("ordertrack", derandomize=False, print_blob=True, deadline=None)
+settings.load_profile("ordertrack")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -55,7 +62,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in terminalreporter.stats.get("skipped", [])
         if isinstance(report, pytest.TestReport)
     ]
-    if not reasons:
+    # pytest-xdist's workers come here as well, and their reports reach the controller.
+    if not reasons or hasattr(terminalreporter.config, "workerinput"):
         return
     if file := os.environ.get("TEST_SKIPPED"):
         with Path(file).open("a", encoding="utf-8") as collected:

@@ -307,6 +307,7 @@ def test_own_orders_follow_along(visit: Visit, server: Server) -> None:
     assert not was_reloaded(page)
 
 
+@pytest.mark.safety("scripts-frames-caches")
 def test_what_people_write_is_only_ever_text(visit: Visit, server: Server) -> None:
     evil = """<img src=x onerror="alert(1)"><script>alert(2)</script>'"&{{7*7}}"""
     people = server.people

@@ -161,6 +161,7 @@ TAMPERINGS = {
 }
 
 
+@pytest.mark.safety("tampering")
 @pytest.mark.parametrize("case", TAMPERINGS)
 def test_the_first_bad_row_is_named(copy: Own, postgres: Postgres, story: Story, case: str) -> None:
     sql, told = TAMPERINGS[case]
@@ -184,6 +185,7 @@ def test_damage_in_two_orders_is_told_of_the_first(
     assert "Order 2: " in copy.flask("audit", "verify").stderr
 
 
+@pytest.mark.safety("tampering")
 def test_the_application_itself_cannot_rewrite_the_log(whole: Own) -> None:
     for statement in (
         "UPDATE order_events SET note = 'x'",

@@ -15,6 +15,7 @@ COMMAND = ("-m", "flask", "--app", "wsgi", "users", "list")
 NOBODY_THERE = "host=127.0.0.1 port=1 user=me password=very-secret dbname=orders"
 
 
+@pytest.mark.safety("unsafe-settings")
 @pytest.mark.parametrize("arguments", [SERVER, COMMAND], ids=["server", "command line"])
 @pytest.mark.parametrize(
     ("settings", "told"),

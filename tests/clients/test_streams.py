@@ -55,6 +55,7 @@ def test_without_a_version_it_starts_from_the_present_state(
     assert stream.resets[order["id"]] == [order]
 
 
+@pytest.mark.safety("client-offline")
 def test_too_much_missed_is_a_new_state(
     open_stream: Open, long_order: tuple[Person, dict[str, Any]]
 ) -> None:
@@ -185,6 +186,7 @@ def test_a_cut_connection_loses_and_repeats_nothing(
     assert stream.states == ["connecting", "live", "reconnecting", "live"]
 
 
+@pytest.mark.safety("client-offline")
 @pytest.mark.parametrize("seed", range(3))
 def test_connections_cut_at_any_byte_lose_and_repeat_nothing(
     open_stream: Open, network: TcpProxy, customer: Person, seed: int

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -281,7 +281,8 @@ def kill_all(folder: Path) -> None:
     [postmaster] = postmasters(folder)
     family = [postmaster, *postmaster.children(recursive=True)]
     for process in family:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it saw the postmaster end, and went by itself
+            process.kill()
     psutil.wait_procs(family, DEADLINE)
 
 

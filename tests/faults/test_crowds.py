@@ -25,6 +25,7 @@ CROWD = 1000
 CLIENTS, ORDERS = 50, 40
 
 
+@pytest.mark.safety("conflicting-changes")
 def test_of_conflicting_changes_one_wins_and_the_others_are_told_how_it_stands(
     start: Start,
 ) -> None:
@@ -59,6 +60,7 @@ def test_of_conflicting_changes_one_wins_and_the_others_are_told_how_it_stands(
     assert len(Counter(winners.values())) == 2, "one side always won, so this proves little"
 
 
+@pytest.mark.safety("reconnect-storm")
 def test_a_thousand_clients_come_back_at_once_and_each_gets_what_it_missed(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_thousand_clients_come_back_at_once_and_each_gets_what_it_missed(
         print(f"\n{CROWD} clients back, authorised and caught up in {took:.1f} s")  # noqa: T201
 
 
+@pytest.mark.safety("floods-and-hoarding")
 def test_a_reader_that_stops_costs_the_healthy_ones_nothing(
     cluster: Cluster, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:

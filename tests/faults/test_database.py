@@ -53,6 +53,7 @@ def locked(cluster: Cluster, order: Any) -> Iterator[None]:
         holder.rollback()
 
 
+@pytest.mark.safety("stuck-row")
 def test_a_stuck_order_is_answered_in_time_and_the_others_do_not_notice(
     cluster: Cluster, start: Start
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_stuck_order_is_answered_in_time_and_the_others_do_not_notice(
     assert [event["version"] for event in admin.history(stuck)] == [1, 2]
 
 
+@pytest.mark.safety("stuck-row")
 @pytest.mark.parametrize("change", ["edit", "delete", "assign"])
 def test_every_change_of_a_stuck_order_is_answered_in_time(
     cluster: Cluster, start: Start, change: str
@@ -115,6 +117,7 @@ def test_a_key_that_is_being_used_is_waited_for_no_longer_than_a_lock(
     assert admin.api.post("/api/orders", json={"description": "x"}, headers=key).status_code == 201
 
 
+@pytest.mark.safety("pool-exhausted")
 def test_an_exhausted_pool_answers_fast_recovers_and_leaks_nothing(
     cluster: Cluster, start: Start
 ) -> None:
@@ -160,6 +163,7 @@ def assert_not_blocked(server: Server) -> None:
     assert longest["waited"] < BLOCKED, longest
 
 
+@pytest.mark.safety("loop-never-blocked")
 def test_slow_queries_do_not_block_the_loop(lasting_server: Server) -> None:
     server = lasting_server
     server.api.post("/fault/heartbeat")
@@ -167,6 +171,7 @@ def test_slow_queries_do_not_block_the_loop(lasting_server: Server) -> None:
     assert_not_blocked(server)
 
 
+@pytest.mark.safety("loop-never-blocked")
 def test_a_login_storm_does_not_block_the_loop(lasting_server: Server) -> None:
     server = lasting_server
     admin = server.people.admin()
@@ -186,6 +191,7 @@ def test_a_login_storm_does_not_block_the_loop(lasting_server: Server) -> None:
         socket.close()
 
 
+@pytest.mark.safety("loop-never-blocked")
 def test_a_catch_up_of_thousands_of_events_does_not_block_the_loop(
     cluster: Cluster, lasting_server: Server
 ) -> None:
@@ -223,6 +229,7 @@ def test_a_catch_up_of_thousands_of_events_does_not_block_the_loop(
         socket.close()
 
 
+@pytest.mark.safety("database-killed")
 def test_all_of_postgresql_dies_and_the_server_lives_on(cluster: Cluster, start: Start) -> None:
     server = start()
     admin = server.people.admin()

@@ -21,6 +21,7 @@ Start = Callable[..., Server]
 EXIT_SECONDS = 10
 
 
+@pytest.mark.safety("drain")
 def test_what_is_under_way_is_finished_and_nothing_new_is_begun(start: Start) -> None:
     server = start()
     admin = server.people.admin()
@@ -48,6 +49,7 @@ def test_what_is_under_way_is_finished_and_nothing_new_is_begun(start: Start) ->
     assert at_once([slow, end]) == [204, 0]
 
 
+@pytest.mark.safety("drain")
 def test_every_socket_is_told_to_come_back(start: Start) -> None:
     server = start()
     admin = server.people.admin()
@@ -77,6 +79,7 @@ def test_every_socket_is_told_to_come_back(start: Start) -> None:
     assert server.process.wait(EXIT_SECONDS) == 0
 
 
+@pytest.mark.safety("drain")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_two_servers_restarted_in_turn_under_load_lose_nothing(cluster: Cluster) -> None:
     storm = Storm(cluster, seed=1, shares={"SIGTERM of a server": 1})

@@ -61,6 +61,7 @@ def read(tail: Tail[Event], cluster: Cluster) -> list[int]:
         return [event.id for event in tail.read(cursor)]
 
 
+@pytest.mark.safety("late-commits")
 def test_an_event_that_commits_late_is_neither_skipped_nor_waited_for(
     cluster: Cluster, log: Log, tail: Tail[Event]
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_transaction_id_that_a_crash_gave_out_twice_hides_no_event(
     assert read(tail, cluster) == []
 
 
+@pytest.mark.safety("late-commits")
 def test_a_foreign_transaction_held_open_does_not_make_reading_dearer(
     cluster: Cluster, log: Log, tail: Tail[Event]
 ) -> None:

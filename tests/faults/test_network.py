@@ -38,6 +38,7 @@ def cut_off(admin: Person, proxy: TcpProxy) -> Iterator[Person]:
     transport.close()
 
 
+@pytest.mark.safety("answer-lost")
 def test_the_same_put_again_changes_nothing_more(
     admin: Person, cut_off: Person, proxy: TcpProxy
 ) -> None:
@@ -50,6 +51,7 @@ def test_the_same_put_again_changes_nothing_more(
     assert [event["version"] for event in admin.history(order)] == [1, 2]
 
 
+@pytest.mark.safety("answer-lost")
 def test_the_same_key_again_finds_the_order_that_was_made(
     cluster: Cluster, admin: Person, cut_off: Person, proxy: TcpProxy
 ) -> None:

@@ -21,6 +21,7 @@ def is_ready(server: Server) -> bool:
     return server.api.get("/readyz").status_code == 200
 
 
+@pytest.mark.safety("killed-before-the-push")
 @pytest.mark.parametrize("point", ["before-hint", "before-push"])
 def test_killed_between_commit_and_push_the_other_process_tells_its_watchers(
     start: Start, watch: Watch, point: str
@@ -46,6 +47,7 @@ def test_killed_between_commit_and_push_the_other_process_tells_its_watchers(
     assert violations({order["id"]: trail}, [], [*at_doomed.complete(), *at_other.complete()]) == []
 
 
+@pytest.mark.safety("relay-connection-lost")
 def test_its_connection_dies_twenty_times_and_no_event_is_lost(
     cluster: Cluster, start: Start, watch: Watch
 ) -> None:
@@ -64,6 +66,7 @@ def test_its_connection_dies_twenty_times_and_no_event_is_lost(
     assert violations({order["id"]: admin.history(order)}, [], watcher.complete()) == []
 
 
+@pytest.mark.safety("relay-connection-lost")
 def test_a_relay_that_cannot_reach_the_database_is_not_ready(
     cluster: Cluster, start: Start
 ) -> None:
@@ -92,6 +95,7 @@ def test_a_relay_that_fails_for_good_takes_the_process_along(start: Start) -> No
     assert "the relay failed" in server.log
 
 
+@pytest.mark.safety("late-commits")
 def test_a_foreign_transaction_held_open_delays_nothing(
     cluster: Cluster, start: Start, watch: Watch
 ) -> None:

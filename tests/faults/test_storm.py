@@ -13,6 +13,7 @@ from tests.faults.storm import Storm
 
 
 # Connections that a fault breaks in the middle of something are left to the garbage collector.
+@pytest.mark.safety("server-killed", "database-killed")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_everything_dies_again_and_again_and_the_promise_is_kept(
     capsys: pytest.CaptureFixture[str],

@@ -129,6 +129,7 @@ def test_a_login_works_whatever_the_case_of_the_address(nobody: Api) -> None:
     assert log_in(nobody, email).status_code == 200
 
 
+@pytest.mark.safety("account-enumeration")
 def test_a_wrong_password_and_an_unknown_address_look_the_same(nobody: Api) -> None:
     email = address()
     registered(nobody, email=email)

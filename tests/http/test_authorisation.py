@@ -101,6 +101,7 @@ def call(scene: Scene, caller: str, route: str, row: Row, order_id: str) -> Answ
     return row.send(api, method, path, body)
 
 
+@pytest.mark.safety("orders-of-others")
 def test_every_route_has_a_row_and_every_row_a_route(app: Flask) -> None:
     there = {
         f"{method} {rule.rule}"
@@ -111,6 +112,7 @@ def test_every_route_has_a_row_and_every_row_a_route(app: Flask) -> None:
     assert set(ROWS) - there == set(), "rows without a route"
 
 
+@pytest.mark.safety("orders-of-others", "functions-of-other-roles")
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("route", ROWS)
 def test_a_route_answers_a_caller_as_its_row_says(scene: Scene, route: str, caller: str) -> None:
@@ -137,6 +139,7 @@ def test_a_driver_may_be_kept_from_what_is_not_assigned_to_it(
         assert row.status(answer) == expected, f"{caller}: {answer.text[:500]}"
 
 
+@pytest.mark.safety("orders-of-others")
 @pytest.mark.parametrize("caller", ["stranger", "owner", "driver", "assigned", "admin"])
 @pytest.mark.parametrize("route", ABOUT_ORDERS)
 def test_an_order_that_one_may_not_see_looks_like_one_that_is_missing(
@@ -177,6 +180,7 @@ def test_a_preflight_or_head_tells_no_more_than_a_get(scene: Scene) -> None:
         assert (head.status_code, head.content) == (got.status_code, b"")
 
 
+@pytest.mark.safety("replay-as-narrow-as-live")
 def test_a_right_that_was_taken_away_takes_the_past_with_it(
     server: Server, narrow_scene: Scene
 ) -> None:

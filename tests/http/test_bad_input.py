@@ -110,6 +110,7 @@ def as_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+@pytest.mark.safety("extra-fields")
 def test_every_route_that_takes_a_body_is_among_those_tried(app: Flask) -> None:
     """The routes under /api are meant; pages have their own tests."""
     without_body = {("POST", "/api/refresh"), ("POST", "/api/logout")}
@@ -123,6 +124,7 @@ def test_every_route_that_takes_a_body_is_among_those_tried(app: Flask) -> None:
     assert there - without_body == tried
 
 
+@pytest.mark.safety("malformed-input")
 @every_write
 def test_bodies_that_are_not_the_form_are_refused(place: Place, write: Write) -> None:
     good = as_json(write.good)
@@ -169,6 +171,7 @@ def test_a_name_that_occurs_twice_is_refused(place: Place, write: Write) -> None
     assert place.stored() == before
 
 
+@pytest.mark.safety("extra-fields")
 @every_write
 def test_unknown_fields_are_refused_by_name(place: Place, write: Write) -> None:
     """Every column that a body must not write, and names that frameworks have tripped over."""
@@ -364,6 +367,7 @@ def test_an_id_that_cannot_be_is_not_found(
     refused(answer, "not_found")
 
 
+@pytest.mark.safety("malformed-input")
 @pytest.mark.parametrize(
     "query",
     [
@@ -414,6 +418,7 @@ def test_parameters_of_the_users_list_that_cannot_be_are_refused(place: Place, q
     refused(place.api["admin"].get(f"/api/admin/users?{query}"), "validation_failed")
 
 
+@pytest.mark.safety("malformed-input")
 @pytest.mark.parametrize("scope", ["/api/orders", "/api/admin/orders"])
 @pytest.mark.parametrize(
     "words", ["'; DROP TABLE orders; --", "%", "_", "\\", "%27", "💥", "\ufffe", "%ED%A0%80"]
@@ -442,6 +447,7 @@ def test_there_is_a_problem_at_addresses_where_nothing_is(place: Place) -> None:
 # --- what is right stays right -----------------------------------------------------------------
 
 
+@pytest.mark.safety("malformed-input")
 def test_text_of_every_kind_is_kept_as_it_was(place: Place) -> None:
     for text in ("Ä'\"\\%_", "日本語", "👩‍👩‍👧 🇩🇪", "\u202eright to left", "<script>", "a\r\n\tb"):
         answer = CREATE.send(place, as_json({"description": text}))

@@ -3,6 +3,8 @@
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from tests.support.http import Answer
 from tests.support.parallel import at_once
 from tests.support.people import People, Person
@@ -45,6 +47,7 @@ def test_the_same_key_with_another_body_is_refused(people: People) -> None:
     assert len(own_orders(owner)) == 1
 
 
+@pytest.mark.safety("keys-of-others")
 def test_a_key_is_its_users_own(people: People) -> None:
     one, other, key = people.customer(), people.customer(), uuid4().hex
     first, second = place(one, key), place(other, key, "pears")
@@ -72,6 +75,7 @@ def test_without_a_key_every_request_places_an_order(people: People) -> None:
     assert owner.order()["id"] != owner.order()["id"]
 
 
+@pytest.mark.safety("same-key-at-once")
 def test_twenty_times_the_same_key_at_once_has_one_effect(server: Server) -> None:
     owner, key = server.people.customer(), uuid4().hex
     answers = at_once([lambda: place(owner, key)] * 20)
@@ -80,6 +84,7 @@ def test_twenty_times_the_same_key_at_once_has_one_effect(server: Server) -> Non
     assert len(own_orders(owner)) == 1
 
 
+@pytest.mark.safety("same-key-at-once")
 def test_of_two_bodies_under_one_key_at_once_one_wins(server: Server) -> None:
     owner, key = server.people.customer(), uuid4().hex
     answers = at_once(

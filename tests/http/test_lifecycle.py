@@ -133,6 +133,7 @@ def test_the_note_goes_into_the_log(crowd: Crowd) -> None:
 # --- at once -----------------------------------------------------------------------------------
 
 
+@pytest.mark.safety("conflicting-changes")
 def test_of_fifty_conflicting_changes_at_once_one_happens(server: Server) -> None:
     owner, driver = server.people.customer(), server.people.driver()
     for _ in range(3):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -227,6 +228,7 @@ class Machine(RuleBasedStateMachine):
                 previous = status
 
 
+@pytest.mark.safety("conflicting-changes")
 def test_the_server_and_the_model_never_disagree(people: People) -> None:
     class HereAndNow(Machine):
         # The same four for every run: signing in takes longer than all the rest.

@@ -335,6 +335,7 @@ def test_an_unexpected_exception_is_logged_once_with_its_traceback_and_answered_
     assert line["user_id"] == customer.id
 
 
+@pytest.mark.safety("log-lines")
 def test_no_password_token_or_cookie_gets_into_the_log_even_by_an_exception(
     people: People,
     nobody: Api,
@@ -363,6 +364,7 @@ def test_no_password_token_or_cookie_gets_into_the_log_even_by_an_exception(
         assert secret not in written
 
 
+@pytest.mark.safety("log-lines")
 def test_a_servers_standard_error_is_json_lines_without_secrets(
     start_server: Callable[..., Server], database: str
 ) -> None:

@@ -133,6 +133,7 @@ def test_a_wrong_password_says_so_and_keeps_the_address(browser: Browser, people
     assert "not this one" not in answer.text
 
 
+@pytest.mark.safety("forged-forms")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -158,6 +159,7 @@ def test_no_other_site_can_sign_anybody_in_or_up(
 # --- sessions ----------------------------------------------------------------------------------
 
 
+@pytest.mark.safety("forged-forms")
 @pytest.mark.parametrize("csrf", ["", "0" * 32, "another session's"])
 def test_a_form_without_its_own_sessions_token_changes_nothing(
     browser: Browser, people: People, csrf: str
@@ -173,6 +175,7 @@ def test_a_form_without_its_own_sessions_token_changes_nothing(
     assert "forged" not in window.open("/orders").text
 
 
+@pytest.mark.safety("forged-forms")
 def test_even_the_right_token_is_no_use_from_another_site(browser: Browser, people: People) -> None:
     window = browser(people.customer())
     answer = window.send("/orders", description="forged", headers={"Sec-Fetch-Site": "cross-site"})
@@ -407,6 +410,7 @@ def test_a_long_trail_comes_in_pages_that_join_up(browser: Browser, people: Peop
 # --- around every answer -----------------------------------------------------------------------
 
 
+@pytest.mark.safety("scripts-frames-caches")
 @pytest.mark.parametrize(
     ("path", "status"),
     [
@@ -442,6 +446,7 @@ def test_security_headers_are_on_every_answer(app: Flask, path: str, status: int
         assert answer.headers["Cache-Control"] == "no-store"
 
 
+@pytest.mark.safety("scripts-frames-caches")
 def test_pages_have_neither_inline_scripts_nor_styles(browser: Browser, people: People) -> None:
     customer, admin = people.customer(), people.admin()
     order = customer.order()

@@ -124,6 +124,7 @@ def caught_up(answer: CaughtUp | DomainError) -> CaughtUp:
 STEPS = 6
 
 
+@pytest.mark.safety("snapshot-to-live")
 @pytest.mark.parametrize("known", [None, 1], ids=["state", "what is new"])
 @pytest.mark.parametrize("first", ["c", "cr"])
 @pytest.mark.parametrize("second", ["c", "r", "cr", "rc"])
@@ -264,6 +265,7 @@ def test_a_refused_subscription_takes_nothing_from_a_feed(
     assert [event["type"] for event in watcher.told[-1:]] == ["deleted"]
 
 
+@pytest.mark.safety("replay-as-narrow-as-live")
 def test_who_may_not_see_an_order_is_told_nothing_of_it(
     world: World, people: People, owner: Person
 ) -> None:

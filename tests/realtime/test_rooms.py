@@ -90,6 +90,7 @@ def test_polling_works_where_websockets_do_not(
         assert settled(watcher, order, 4) == [2, 3, 4]
 
 
+@pytest.mark.safety("sockets-of-other-sites")
 @pytest.mark.parametrize(
     "origin",
     ["https://evil.example", "null", "http://127.0.0.1.evil.example", "http://127.0.0.1:1", "x"],
@@ -128,6 +129,7 @@ def test_a_subscription_yields_exactly_what_was_missed(
     assert "reset" not in answer
 
 
+@pytest.mark.safety("client-offline")
 def test_a_version_that_is_not_there_yet_is_refused(owner: Person, watcher: Watcher) -> None:
     order = owner.order()
     answer = watcher.call("subscribe", {"order_id": order["id"], "after": 2})
@@ -225,6 +227,7 @@ def test_a_deleted_order_says_so_and_is_no_longer_there(owner: Person, watcher: 
     assert refusal(answer) == (404, "not_found")
 
 
+@pytest.mark.safety("client-offline")
 @pytest.mark.parametrize("missed", [500, 501])
 def test_too_much_missed_is_not_replayed_but_reset(
     server: Server, owner: Person, watcher: Watcher, postgres: Postgres, missed: int
@@ -385,6 +388,7 @@ def test_a_feed_shows_customers_their_own_orders_and_staff_all(
 # --- who may watch what ------------------------------------------------------------------------
 
 
+@pytest.mark.safety("orders-of-others")
 def test_every_event_that_a_client_may_send_is_one_of_those_tested_here(app: Flask) -> None:
     """A new event needs its place in the table below."""
     handlers = app.extensions["socketio"].server.handlers
@@ -422,6 +426,7 @@ def subscribed(watcher: Watcher, way: str, order: dict[str, Any]) -> bool:
     return bool(found["ok"])
 
 
+@pytest.mark.safety("orders-of-others")
 @pytest.mark.parametrize("way", EVENTS["subscribe"])
 @pytest.mark.parametrize("scope", ["all", "assigned"])
 def test_who_hears_of_an_order(
@@ -527,6 +532,7 @@ def second(database: str) -> Iterator[Server]:
         yield started
 
 
+@pytest.mark.safety("ended-rights-close-sockets")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_right_that_ends_ends_its_sockets_on_every_process(
     server: Server, second: Server, owner: Person, loss: str
@@ -585,6 +591,7 @@ def renewed(person: Person) -> str:
     return token
 
 
+@pytest.mark.safety("ended-rights-close-sockets")
 def test_a_socket_lives_as_long_as_its_token_unless_it_renews_it(brief: Server) -> None:
     person = brief.people.customer()
     order = person.order()
@@ -632,6 +639,7 @@ def test_after_renewing_with_another_session_that_session_is_what_counts(
         ended(watcher, "invalid_token")
 
 
+@pytest.mark.safety("floods-and-hoarding")
 def test_a_user_has_a_share_of_the_connections(database: str, start_server: Any) -> None:
     small = start_server(database, MAX_CONNECTIONS_PER_USER="2")
     person, other = small.people.customer(), small.people.customer()

@@ -101,6 +101,7 @@ def test_a_client_may_ask_before_it_sends_a_body(server: Echo) -> None:
         assert b'"length":2' in client.recv(4096)
 
 
+@pytest.mark.safety("request-smuggling")
 def test_a_body_that_the_application_ignores_does_not_become_a_request(server: Echo) -> None:
     smuggled = request("GET /stats HTTP/1.1", "Host: x")
     post = request("POST /ignored HTTP/1.1", "Host: x", f"Content-Length: {len(smuggled)}")
@@ -134,6 +135,7 @@ GET = "GET /environ HTTP/1.1"
 POST = "POST /body HTTP/1.1"
 
 
+@pytest.mark.safety("request-smuggling")
 @pytest.mark.parametrize(
     ("sent", "status"),
     [

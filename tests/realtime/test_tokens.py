@@ -128,6 +128,7 @@ FORGERIES: dict[str, tuple[str, Callable[[Genuine], str]]] = {
 }
 
 
+@pytest.mark.safety("forged-tokens")
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forged_token_opens_no_door(server: Server, genuine: Genuine, name: str) -> None:
     code, make = FORGERIES[name]
@@ -155,6 +156,7 @@ def test_a_forged_token_opens_no_door(server: Server, genuine: Genuine, name: st
         assert (renewed["ok"], renewed["error"]["code"]) == (False, code)
 
 
+@pytest.mark.safety("forged-tokens")
 def test_what_the_forgeries_are_made_of_is_genuine(server: Server, genuine: Genuine) -> None:
     """Else the list above would prove nothing."""
     order = genuine.person.order()

@@ -45,6 +45,7 @@ def test_a_handshake_is_answered_as_the_rfc_says(server: Echo) -> None:
         assert "sec-websocket-extensions" not in client.headers
 
 
+@pytest.mark.safety("oversized-messages")
 def test_compression_is_never_agreed_to(server: Echo) -> None:
     offer = {"Sec_WebSocket_Extensions": "permessage-deflate; client_max_window_bits"}
     with peer(server.port, opening=handshake("/ws", server.port, **offer)) as client:
@@ -232,6 +233,7 @@ def test_who_breaks_the_rules_is_told_which(server: Echo, sent: bytes, code: int
         assert client.at_end()
 
 
+@pytest.mark.safety("oversized-messages")
 def test_endless_fragments_take_no_memory(server: Echo) -> None:
     before = server.memory()
     piece = frame(0, b"x" * 60_000, fin=False)
@@ -245,6 +247,7 @@ def test_endless_fragments_take_no_memory(server: Echo) -> None:
         assert server.memory() - before < 20_000_000
 
 
+@pytest.mark.safety("floods-and-hoarding")
 def test_a_flood_of_messages_is_ended(server: Echo) -> None:
     with peer(server.port) as client:
         flood = frame(TEXT, b"quick") * 2000

@@ -125,6 +125,7 @@ def refused(server: Server, order: Any, token: str | None, **options: Any) -> tu
     return problem["status"], problem["code"]
 
 
+@pytest.mark.safety("orders-of-others")
 def test_another_customers_order_looks_like_a_missing_one(server: Server, owner: Person) -> None:
     others, deleted = server.people.customer().order(), owner.order()
     owner.delete(deleted)
@@ -161,6 +162,7 @@ def test_a_token_counts_only_beside_the_name_of_the_protocol(server: Server, own
         assert found == (401, "invalid_token")
 
 
+@pytest.mark.safety("sockets-of-other-sites")
 def test_cookies_never_count(server: Server, owner: Person) -> None:
     order = owner.order()
     cookie = {"Cookie": f"access_token_cookie={owner.token}"}
@@ -196,6 +198,7 @@ FOREIGN = [
 ]
 
 
+@pytest.mark.safety("sockets-of-other-sites")
 @pytest.mark.parametrize("origin", FOREIGN)
 def test_a_page_of_another_site_is_refused(server: Server, owner: Person, origin: str) -> None:
     """With a good token even: the answer comes before anything else is looked at."""
@@ -283,6 +286,7 @@ def test_a_ping_is_answered(server: Server, owner: Person) -> None:
         assert (opcode, frame.data) == (websocket.ABNF.OPCODE_PONG, b"are you there")
 
 
+@pytest.mark.safety("oversized-messages")
 def test_a_message_that_is_too_large_ends_the_connection(server: Server, owner: Person) -> None:
     with raw_watching(server, owner.order(), owner.token, after=1) as raw:
         raw.connection.send("x" * 100_000)

@@ -103,5 +103,6 @@ def test_a_chosen_python_goes_first(checkout: Path, only: Path) -> None:
 
 
 def test_the_scripts_can_be_run_directly() -> None:
-    for script in ("scripts/serve", "scripts/test", ".ci/run"):
-        assert os.access(ROOT / script, os.X_OK), script
+    for script in ("serve", "test", "test-bare", "test-long", "screenshots"):
+        assert os.access(ROOT / "scripts" / script, os.X_OK), script
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)

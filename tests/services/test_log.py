@@ -35,6 +35,7 @@ def log(postgres: Postgres, database: str, people: People) -> str:
     return database
 
 
+@pytest.mark.safety("tampering")
 @pytest.mark.parametrize("role", ["the application", "a superuser", "a replica"])
 @pytest.mark.parametrize(
     ("table", "rewrite"), list(product(["order_events", "access_changes"], REWRITES))

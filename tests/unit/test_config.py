@@ -133,6 +133,7 @@ def test_an_unfinished_setting_is_not_handed_out() -> None:
 # What must not be ---------------------------------------------------------------------------------
 
 
+@pytest.mark.safety("unsafe-settings")
 @pytest.mark.parametrize("secret", ["", "short", EXAMPLE_JWT_SECRET, "x" * 31])
 def test_a_real_database_wants_a_real_secret(secret: str) -> None:
     assert refused(DB_DSN=DSN, JWT_SECRET=secret).setting == "JWT_SECRET"
@@ -147,6 +148,7 @@ def test_a_bad_secret_is_no_better_with_the_embedded_database(secret: str) -> No
     assert refused(JWT_SECRET=secret).setting == "JWT_SECRET"
 
 
+@pytest.mark.safety("unsafe-settings")
 @pytest.mark.parametrize("value", ["1", "true", "On", "anything"])
 def test_debug_is_refused_with_a_real_database(value: str) -> None:
     refusal = refused(DB_DSN=DSN, JWT_SECRET=SECRET, FLASK_DEBUG=value)
@@ -154,6 +156,7 @@ def test_debug_is_refused_with_a_real_database(value: str) -> None:
     assert load({"DB_DSN": DSN, "JWT_SECRET": SECRET, "FLASK_DEBUG": "0"})
 
 
+@pytest.mark.safety("unsafe-settings")
 @pytest.mark.parametrize(
     "origins",
     [

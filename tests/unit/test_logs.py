@@ -81,6 +81,7 @@ def test_after_the_request_records_are_nobodys(sink: Sink) -> None:
     assert logs.request_id() is None
 
 
+@pytest.mark.safety("log-lines")
 @pytest.mark.parametrize(
     "nasty",
     ['"}\r\n{"level":"ERROR', "\x1b[2J\x1b]0;owned\x07", "\u2028\u2029\x85", "\x00\x7f\x9b31m"],
