@@ -28,8 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.database)
 
 
-# New examples in every run, also in CI, where Hypothesis would try the same ones for ever; a failure
-# prints how to repeat it. `scripts/test-long` asks for more of them, from one seed.
+# New examples in every run, also in CI, where Hypothesis tries the same ones for ever. A failure
+# prints how to repeat it. `scripts/test-long` asks for more examples, from one seed.
 settings.register_profile("ordertrack", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile("ordertrack")
 

@@ -22,6 +22,8 @@ from hypothesis.stateful import (
 )
 from ordertrack_client import Trail
 
+from tests.support.examples import examples
+
 HERE = Path(__file__).parent
 
 # The server's limits, small enough for a machine to reach them.
@@ -230,7 +232,8 @@ class Machine(RuleBasedStateMachine):
 def test_whatever_arrives_in_whatever_order_the_state_converges(trail_class: Any) -> None:
     machine = type("Machine", (Machine,), {"trail_class": trail_class})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+        machine,
+        settings=settings(max_examples=examples(150), stateful_step_count=40, deadline=None),
     )
 
 

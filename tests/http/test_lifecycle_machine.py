@@ -14,6 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.support.examples import examples
 from tests.support.http import Answer
 from tests.support.people import People, Person
 from tests.support.rules import GRIDS, STATUSES, may_set, outcome
@@ -242,7 +243,7 @@ def test_the_server_and_the_model_never_disagree(people: People) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         HereAndNow,
         settings=settings(
-            max_examples=30,
+            max_examples=examples(30),
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
