@@ -18,7 +18,9 @@ if __name__ == "__main__":
 import atexit
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from click import ClickException
@@ -33,13 +35,13 @@ from ordertrack.config import Settings, SettingsError, load, secrets_of
 from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
 from ordertrack.green import bound_database_waits
 from ordertrack.services.restore import LogFromElsewhere, require_own_log
+from ordertrack.serving import TooFewDescriptors
 
 DOTENV = Path(__file__).with_name(".env")
 
 
-def prepare(stack: ExitStack) -> tuple[Settings, EmbeddedPostgres | None]:
-    """The settings, with a database behind them: the given one, or the embedded one, started."""
-    settings = load(os.environ, dotenv=DOTENV)
+def with_database(settings: Settings, stack: ExitStack) -> tuple[Settings, EmbeddedPostgres | None]:
+    """The settings with a database behind them: the given one, or the embedded one, started."""
     if settings.db_dsn is not None:
         return settings, None
     postgres = stack.enter_context(embedded.start(settings.data_dir))
@@ -52,7 +54,7 @@ def create_app() -> Flask:
     stack = ExitStack()
     atexit.register(stack.close)
     try:
-        settings, _ = prepare(stack)
+        settings, _ = with_database(load(os.environ, dotenv=DOTENV), stack)
         app = application.create_app(settings)
         migrate(app)
     except (SettingsError, EmbeddedError) as error:
@@ -90,12 +92,34 @@ def announce(settings: Settings, port: int, *, is_embedded: bool) -> None:
     sys.stdout.flush()
 
 
+@contextmanager
+def port_errors(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            "HOST and PORT",
+            f"name {settings.host} and {settings.port}, which cannot be listened on: {error}",
+        ) from error
+
+
 def main() -> None:
     # Without it one slow query would stop every socket of the process.
     assert get_wait_callback() is not None, "psycopg2 does not cooperate with the event loop"
     with ExitStack() as stack:
-        settings, postgres = prepare(stack)
+        settings = load(os.environ, dotenv=DOTENV)
+        # First, before anything is started or changed: whoever starts it twice learns just that.
+        # Nobody is let in before the rest is ready, so balancers and clients go elsewhere.
+        with port_errors(settings):
+            bound = serving.bind(settings.host, settings.port)
+        settings, postgres = with_database(settings, stack)
         logs.set_up(settings.log_level, secrets=secrets_of(settings))
+        room = serving.room_for(
+            settings.max_connections,
+            descriptors=serving.raise_limit(),
+            database=settings.db_pool_size + 2,  # the relay's
+        )
+        settings = replace(settings, max_connections=room.sockets)
         # Room for PostgreSQL to say itself that a statement took too long.
         bound_database_waits(settings.statement_timeout_ms / 1000 + 1)
         app = application.create_app(settings)
@@ -107,22 +131,23 @@ def main() -> None:
             relay.revive = postgres.ensure_running
         relay.start()
         app.extensions["ordertrack_loop"].start()
-        try:
+        with port_errors(settings):
             serving.serve(
                 app,
-                host=settings.host,
-                port=settings.port,
+                bound,
+                most=room.most,
+                max_body_bytes=settings.max_body_bytes,
+                # Behind a proxy all connections are the proxy's.
+                per_address=None if settings.trusted_proxies else serving.MAX_PER_ADDRESS,
                 drain_seconds=settings.drain_seconds,
                 ready=lambda port: announce(settings, port, is_embedded=postgres is not None),
                 drain=app.extensions["ordertrack_drain"],
             )
-        except OSError as error:
-            raise SettingsError("HOST and PORT", f"cannot be listened on: {error}") from error
         relay.stop()
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (SettingsError, EmbeddedError, LogFromElsewhere) as error:
+    except (SettingsError, EmbeddedError, LogFromElsewhere, TooFewDescriptors) as error:
         sys.exit(f"OrderTrack does not start: {error}")

@@ -9,13 +9,32 @@ closures cost more than everything else on the way to a handshake; it stops serv
 descriptors run out; it accepts what proxies in front may read differently. The numbers are in
 docs/adr/012-http-server.md.
 
+A request is read whole, its body included, before the application is called.
+
 What is refused, always with the connection closed afterwards: a head that is too large (431), a
-target that is too long (414), and (400) header lines that are folded, have blanks around the name
-or control characters anywhere; line ends that are not CRLF; a missing or second Host; a second
-Content-Length or one that is not a number; Content-Length together with Transfer-Encoding. Those
-are what request smuggling is made of.
+target that is too long (414), a body that is too large (413), and (400) header lines that are
+folded, have blanks around the name or control characters anywhere; line ends that are not CRLF; a
+missing, second or malformed Host; a second Content-Length or one that is not a number;
+Content-Length together with Transfer-Encoding. Those are what request smuggling is made of;
+tests/serving/test_oracles.py holds the reader against two others.
+
+Who waits for a client waits for a bounded time: for a request, for its rest, and for the answer to
+be taken. Connections that only wait are bounded as well (`waiting`), and all of them together with
+the WebSockets by the descriptors that there are (`descriptors`).
 """
 
-from ordertrack.serving.server import Server, Stopping, listen, raise_descriptor_limit, serve
+from ordertrack.serving.descriptors import Room, TooFewDescriptors, raise_limit, room_for
+from ordertrack.serving.server import Server, Stopping, bind, serve
+from ordertrack.serving.waiting import MAX_PER_ADDRESS
 
-__all__ = ["Server", "Stopping", "listen", "raise_descriptor_limit", "serve"]
+__all__ = [
+    "MAX_PER_ADDRESS",
+    "Room",
+    "Server",
+    "Stopping",
+    "TooFewDescriptors",
+    "bind",
+    "raise_limit",
+    "room_for",
+    "serve",
+]

@@ -7,7 +7,6 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
-from ordertrack.serving.body import Gone
 from ordertrack.serving.head import Environ
 
 log = logging.getLogger(__name__)
@@ -15,7 +14,13 @@ log = logging.getLogger(__name__)
 # Small pieces are gathered up to this size before they are sent.
 SEND_BYTES: Final = 16_384
 
+_ONLY_ONCE: Final = frozenset({"connection", "content-length"})
+
 Wsgi = Callable[..., Iterable[bytes]]
+
+
+class Gone(ConnectionError):
+    """The client has left, or has kept us waiting for too long."""
 
 
 class Client(Protocol):
@@ -26,6 +31,7 @@ class Client(Protocol):
     @property
     def stopping(self) -> bool: ...
     def send(self, data: bytes) -> None: ...
+    def pause(self) -> None: ...
 
 
 def http_date() -> str:
@@ -37,18 +43,32 @@ def _date_of(second: int) -> str:
     return formatdate(second, usegmt=True)
 
 
+def keeps_open(environ: Environ) -> bool:
+    """Whether another request may follow this one on the connection."""
+    asked = _tokens(environ.get("HTTP_CONNECTION", ""))
+    if environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+        return "keep-alive" in asked and "close" not in asked
+    return "close" not in asked
+
+
 class Answer:
-    """What the application answers to one request."""
+    """What the application answers to one request.
+
+    keeps_open      another request may follow on the connection
+    broken          it ended before its end, and the client must notice
+    """
 
     __slots__ = (
         "_bodyless",
         "_chunked",
         "_connection",
         "_headers",
+        "_is_head",
         "_is_old",
         "_left",
         "_sent",
         "_status",
+        "broken",
         "keeps_open",
     )
 
@@ -58,11 +78,12 @@ class Answer:
         self._headers: list[tuple[str, str]] = []
         self._sent = False
         self._chunked = False
-        self._bodyless = environ["REQUEST_METHOD"] == "HEAD"
+        self._is_head = environ["REQUEST_METHOD"] == "HEAD"
+        self._bodyless = False
         self._left: int | None = None  # of the length that the application has promised
         self._is_old = environ["SERVER_PROTOCOL"] == "HTTP/1.0"
-        asked = environ.get("HTTP_CONNECTION", "").lower()
-        self.keeps_open = "keep-alive" in asked if self._is_old else "close" not in asked
+        self.keeps_open = keeps_open(environ)
+        self.broken = False
 
     def run(self, app: Wsgi, environ: Environ) -> None:
         """Call the application and send what it answers, unless it takes the connection over."""
@@ -76,7 +97,9 @@ class Answer:
         except Exception:
             log.exception("The application failed")
             self.keeps_open = False
-            if not self._sent:
+            if self._sent:
+                self.broken = True
+            elif not self._connection.taken:
                 self._apologise()
         finally:
             close = getattr(result, "close", None)
@@ -86,7 +109,10 @@ class Answer:
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], None]:
-        if exc_info is not None and self._sent:
+        if exc_info is None:
+            if self._status is not None:
+                raise RuntimeError("The application has called start_response twice")
+        elif self._sent:
             raise exc_info[1].with_traceback(exc_info[2])
         self._status, self._headers = status, headers
         return self._write
@@ -101,6 +127,7 @@ class Answer:
                 self._write(b"".join(gathered))
                 gathered.clear()
                 size = 0
+                self._connection.pause()  # a client that reads fast must not keep the loop
         self._finish(gathered[0] if len(gathered) == 1 else b"".join(gathered))
 
     def _apologise(self) -> None:
@@ -110,24 +137,26 @@ class Answer:
         )
         self._status = "500 Internal Server Error"
         self._headers = [("Content-Type", "application/problem+json")]
-        self._left = None
         self._finish(body)
 
     def _write(self, data: bytes) -> None:
         """Send a piece of the body, and the head before the first."""
         head = b"" if self._sent else self._make_head(None)
-        self._connection.send(head + self._encode(data))
+        piece = head + self._encode(data)
+        self._sent = True
+        self._connection.send(piece)
 
     def _finish(self, data: bytes) -> None:
         """Send the last piece."""
         head = b"" if self._sent else self._make_head(len(data))
         end = b"0\r\n\r\n" if self._chunked else b""
         rest = head + self._encode(data) + end
+        self._sent = True
         if rest:
             self._connection.send(rest)
         if self._left and not self._bodyless:
             log.error("The application has sent %d bytes less than it said", self._left)
-            self.keeps_open = False
+            self.broken = True
 
     def _encode(self, data: bytes) -> bytes:
         if self._bodyless or not data:
@@ -143,32 +172,36 @@ class Answer:
         if self._status is None:
             raise RuntimeError("The application has not called start_response")
         lines = [f"HTTP/1.1 {self._status}"]
-        given = {}
+        given: dict[str, str] = {}
         for name, value in self._headers:
-            lines.append(f"{name}: {value}")
-            given[name.lower()] = value
+            key = name.lower()
+            if (key in given and key in _ONLY_ONCE) or key == "transfer-encoding":
+                raise ValueError(f"The application must not send this {name}")
+            given[key] = value
+            if key != "connection":
+                lines.append(f"{name}: {value}")
         if "date" not in given:
             lines.append(f"Date: {http_date()}")
         self._frame_body(given.get("content-length"), length, lines)
-        if not self.keeps_open or self._connection.stopping:
-            self.keeps_open = False
-            lines.append("Connection: close")
-        elif self._is_old:
-            lines.append("Connection: keep-alive")
+        self._settle_connection(given.get("connection"), lines)
         lines.append("\r\n")
         head = "\r\n".join(lines)
         if head.count("\n") != len(lines) or head.count("\r") != len(lines):
             raise ValueError("A header of the answer holds a line end")
-        encoded = head.encode("latin-1")
-        self._sent = True
-        return encoded
+        return head.encode("latin-1")
 
     def _frame_body(self, promised: str | None, length: int | None, lines: list[str]) -> None:
         """Settle how the client learns where the body ends."""
         assert self._status is not None
-        if self._status[:1] == "1" or self._status[:3] in ("204", "304"):
-            self._bodyless = True
+        # Anew: a head may have been begun before that could not be sent.
+        self._chunked = False
+        self._left = None
+        self._bodyless = (
+            self._is_head or self._status[:1] == "1" or self._status[:3] in ("204", "304")
+        )
         if promised is not None:
+            if not promised.isdecimal():
+                raise ValueError("The application's Content-Length is not a number")
             self._left = int(promised)
         elif self._bodyless:
             pass
@@ -179,3 +212,21 @@ class Answer:
         else:
             self._chunked = True
             lines.append("Transfer-Encoding: chunked")
+
+    def _settle_connection(self, given: str | None, lines: list[str]) -> None:
+        """Say whether the connection goes on, beside what the application says about it."""
+        options = _tokens(given or "")
+        if "close" in options or self._connection.stopping:
+            self.keeps_open = False
+        options -= {"close", "keep-alive"}
+        if not self.keeps_open:
+            options.add("close")
+        elif self._is_old:
+            options.add("keep-alive")
+        if options:
+            lines.append(f"Connection: {', '.join(sorted(options))}")
+
+
+def _tokens(header: str) -> set[str]:
+    """The members of a list such as Connection's, in small letters."""
+    return {token.strip() for token in header.lower().split(",") if token} if header else set()

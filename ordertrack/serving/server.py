@@ -4,7 +4,6 @@ import errno
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -16,36 +15,52 @@ import eventlet
 import eventlet.green.socket
 from eventlet.hubs import trampoline
 
+from ordertrack.realtime import transport
 from ordertrack.serving.answer import Wsgi
 from ordertrack.serving.connection import Connection
 from ordertrack.serving.head import Environ
+from ordertrack.serving.waiting import MAX_PER_ADDRESS, Waiting
 
 log = logging.getLogger(__name__)
 
 # Connections that the kernel accepts while we are busy: a thousand clients may come back at once.
 BACKLOG: Final = 4096
 
-# Descriptors for everything that is not a client: database, log files, the embedded PostgreSQL.
-SPARE_DESCRIPTORS: Final = 100
+# Errors of `accept` that are about the one connection: it was gone already, or may not be taken.
+_CLIENTS_FAULT: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EPERM,
+        errno.ETIMEDOUT,
+    }
+)
+
+# … that will pass.
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+# How long to let others go on before the next try, and how often to say that it is so.
+SHORTAGE_SECONDS: Final = 0.1
+SHORTAGE_LINE_SECONDS: Final = 60.0
+
+# Turns of the loop in which a connection that was hung up on ends; one is the rule.
+TURNS_TO_END: Final = 4
+
+# What the kernel keeps of an answer for one client. Left to itself it grows to megabytes, which
+# take a slow client longer than we would wait to see that it reads at all.
+SEND_BUFFER: Final = 65_536
 
 
-def raise_descriptor_limit() -> int:
-    """Allow this process as many descriptors as the system lets it; answers how many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (ValueError, OSError) as error:
-            log.warning("File descriptors stay limited to %d: %s", soft, error)
-    log.info("Up to %d file descriptors may be open", soft)
-    return soft
+def bind(host: str, port: int) -> list[Any]:
+    """Sockets on every address that `host` stands for (localhost: IPv4 and IPv6).
 
-
-def listen(host: str, port: int, *, reuse_port: bool = False) -> list[Any]:
-    """Listening sockets on every address that `host` stands for (localhost: IPv4 and IPv6).
-
-    With port 0, all listen on the same free port. Raises `OSError` when none could be opened.
+    Clients are refused until `Server.start` listens on them. With port 0, all have the same free
+    port. Raises `OSError` when none could be opened, as when somebody listens there.
     """
     listening: list[Any] = []
     failure: OSError | None = None
@@ -54,15 +69,13 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> list[Any]:
         opened = eventlet.green.socket.socket(family, kind, protocol)
         try:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if reuse_port:
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6 and len(found) > 1:
                 opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             # Accepted sockets inherit it: small frames must not wait for the peer's ACK.
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             same_port = listening[0].getsockname()[1] if listening else address[1]
             opened.bind((address[0], same_port, *address[2:]))
-            opened.listen(BACKLOG)
         except OSError as error:
             opened.close()
             failure = failure or error
@@ -74,13 +87,30 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> list[Any]:
 
 
 class Server:
-    """A WSGI application on listening sockets, from `start` to `stop`."""
+    """A WSGI application on bound sockets, from `start` to `stop`.
 
-    def __init__(self, app: Wsgi, listening: list[Any], *, descriptors: int = 1024) -> None:
+    *most* connections may be open, WebSockets included: then those that wait for their client
+    longest are given up for new ones, and where none waits, new ones wait. *per_address* bounds
+    the waiting ones of one address (None: not at all, for behind a proxy). *on_failure* is called
+    when nothing can be accepted any more.
+    """
+
+    def __init__(
+        self,
+        app: Wsgi,
+        bound: list[Any],
+        *,
+        most: int = 1024,
+        max_body_bytes: int = 65_536,
+        per_address: int | None = MAX_PER_ADDRESS,
+        on_failure: Callable[[str], object] = lambda _reason: None,
+    ) -> None:
         self.app = app
         self.stopping = False
-        self.idle: set[Connection] = set()  # those that wait for a next request
-        name, port = listening[0].getsockname()[:2]
+        self.max_body_bytes = max_body_bytes
+        self.waiting: Waiting[Connection] = Waiting(per_address=per_address)
+        self.connections: set[Connection] = set()
+        name, port = bound[0].getsockname()[:2]
         self.environ: Environ = {
             "SCRIPT_NAME": "",
             "SERVER_NAME": name,
@@ -93,34 +123,77 @@ class Server:
             "wsgi.run_once": False,
             "wsgi.input_terminated": True,
         }
-        self._listening = listening
-        self._pool = eventlet.GreenPool(max(1, descriptors - SPARE_DESCRIPTORS))
+        self._bound = bound
+        self._most = most
+        self._on_failure = on_failure
         self._accepting: list[Any] = []
+        self._shortage_told = -SHORTAGE_LINE_SECONDS
 
     @property
     def port(self) -> int:
         return int(self.environ["SERVER_PORT"])
 
     def start(self) -> None:
-        """Begin to accept; returns at once."""
-        self._accepting = [eventlet.spawn(self._accept, opened) for opened in self._listening]
+        """Begin to accept; returns at once. Raises `OSError` if the port has been taken since."""
+        for opened in self._bound:
+            opened.listen(BACKLOG)
+        self._accepting = [eventlet.spawn(self._accept, opened) for opened in self._bound]
 
     def _accept(self, opened: Any) -> None:
+        try:
+            self._accept_forever(opened)
+        except Exception:  # whatever it was, a server that accepts nothing must not look alive
+            if not self.stopping:
+                log.critical("Connections cannot be accepted any more", exc_info=True)
+                self._on_failure("connections cannot be accepted")
+
+    def _accept_forever(self, opened: Any) -> None:
         accepted = 0
         while True:
+            self._make_room()
             try:
                 client, address = opened.accept()
             except OSError as error:
-                if error.errno in (errno.EBADF, errno.EINVAL):
-                    return  # closed, by `stop`
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    log.warning("Cannot accept more connections now: %s", error.strerror)
-                    eventlet.sleep(0.5)
-                continue  # else it was the client that failed
-            self._pool.spawn_n(Connection(self, client, address).serve)
+                if error.errno in _SHORTAGES:
+                    self._make_do(f"{error.strerror}")
+                elif error.errno in _CLIENTS_FAULT:
+                    eventlet.sleep(0)
+                else:
+                    raise
+                continue
+            connection = Connection(self, client, address)
+            self.connections.add(connection)
+            eventlet.spawn_n(connection.serve)
             accepted += 1
             if accepted % 64 == 0:  # a storm of connections leaves the others their turn
                 eventlet.sleep(0)
+
+    def _make_room(self) -> None:
+        """Wait until there may be another connection."""
+        while len(self.connections) + transport.stats.open >= self._most:
+            self._make_do(f"{self._most} are open")
+
+    def _make_do(self, reason: str) -> None:
+        """Hang up on who has waited longest, and let it end; or wait for others to end."""
+        now = time.monotonic()
+        if now - self._shortage_told >= SHORTAGE_LINE_SECONDS:
+            self._shortage_told = now
+            log.warning("No more connections can be taken now: %s", reason)
+        oldest = self.waiting.give_up_oldest()
+        if oldest is None:
+            eventlet.sleep(SHORTAGE_SECONDS)
+        for _ in range(TURNS_TO_END):
+            if oldest not in self.connections:
+                break
+            eventlet.sleep(0)
+
+    def pause(self) -> None:
+        """Let everything else that is ready have its turn."""
+        eventlet.sleep(0)
+
+    def ended(self, connection: Connection) -> None:
+        """A connection is closed, or has become a WebSocket."""
+        self.connections.discard(connection)
 
     def stop(self) -> None:
         """Close the listening sockets and idle connections; requests in flight go on.
@@ -130,16 +203,18 @@ class Server:
         self.stopping = True
         for accepting in self._accepting:
             accepting.kill()
-        for opened in self._listening:
+        for opened in self._bound:
             opened.close()
-        for connection in list(self.idle):
-            connection.hang_up()
+        for connection in self.waiting:
+            if connection.idle:
+                connection.hang_up()
 
     def finish(self, seconds: float) -> bool:
         """Wait until every request in flight has been answered; False if some were not in time."""
-        with eventlet.Timeout(seconds, False):
-            self._pool.waitall()
-        return not self._pool.running()
+        end = time.monotonic() + seconds
+        while self.connections and time.monotonic() < end:
+            eventlet.sleep(0.01)
+        return not self.connections
 
 
 class Stopping:
@@ -180,24 +255,33 @@ class Stopping:
 
 def serve(
     app: Wsgi,
+    bound: list[Any],
     *,
-    host: str,
-    port: int,
+    most: int = 1024,
+    max_body_bytes: int = 65_536,
+    per_address: int | None = MAX_PER_ADDRESS,
     drain_seconds: float = 8.0,
-    reuse_port: bool = False,
     stopping: Stopping | None = None,
     ready: Callable[[int], object] = lambda _port: None,
     drain: Callable[[float], object] = lambda _seconds: None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or `stopping.fail`, then end in order within `drain_seconds`.
 
-    `ready` is told the port once connections are accepted. At the end nothing new is accepted,
-    `drain` is called with the seconds over which it may spread the closing of live connections, and
-    requests in flight are finished. Raises `SystemExit` with 1 after `stopping.fail`.
+    *most*, *max_body_bytes* and *per_address* are the `Server`'s. `ready` is told the port once
+    connections are accepted. At the end nothing new is accepted, `drain` is called with the seconds
+    over which it may spread the closing of live connections, and requests in flight are finished.
+    Raises `OSError` when the port has been taken since it was bound, and `SystemExit` with 1 after
+    `stopping.fail`.
     """
-    descriptors = raise_descriptor_limit()
-    server = Server(app, listen(host, port, reuse_port=reuse_port), descriptors=descriptors)
     stopping = stopping or Stopping()
+    server = Server(
+        app,
+        bound,
+        most=most,
+        max_body_bytes=max_body_bytes,
+        per_address=per_address,
+        on_failure=stopping.fail,
+    )
     stopping.catch_signals()
     # What was made so far stays for good: the collector need not look at it again, which would stop
     # every socket for some 60 ms each time.

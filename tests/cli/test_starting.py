@@ -33,7 +33,7 @@ def test_the_setting_is_named_without_a_traceback(
         [sys.executable, *arguments],
         check=False,
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **settings},
+        env={"PATH": os.environ["PATH"], "PORT": "0", **settings},
         capture_output=True,
         text=True,
         timeout=60,

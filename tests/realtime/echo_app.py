@@ -11,6 +11,7 @@ import eventlet
 eventlet.monkey_patch()
 
 import dataclasses
+import errno
 import json
 import sys
 from typing import Any
@@ -21,12 +22,22 @@ from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack import serving
 from ordertrack.realtime import engine, readiness, sessions, transport
+from ordertrack.serving import connection
 
 settings: dict[str, Any] = json.loads(sys.argv[1])
 origins = transport.Origins(
     frozenset(settings.pop("origins", ())), behind_proxy=settings.pop("behind_proxy", False)
 )
 drain_seconds = settings.pop("drain_seconds", 4.0)
+serving_options = {
+    name: settings.pop(name)
+    for name in ("most", "max_body_bytes", "per_address")
+    if name in settings
+}
+accept_error = settings.pop("accept_error", None)
+for name in ("KEEPALIVE_SECONDS", "REQUEST_SECONDS", "ANSWER_SECONDS", "ANSWER_BYTES_PER_SECOND"):
+    if name in settings:
+        setattr(connection, name, settings.pop(name))
 engine_options = {
     name: settings.pop(name) for name in ("ping_interval", "ping_timeout") if name in settings
 }
@@ -208,10 +219,54 @@ def environ() -> Any:
     return {k: v for k, v in flask.request.environ.items() if isinstance(v, str)}
 
 
-def application(environ: dict[str, Any], start_response: Any) -> Any:
-    if environ["PATH_INFO"] == "/bug":
+def pieces(count: int, *, fails: bool = False) -> Any:
+    for _ in range(count):
+        yield b"x" * 20_000
+    if fails:
+        raise RuntimeError("half way")
+
+
+def odd(environ: dict[str, Any], start_response: Any) -> Any:
+    """What an application should not do, and what few do."""
+    what = environ["PATH_INFO"].removeprefix("/odd/")
+    plain = [("Content-Type", "text/plain")]
+    if what == "split":
         start_response("200 OK", [("X-Split", "a\r\nSet-Cookie: b")])
         return [b"never sent"]
+    if what == "split-stream":
+        start_response("204 No Content", [("X-Split", "a\r\nSet-Cookie: b")])
+        return pieces(2)
+    if what == "fails":
+        start_response("200 OK", plain)
+        return pieces(2, fails=True)
+    if what == "twice":
+        start_response("200 OK", plain)
+        start_response("404 Not Found", plain)
+        return [b"which?"]
+    if what == "instead":
+        start_response("200 OK", plain)
+        try:
+            raise ValueError
+        except ValueError:
+            start_response("404 Not Found", plain, sys.exc_info())
+        return [b"instead"]
+    if what == "more":
+        start_response("200 OK", [*plain, ("Content-Length", "2")])
+        return [b"four"]
+    if what == "less":
+        start_response("200 OK", [*plain, ("Content-Length", "4")])
+        return [b"tw"]
+    if what == "large":
+        start_response("200 OK", plain)
+        return pieces(int(environ["QUERY_STRING"]))
+    closes = [*plain, ("Connection", "Upgrade, Close"), ("Upgrade", "websocket")]
+    start_response("200 OK", closes if what == "closes" else plain)
+    return [b"ok"]
+
+
+def application(environ: dict[str, Any], start_response: Any) -> Any:
+    if environ["PATH_INFO"].startswith("/odd/"):
+        return odd(environ, start_response)
     if environ["PATH_INFO"] == "/ws":
         try:
             origins.check(environ)
@@ -224,16 +279,28 @@ def application(environ: dict[str, Any], start_response: Any) -> Any:
     return app(environ, start_response)
 
 
+def fail_to_accept() -> Any:
+    if accept_error in dir(errno):
+        raise OSError(getattr(errno, accept_error), "made up by the test")
+    raise RuntimeError(accept_error)
+
+
 def announce(port: int) -> None:
     sys.stdout.write(f"port {port}\n")
     sys.stdout.flush()
 
 
+bound = serving.bind("localhost", 0)
+if accept_error is not None:
+    broken = serving.bind("127.0.0.1", 0)[0]
+    broken.accept = fail_to_accept
+    bound.append(broken)
+serving.raise_limit()
 serving.serve(
     application,
-    host="localhost",
-    port=0,
+    bound,
     drain_seconds=drain_seconds,
     ready=announce,
     drain=socketio.drain,
+    **({"most": 100_000} | serving_options),
 )
