@@ -4,6 +4,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import websockets.sync.client as websockets
@@ -87,6 +88,7 @@ def test_sockets_leave_http_and_the_database_their_descriptors(
             idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 20))
             idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert idle.recv(4096).startswith(b"HTTP/1.1 200")
+        assert 300 - len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())) > 80
         postgres.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()",

@@ -1,4 +1,4 @@
-"""Which connection has to go, and what counts as one address."""
+"""Which connection has to go, what counts as one address, and when others get their turn."""
 
 import socket
 from typing import Any
@@ -66,17 +66,25 @@ def test_who_has_a_network_has_one_address(one: str, other: str, same: bool) -> 
     assert (network_of(one) == network_of(other)) is same
 
 
+def _app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    start_response("204 No Content", [])
+    return []
+
+
 class _Host:
-    app: Any = None
-    environ: dict[str, Any] = {}  # noqa: RUF012 (nothing is put into it)
+    app = staticmethod(_app)
+    environ: dict[str, Any] = {}  # noqa: RUF012 (copied for each request)
     stopping = False
     max_body_bytes = 1000
 
     def __init__(self) -> None:
         self.waiting: Waiting[Connection] = Waiting()
         self.gone: list[Connection] = []
+        self.pauses = 0
 
-    def pause(self) -> None: ...
+    def pause(self) -> None:
+        self.pauses += 1
+
     def ended(self, connection: Connection) -> None:
         self.gone.append(connection)
 
@@ -96,4 +104,37 @@ def test_a_descriptor_that_somebody_else_closes_is_no_failure(
         serving.wait()
     assert host.gone == [connection]
     assert not caplog.records
+    other.close()
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+CRUMBS = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 999
+
+
+@pytest.mark.safety("pipelining-and-idling")
+@pytest.mark.parametrize(
+    ("sent", "turns"),
+    [
+        ([GET * 100], 99),  # another request is there already
+        ([GET] * 100, 25),  # … or may be, each time that the socket is asked
+        ([CRUMBS + b"0\r\n\r\n"], 15),  # one request that is much work
+        ([bytes([byte]) for byte in GET], len(GET) - 1),
+    ],
+    ids=["pipelined", "one after the other", "in small chunks", "byte by byte"],
+)
+def test_who_always_has_bytes_ready_gives_the_others_their_turn(
+    sent: list[bytes], turns: int
+) -> None:
+    """A socket that need not wait does not give up the loop."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps pieces apart
+    for piece in sent:
+        other.send(piece)
+    other.shutdown(socket.SHUT_WR)
+    host = _Host()
+    Connection(host, eventlet.greenio.GreenSocket(one), ("192.0.2.1", 1)).serve()
+    answers = b""
+    while data := other.recv(65536):
+        answers += data
+    assert answers.count(b"HTTP/1.1 204") == b"".join(sent).count(b"HTTP/1.1")
+    assert host.pauses >= turns
     other.close()
