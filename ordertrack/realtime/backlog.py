@@ -12,12 +12,14 @@ JOIN_BYTES: Final = 65_536
 class Backlog:
     """Frames that the kernel did not take, each with the time when it was queued."""
 
-    __slots__ = ("frames", "size", "times")
+    __slots__ = ("_since", "_taken", "frames", "size", "times")
 
-    def __init__(self) -> None:
+    def __init__(self, now: float) -> None:
         self.frames: deque[bytes | memoryview] = deque()
         self.times: deque[float] = deque()
         self.size = 0
+        self._since = now  # when the period began that is being watched,
+        self._taken = 0  # and what has been taken in it
 
     def append(self, frame: bytes | memoryview, now: float) -> None:
         self.frames.append(frame)
@@ -41,6 +43,7 @@ class Backlog:
     def sent(self, count: int) -> None:
         """Forget the first `count` bytes; a partly sent frame stays as its rest."""
         self.size -= count
+        self._taken += count
         stats.queued_bytes -= count
         while count:
             frame = self.frames[0]
@@ -50,6 +53,21 @@ class Backlog:
             count -= len(frame)
             self.frames.popleft()
             self.times.popleft()
+
+    def is_stuck(self, now: float, seconds: float, rate: float) -> bool:
+        """Whether the oldest frame has waited too long for somebody who hardly reads.
+
+        That is, for more than *seconds*, in which less than *rate* bytes a second were taken. Age
+        alone says little: one large frame may take a steady reader longer than that. Asked about
+        once a second, it is found out before twice *seconds* have passed.
+        """
+        watched = now - self._since
+        if watched < seconds:
+            return False
+        if self._taken >= rate * watched:
+            self._since, self._taken = now, 0
+            return False
+        return bool(self.times) and now - self.times[0] >= seconds
 
     def discard(self) -> bytes | memoryview | None:
         """Empty it. Answers the rest of a partly sent frame, which the peer must still get."""

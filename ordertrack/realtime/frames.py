@@ -6,6 +6,7 @@ they come and answers whole messages and control frames, within limits that hold
 Extensions (compression above all) are never negotiated, so reserved bits are an error.
 """
 
+import codecs
 from typing import Final
 
 CONTINUATION: Final = 0x0
@@ -21,7 +22,7 @@ _CONTROL: Final = 0x8
 _MASKED: Final = 0x80
 _KNOWN: Final = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
 
-Event = tuple[int, bytes]
+Event = tuple[int, str | bytes]
 
 
 def encode(opcode: int, payload: bytes) -> bytes:
@@ -79,97 +80,124 @@ class ProtocolError(Exception):
 
 
 class Parser:
-    """Takes a client's bytes in any pieces, answers its messages and control frames.
+    """Takes a client's bytes in any pieces, answers its messages and control frames one by one.
 
-    Keeps at most one incomplete frame and one incomplete message, together never more than twice
-    `limit` bytes: a frame that would make its message longer is refused by its header alone.
+    What a caller does not ask for with `next` stays bytes: it decides after each frame whether it
+    wants another. Kept are at most one incomplete frame and one incomplete message, together never
+    more than twice `limit` bytes, and what was not asked for yet: a frame that would make its
+    message longer is refused by its header alone.
     """
 
-    __slots__ = ("_buffer", "_message", "_need", "_opcode", "error", "limit")
+    __slots__ = ("_at", "_data", "_decoder", "_message", "_need", "_opcode", "error", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.error: ProtocolError | None = None
-        self._buffer: bytearray | None = None  # the beginning of a frame
-        self._need = 0  # what it takes before looking at the buffer again is worth while
+        self._data: bytes | bytearray = b""  # fed, and not parsed from `_at` on
+        self._at = 0
+        self._need = 2  # what it takes before looking at the data again is worth while
         self._message: bytearray | None = None  # fragments so far
         self._opcode = 0  # of that message
+        self._decoder: codecs.IncrementalDecoder | None = None  # of that message, if it is text
 
-    def feed(self, data: bytes) -> list[Event]:
-        """The events that `data` completes, as (opcode, unmasked payload), in order.
+    @property
+    def held(self) -> int:
+        """Bytes that are kept here."""
+        return len(self._data) - self._at + len(self._message or b"")
 
-        A fragment that completes nothing is answered as (CONTINUATION, b""), so that a caller can
-        count what it costs. After a violation `error` is set and nothing more must be fed.
+    def feed(self, data: bytes) -> None:
+        """Take what the client sent; nothing more after a violation."""
+        if self.error is not None:
+            return
+        if self._at == len(self._data):
+            self._data = data
+        elif isinstance(self._data, bytearray):
+            del self._data[: self._at]
+            self._data += data
+        else:
+            self._data = bytearray(memoryview(self._data)[self._at :]) + data
+        self._at = 0
+
+    def next(self) -> Event | None:
+        """The next message or control frame, as (opcode, payload); None when none is complete.
+
+        The payload of TEXT is a string, of all else bytes. A fragment that completes nothing is
+        answered as (CONTINUATION, b""), so that a caller can count what it costs. After a violation
+        the answer is None and `error` is set.
         """
-        events: list[Event] = []
-        if self._buffer is not None:
-            self._buffer += data
-            if len(self._buffer) < self._need:
-                return events
-            data = bytes(self._buffer)
-            self._buffer = None
+        if self.error is not None or len(self._data) - self._at < self._need:
+            return None
         try:
-            at = self._parse(data, events)
+            return self._parse()
         except ProtocolError as error:
             self.error = error
-            self._message = None
-            return events
-        if at < len(data):
-            self._buffer = bytearray(data[at:])
-        return events
+        except UnicodeDecodeError:
+            self.error = ProtocolError(1007, "text is not UTF-8")
+        self._data, self._at, self._message, self._decoder = b"", 0, None, None
+        return None
 
-    def _parse(self, data: bytes, events: list[Event]) -> int:
-        """Take whole frames off the front of `data`; answer where the rest begins."""
-        at, end = 0, len(data)
-        while end - at >= 2:
-            first, length = data[at], data[at + 1] & 0x7F
-            if not data[at + 1] & _MASKED:
-                raise ProtocolError(1002, "client frames must be masked")
-            start = at + 6
-            if length >= 126:
-                width = 2 if length == 126 else 8
-                start += width
-                if end < start:
-                    self._need = start - at
-                    return at
-                length = int.from_bytes(data[at + 2 : at + 2 + width], "big")
-            self._check(first, length)
-            if end < start + length:
-                self._need = start + length - at
-                return at
-            payload = _unmask(data[start - 4 : start], data[start : start + length])
-            at = start + length
-            events.append(self._complete(first, payload))
+    def _parse(self) -> Event | None:
+        """Take one frame off the front of the data; None when it is not complete."""
+        data, at = self._data, self._at
+        first, length = data[at], data[at + 1] & 0x7F
+        self._check_opcode(first, length)
+        if not data[at + 1] & _MASKED:
+            raise ProtocolError(1002, "client frames must be masked")
+        start = at + 6
+        if length >= 126:
+            width = 2 if length == 126 else 8
+            if len(data) < at + 2 + width:
+                self._need = 2 + width
+                return None
+            start += width
+            length = int.from_bytes(data[at + 2 : at + 2 + width], "big")
+            if length < (126 if width == 2 else 65_536) or length >> 63:
+                raise ProtocolError(1002, "a length must be in its shortest form")
+        if not first & _CONTROL and length + len(self._message or b"") > self.limit:
+            raise ProtocolError(1009, f"messages are limited to {self.limit} bytes")
+        end = start + length
+        if len(data) < end:
+            self._need = end - at
+            return None
+        payload = _unmask(bytes(data[start - 4 : start]), bytes(data[start:end]))
         self._need = 2
-        return at
+        if end == len(data):
+            self._data, self._at = b"", 0
+        else:
+            self._at = end
+        return self._complete(first, payload)
 
-    def _check(self, first: int, length: int) -> None:
+    def _check_opcode(self, first: int, length: int) -> None:
+        """`length` is the one in the frame's second byte, which a control frame's always is."""
         opcode = first & 0x0F
         if first & _RESERVED or opcode not in _KNOWN:
             raise ProtocolError(1002, "reserved bits or opcode")
         if opcode & _CONTROL:
             if length > 125 or not first & _FIN:
                 raise ProtocolError(1002, "control frames are short and whole")
-            return
-        if (opcode == CONTINUATION) != (self._message is not None):
+        elif (opcode == CONTINUATION) != (self._message is not None):
             raise ProtocolError(1002, "fragments out of order")
-        if length + len(self._message or b"") > self.limit:
-            raise ProtocolError(1009, f"messages are limited to {self.limit} bytes")
 
     def _complete(self, first: int, payload: bytes) -> Event:
-        opcode = first & 0x0F
+        opcode, final = first & 0x0F, bool(first & _FIN)
         if opcode & _CONTROL:
             return opcode, payload
-        if first & _FIN:
-            if self._message is None:
-                return opcode, payload
-            payload = bytes(self._message + payload)
-            self._message = None
-            return self._opcode, payload
         if self._message is None:
+            if final:
+                return opcode, payload.decode() if opcode == TEXT else payload
             self._message, self._opcode = bytearray(), opcode
+            self._decoder = _utf8() if opcode == TEXT else None
+        if self._decoder is not None:
+            self._decoder.decode(payload, final)  # fails with the first fragment that is at fault
         self._message += payload
-        return CONTINUATION, b""
+        if not final:
+            return CONTINUATION, b""
+        whole = self._message.decode() if self._decoder is not None else bytes(self._message)
+        self._message = self._decoder = None
+        return self._opcode, whole
+
+
+_utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 def _unmask(mask: bytes, payload: bytes) -> bytes:

@@ -3,6 +3,7 @@
 Whatever waits equally long can stand in a queue: the first that was put in is the first due.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -10,7 +11,12 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 Deadlines = deque[tuple[float, T]]
+
+# Shorter intervals and timeouts are refused: a sweep that tells them apart would do nothing else.
+SHORTEST = 0.1
 
 # Connections that are dealt with at once: some milliseconds of work.
 CHUNK = 256
@@ -31,6 +37,9 @@ class Heartbeat:
 
     One that sent nothing at all within `timeout` seconds of a ping is expired. A connection has
     `alive` and `heard`; it is forgotten when it is no longer alive, which `expire` has to see to.
+    One that cannot be pinged is expired, too; whatever one does, the others have their turn.
+
+    `period` says how often `sweep` has to be called for these times to be kept.
     """
 
     def __init__(
@@ -42,8 +51,11 @@ class Heartbeat:
         expire: Callable[[Any], object],
         pause: Callable[[], object],
     ) -> None:
-        if not 0 < timeout < interval:
+        if not timeout < interval:
             raise ValueError("A heartbeat's timeout must be shorter than its interval")
+        if timeout < SHORTEST:
+            raise ValueError(f"A heartbeat's timeout must be {SHORTEST} s or more")
+        self.period = min(1.0, timeout / 4)
         self._interval = interval
         self._timeout = timeout
         self._ping = ping
@@ -56,13 +68,21 @@ class Heartbeat:
         self._to_ping.append((time.monotonic() + self._interval, connection))
 
     def sweep(self, now: float) -> None:
-        """To be called about once a second, with the monotonic time."""
+        """To be called every `period` seconds, with the monotonic time."""
         for connection in take_due(self._to_check, now, self._pause):
-            if connection.alive and not connection.heard:
-                self._expire(connection)
+            try:
+                if connection.alive and not connection.heard:
+                    self._expire(connection)
+            except Exception:  # its own misfortune: the others are due as well
+                log.exception("A connection could not be expired")
         for connection in take_due(self._to_ping, now, self._pause):
-            if connection.alive:
-                connection.heard = False
-                self._ping(connection)
-                self._to_check.append((now + self._timeout, connection))
-                self._to_ping.append((now + self._interval, connection))
+            try:
+                if connection.alive:
+                    connection.heard = False
+                    self._ping(connection)
+                    self._to_check.append((now + self._timeout, connection))
+                    self._to_ping.append((now + self._interval, connection))
+            except Exception:
+                log.exception("A connection could not be pinged")
+                # Nobody would look after it any more.
+                self._to_check.append((now, connection))

@@ -512,7 +512,7 @@ class EngineServer(engineio.Server):  # type: ignore[misc]
             expire=EngineSocket.expire,
             pause=transport.pause,
         )
-        transport.every_second(self._sweep)
+        transport.every(self._heartbeat.period, self._sweep)
 
     def open_packet(self, sid: str, *, upgrades: bool) -> Packet:
         return Packet(

@@ -13,8 +13,9 @@ readable", "call me in the next turn" and "run this in a greenlet".
 what is incomplete, within its limits. A message goes first to `Handler.on_message_in_loop`, which
 must not block and may say "done"; otherwise to the connection's inbox, which a worker greenlet
 empties through `Handler.on_message`, one message after the other, and which exists only while there
-is work. While an inbox is full the socket is not read (backpressure), and a client that sends more
-messages than its allowance is closed (1008).
+is work. While an inbox is full nothing is parsed and the socket is not read (backpressure); neither
+is a message handled while much waits for the client to read. A client that sends more than its
+allowance is closed (1008); frames are taken one by one, so it is looked at after each of them.
 
 *Out.* A frame is handed over with `write` (now) or `enqueue` (in the next turn, together with all
 others for that socket, in one `send`: this is what broadcasts use, and as recipients are served
@@ -23,13 +24,18 @@ does not take stays as the socket's backlog, the rest of a partly sent frame fir
 socket is writable. At any time all waiting frames are in exactly one of two places,
 `_pending` (never tried) or `_backlog` (tried), so there is never a second writer and order is kept.
 
-*Bounds.* A backlog that exceeds `max_queue_bytes`, or whose oldest frame is older than
+*Bounds.* A backlog that exceeds `max_queue_bytes`, or of which hardly anything was taken for
 `max_queue_seconds`, is dropped and the connection closed with 1013: it can resume by version, and
 what it missed is cheaper to read again than to keep. A frame that finds no backlog is always taken,
-whatever its size, so an answer larger than the bound is slow, not impossible.
+whatever its size, so an answer larger than the bound is slow, not impossible. What is longer than
+one answer is handed over in pieces, as the client takes them (`stream`).
 
 *Time.* One sweep per second on the monotonic clock serves everything that waits: ages of backlogs,
-close handshakes, pings (`Heartbeat`), and whatever others add with `every_second`.
+close handshakes, pings (`Heartbeat`), and whatever others add with `every`.
+
+*Faults.* Whatever a callback raises ends its own connection, and the others go on. Where that is
+impossible the loop is broken: nobody would hear anything any more, and nobody could see it, so the
+process ends (`EXIT_CODE`).
 
 *States.* OPEN → CLOSING (a close frame is queued; nothing further is accepted) → CLOSED (the
 descriptor is gone). `Handler.on_close` runs exactly once, after CLOSED, in a greenlet, and never
@@ -42,6 +48,7 @@ what the relay and the engine use instead.
 import _socket  # its sockets lack what socket.socket adds for files and contexts, and are smaller
 import errno
 import logging
+import os
 import random
 import socket as _constants
 import time
@@ -78,6 +85,7 @@ __all__ = [
     "binary_frame",
     "check_handshake",
     "connections",
+    "every",
     "every_second",
     "flush",
     "monotonic",
@@ -98,12 +106,19 @@ OPEN: Final = 0
 CLOSING: Final = 1
 CLOSED: Final = 2
 
+# With which the process ends when its loop is broken: EX_SOFTWARE, as when its relay is.
+EXIT_CODE: Final = 70
+
 # How long a peer may take to answer a close frame before the descriptor is closed anyway. Closing
 # connections keep no queue, so this only bounds descriptors.
 CLOSE_SECONDS: Final = 3.0
 
 # Recipients served in one turn of the loop: some 2 ms of work, after which others have their turn.
 FLUSH_CHUNK: Final = 256
+
+# What a ping, a pong or a fragment takes off a client's allowance; a message takes 1. Each costs us
+# about a tenth of a message's work.
+CONTROL_COST: Final = 0.1
 
 # The kernel's own queue per connection. Without a bound it grows to megabytes for a client that has
 # stopped reading, which then looks healthy for minutes.
@@ -128,12 +143,15 @@ class Limits:
     # Summed over the fragments of a message; more closes with 1009.
     max_message_bytes: int = 65_536
 
-    # What may wait for a client that does not read, and for how long; more closes with 1013.
+    # What may wait for a client that does not read, and for how long if it reads less than so many
+    # bytes a second, which is less than any connection that is still of use; more closes with 1013.
     max_queue_bytes: int = 1_000_000
     max_queue_seconds: float = 20.0
+    min_bytes_per_second: int = 8_192
 
-    # Frames that a client may send: enough to subscribe to its 200 orders one by one, twice, at
-    # once, and after that more than a person can cause. More closes with 1008.
+    # Messages that a client may send: enough to subscribe to its 200 orders one by one, twice, at
+    # once, and after that more than a person can cause. More closes with 1008. Pings, pongs and
+    # fragments count, too, at `CONTROL_COST`.
     message_burst: int = 400
     messages_per_second: float = 50.0
 
@@ -144,13 +162,23 @@ class Limits:
     # Connections of the process; another one is answered 503.
     max_connections: int = 10_000
 
-    def afford(self, allowance: float) -> float | None:
-        """Take one message off a client's allowance; None when it is spent.
+    @property
+    def max_answer_bytes(self) -> int:
+        """What one answer should hold, so that what follows finds room while it is being read."""
+        return self.max_queue_bytes // 2
+
+    @property
+    def crowded_bytes(self) -> int:
+        """While so much waits for a client, it gets no further answers."""
+        return self.max_queue_bytes // 4
+
+    def afford(self, allowance: float, cost: float = 1.0) -> float | None:
+        """Take a message, or what costs less, off a client's allowance; None when it is spent.
 
         A token bucket kept as one number: the time at which it will be full again. 0 is a full one.
         """
         now = monotonic()
-        full = max(allowance, now) + 1.0 / self.messages_per_second
+        full = max(allowance, now) + cost / self.messages_per_second
         return full if full - now <= self.message_burst / self.messages_per_second else None
 
 
@@ -184,17 +212,18 @@ class WebSocket:
         "_backlog",
         "_deaf",
         "_fd",
+        "_heard",
         "_inbox",
         "_muted",
         "_parser",
         "_peer_closed",
         "_pending",
         "_socket",
+        "_source",
         "_working",
         "close_code",
         "close_reason",
         "handler",
-        "heard",
         "limits",
         "state",
     )
@@ -205,7 +234,7 @@ class WebSocket:
         self.state: int = OPEN
         self.close_code = 1006
         self.close_reason = ""
-        self.heard = True  # anything since the last ping
+        self._heard = True
         self._socket = raw
         self._fd = raw.fileno()
         self._parser: frames.Parser | None = frames.Parser(limits.max_message_bytes)
@@ -216,11 +245,21 @@ class WebSocket:
         self._peer_closed = False  # its close frame has arrived
         self._pending: list[bytes] | None = None  # never tried
         self._backlog: Backlog | None = None  # tried, and waiting for the kernel
+        self._source: Callable[[], bool] | None = None  # see `stream`
         self._allowance = 0.0  # for messages; see Limits.afford
 
     @property
     def alive(self) -> bool:
         return self.state == OPEN
+
+    @property
+    def heard(self) -> bool:
+        """Whether the client has sent anything since the last ping; yes while we do not listen."""
+        return self._heard or self._muted
+
+    @heard.setter
+    def heard(self, value: bool) -> None:
+        self._heard = value
 
     @property
     def queued_bytes(self) -> int:
@@ -246,6 +285,14 @@ class WebSocket:
         else:
             self._pending = [frame]
             _loop.flush_soon(self)
+
+    def stream(self, source: Callable[[], bool]) -> None:
+        """Call `source` in a greenlet whenever nothing waits for the client, until it says False.
+
+        So what it sends may be of any length and takes no more memory than one call's worth.
+        """
+        self._source = source
+        self._start_worker()
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Send a close frame behind what is queued, then close when the peer has answered.
@@ -291,8 +338,8 @@ class WebSocket:
             return
         if sent == len(data):
             return
-        backlog = self._backlog = Backlog()
         now = monotonic()
+        backlog = self._backlog = Backlog(now)
         for part in parts:
             backlog.append(part, now)
         backlog.sent(sent)
@@ -319,6 +366,16 @@ class WebSocket:
         self._deaf = True
         self._close_with(close_frame(1013, reason))
 
+    def check_pace(self, now: float) -> None:
+        """Called by the sweep while there is a backlog."""
+        backlog, limits = self._backlog, self.limits
+        if (
+            self.state == OPEN
+            and backlog is not None
+            and backlog.is_stuck(now, limits.max_queue_seconds, limits.min_bytes_per_second)
+        ):
+            self._too_slow("reading too slowly")
+
     def on_writable(self) -> None:
         """Called by the loop: the kernel takes bytes again."""
         backlog = self._backlog
@@ -341,22 +398,25 @@ class WebSocket:
                 _loop.watch(self)
                 if self.state == CLOSING:
                     self._close_sent()
-                return
-            if sent < len(data):
+            if self._may_work():
+                self._start_worker()
+            if self._backlog is None or sent < len(data):
                 return
 
     # Closing --------------------------------------------------------------------------------------
 
     def _fail(self, code: int, reason: str) -> None:
         """The peer broke a rule: say so, and throw away whatever else it sends."""
+        self._deaf = True
         if self.state == OPEN:
-            self._deaf = True
             self.close(code, reason)
+        else:
+            self._parser = None
 
     def _close_with(self, frame: bytes) -> None:
         self.state = CLOSING
         self._parser = None if self._deaf else self._parser
-        self._inbox = None
+        self._inbox = self._source = None
         _loop.closing.append((monotonic() + CLOSE_SECONDS, self))
         if self._muted:
             self._muted = False
@@ -385,7 +445,7 @@ class WebSocket:
         if self._backlog is not None:
             self._backlog.discard()
             reset = True  # else the kernel would keep its own queue for minutes
-        self._pending = self._backlog = self._parser = self._inbox = None
+        self._pending = self._backlog = self._parser = self._inbox = self._source = None
         try:
             if reset:
                 self._socket.setsockopt(
@@ -423,34 +483,35 @@ class WebSocket:
 
     def feed(self, data: bytes) -> None:
         """Take bytes that the peer sent."""
-        parser = self._parser
-        if parser is None:
-            return
-        events = parser.feed(data)
-        for opcode, payload in events:
-            if self.state == CLOSED:
+        if self._parser is not None:
+            self._parser.feed(data)
+            self._take()
+
+    def _take(self) -> None:
+        """Deal with what was fed, frame by frame, until there is no more or the inbox is full."""
+        while not self._muted and (parser := self._parser) is not None:
+            event = parser.next()
+            if event is None:
+                if parser.error is not None:
+                    self._fail(parser.error.code, parser.error.reason)
                 return
-            allowance = self.limits.afford(self._allowance)
+            opcode, payload = event
+            whole = opcode in {frames.TEXT, frames.BINARY}
+            allowance = self.limits.afford(self._allowance, 1.0 if whole else CONTROL_COST)
             if allowance is None:
                 self._fail(1008, "too many messages")
                 return
             self._allowance = allowance
-            if opcode == frames.TEXT:
-                try:
-                    text = payload.decode()
-                except UnicodeDecodeError:
-                    self._fail(1007, "text is not UTF-8")
-                    return
-                self._deliver(text)
-            elif opcode == frames.BINARY:
+            if whole:
                 self._deliver(payload)
             elif opcode == frames.PING:
-                self.write(frames.encode(frames.PONG, payload))
+                assert isinstance(payload, bytes)
+                # With those to others that came together with it.
+                self.enqueue(frames.encode(frames.PONG, payload))
             elif opcode == frames.CLOSE:
+                assert isinstance(payload, bytes)
                 self._on_close_frame(payload)
                 return
-        if parser.error is not None:
-            self._fail(parser.error.code, parser.error.reason)
 
     def _on_close_frame(self, payload: bytes) -> None:
         self._peer_closed = True
@@ -485,26 +546,56 @@ class WebSocket:
             self._working = True
             spawn(self._work)
 
+    def _may_work(self) -> bool:
+        """Whether there is something to do, and the client takes what comes of it."""
+        if self.state != OPEN or self.handler is None:
+            return False
+        if self._source is not None:
+            return self._backlog is None
+        return bool(self._inbox) and self.queued_bytes <= self.limits.crowded_bytes
+
     def _work(self) -> None:
         """The connection's greenlet while there is something to do."""
         try:
-            while self._inbox and self.handler is not None:
-                message = self._inbox.popleft()
-                if self._muted and len(self._inbox) <= self.limits.max_inbox // 2:
-                    self._muted = False
-                    _loop.watch(self)
+            while self._may_work():
                 try:
-                    self.handler.on_message(self, message)
-                except Exception:  # whatever a handler did, the others go on
+                    if self._source is not None:
+                        self._draw(self._source)
+                    else:
+                        self._handle_next()
+                except (Exception, eventlet.Timeout):  # whatever a handler did, the others go on
                     log.exception("A message handler failed")
                     self.close(1011, "internal error")
         finally:
             self._working = False
-            self._inbox = None
+            self._inbox = self._inbox or None
         if self.state == CLOSED:
             handler, self.handler = self.handler, None
             if handler is not None:
                 handler.on_close(self, self.close_code, self.close_reason)
+
+    def _draw(self, source: Callable[[], bool]) -> None:
+        if not source() and self._source is source:
+            self._source = None
+        self.flush()
+
+    def _handle_next(self) -> None:
+        assert self._inbox and self.handler is not None
+        message = self._inbox.popleft()
+        if self._muted and len(self._inbox) <= self.limits.max_inbox // 2:
+            self._muted = False
+            self._take()  # what was read before
+            _loop.watch(self)
+        self.handler.on_message(self, message)
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """What is to be done again and again; `due` is when next."""
+
+    period: float
+    callback: Callable[[float], None]
+    due: float = 0.0
 
 
 class _Loop:
@@ -517,26 +608,42 @@ class _Loop:
         self.dirty: deque[WebSocket] = deque()
         self.stalled: set[WebSocket] = set()
         self.closing: Deadlines[WebSocket] = deque()
-        self.sweeps: list[Callable[[float], None]] = []
+        self.sweeps: list[_Sweep] = []
         self.draining = False
         self._flushing = False
         self._readiness: readiness.Readiness | None = None
         self._hub: Any = None
+        self.on_broken: Callable[[int], None] = os._exit
 
     def start(self) -> None:
         """Attach to the hub, once."""
         if self._readiness is not None:
             return
         self._hub = eventlet.hubs.get_hub()
-        self._readiness = readiness.best(self._on_ready)
+        self._readiness = readiness.best(self._on_ready, self.broken)
         spawn(self._sweep_forever)
+
+    # Faults ---------------------------------------------------------------------------------------
+
+    def failed(self, ws: WebSocket, error: Exception) -> None:
+        """An exception came out of one connection: end it, and nobody else."""
+        log.error("A connection failed", exc_info=error)
+        try:
+            ws.abort()
+        except Exception as another:  # noqa: BLE001 (handed on)
+            self.broken(another)  # it would stay, and fail for ever
+
+    def broken(self, error: Exception | None) -> None:
+        """Nobody is told anything any more: end the process, so that clients turn to another."""
+        log.critical("The sockets' event loop is broken", exc_info=error)
+        self.on_broken(EXIT_CODE)
 
     # Descriptors ----------------------------------------------------------------------------------
 
     def add(self, ws: WebSocket) -> None:
         assert self._readiness is not None, "start first"
-        self.sockets[ws._fd] = ws
         self._readiness.watch(ws._fd, read=True, write=False)
+        self.sockets[ws._fd] = ws
 
     def watch(self, ws: WebSocket) -> None:
         """Wait for what this socket waits for now."""
@@ -560,9 +667,8 @@ class _Loop:
                 ws.on_readable()
             elif not writable:
                 ws.abort()
-        except Exception:  # one connection's surprise must not end the loop
-            log.exception("A connection failed")
-            ws.abort()
+        except Exception as error:  # noqa: BLE001 (logged there)
+            self.failed(ws, error)
 
     # Flushing -------------------------------------------------------------------------------------
 
@@ -574,36 +680,54 @@ class _Loop:
 
     def _flush(self) -> None:
         dirty = self.dirty
-        for _ in range(min(len(dirty), FLUSH_CHUNK)):
-            dirty.popleft().flush()
-        if dirty:
-            self._hub.schedule_call_global(0, self._flush)
-        else:
-            self._flushing = False
+        try:
+            for _ in range(min(len(dirty), FLUSH_CHUNK)):
+                ws = dirty.popleft()
+                try:
+                    ws.flush()
+                except Exception as error:  # noqa: BLE001 (logged there)
+                    self.failed(ws, error)
+        finally:  # else nothing would ever be flushed again
+            if dirty:
+                self._hub.schedule_call_global(0, self._flush)
+            else:
+                self._flushing = False
 
     # Time -----------------------------------------------------------------------------------------
 
     def _sweep_forever(self) -> None:
-        while True:
-            sleep(1.0)
-            now = monotonic()
-            for sweep in (self._close_late, self._close_slow, *self.sweeps):
-                try:
-                    sweep(now)
-                except Exception:  # the next sweep may well succeed, and must run
-                    log.exception("A sweep failed")
+        try:
+            while True:
+                sleep(min(sweep.period for sweep in self.sweeps))
+                if self._readiness is not None and not self._readiness.is_attached():
+                    self.broken(None)
+                self._sweep(monotonic())
+        except Exception as error:  # noqa: BLE001 (handed on)
+            self.broken(error)  # no deadline would be kept any more
 
-    def _close_late(self, now: float) -> None:
-        for ws in take_due(self.closing, now, pause):
-            ws.expire()
-
-    def _close_slow(self, now: float) -> None:
-        for ws in list(self.stalled):
-            backlog = ws._backlog
-            if backlog is None or ws.state != OPEN or not backlog.times:
+    def _sweep(self, now: float) -> None:
+        for sweep in list(self.sweeps):
+            if sweep.due > now:
                 continue
-            if now - backlog.times[0] > ws.limits.max_queue_seconds:
-                ws._too_slow("reading too slowly")
+            sweep.due = now + sweep.period
+            try:
+                sweep.callback(now)
+            except Exception:  # the next one may well succeed, and must run
+                log.exception("A sweep failed")
+
+    def close_late(self, now: float) -> None:
+        for ws in take_due(self.closing, now, pause):
+            try:
+                ws.expire()
+            except Exception as error:  # noqa: BLE001 (logged there)
+                self.failed(ws, error)
+
+    def close_slow(self, now: float) -> None:
+        for ws in list(self.stalled):
+            try:
+                ws.check_pace(now)
+            except Exception as error:  # noqa: BLE001 (logged there)
+                self.failed(ws, error)
 
 
 _loop = _Loop()
@@ -640,11 +764,15 @@ def take_over(
     start()
     raw, early = give()
     ws_socket = _socket.socket(raw.family, raw.type, raw.proto, raw.detach())
-    ws_socket.setblocking(False)
-    ws_socket.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
-    ws_socket.setsockopt(_constants.SOL_SOCKET, _constants.SO_SNDBUF, SEND_BUFFER)
-    ws = WebSocket(ws_socket, handler, limits)
-    _loop.add(ws)
+    try:
+        ws_socket.setblocking(False)
+        ws_socket.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
+        ws_socket.setsockopt(_constants.SOL_SOCKET, _constants.SO_SNDBUF, SEND_BUFFER)
+        ws = WebSocket(ws_socket, handler, limits)
+        _loop.add(ws)
+    except BaseException:
+        ws_socket.close()
+        raise
     stats.open += 1
     stats.opened += 1
     protocol = f"Sec-WebSocket-Protocol: {subprotocol}\r\n".encode() if subprotocol else b""
@@ -657,11 +785,10 @@ def take_over(
         _pings.add(ws)
     try:
         handler.on_open(ws)
-    except BaseException:
-        ws.abort()
-        raise
-    if early:
-        ws.feed(early)
+        if early:
+            ws.feed(early)
+    except Exception as error:  # noqa: BLE001 (logged there; nobody can be answered any more)
+        _loop.failed(ws, error)
     return ws
 
 
@@ -705,7 +832,10 @@ def close_all(code: int, reason: str, seconds: float) -> None:
             sleep(due - monotonic())
         elif number % FLUSH_CHUNK == 0:
             pause()
-        ws.close(code, reason)
+        try:
+            ws.close(code, reason)
+        except Exception as error:  # noqa: BLE001 (logged there)
+            _loop.failed(ws, error)
     end = monotonic() + CLOSE_SECONDS
     while _loop.sockets and monotonic() < end:
         sleep(0.02)
@@ -732,7 +862,7 @@ def spawn(function: Callable[..., object], *args: Any) -> None:
 def _guarded(function: Callable[..., object], args: tuple[Any, ...]) -> None:
     try:
         function(*args)
-    except Exception:  # nobody waits for it, so nobody else can tell
+    except (Exception, eventlet.Timeout):  # nobody waits for it, so nobody else can tell
         log.exception("A background task failed")
 
 
@@ -751,12 +881,16 @@ def flush() -> None:
         pause()
 
 
-def every_second(callback: Callable[[float], None]) -> None:
-    """Call ``callback(monotonic time)`` about once a second, from the first connection on.
+def every(period: float, callback: Callable[[float], None]) -> None:
+    """Call ``callback(monotonic time)`` about every `period` seconds, from the first connection on.
 
     It may `pause`, and must not wait for anything.
     """
-    _loop.sweeps.append(callback)
+    _loop.sweeps.append(_Sweep(period, callback))
+
+
+def every_second(callback: Callable[[float], None]) -> None:
+    every(1.0, callback)
 
 
 def wait_readable(descriptor: Any, timeout: float | None = None) -> bool:
@@ -802,4 +936,6 @@ def _ping(ws: WebSocket) -> None:
 
 
 _pings = Heartbeat(PING_INTERVAL, PING_TIMEOUT, ping=_ping, expire=WebSocket.abort, pause=pause)
-_loop.sweeps.append(_pings.sweep)
+every_second(_loop.close_late)
+every_second(_loop.close_slow)
+every(_pings.period, _pings.sweep)

@@ -23,6 +23,7 @@ from socketio.exceptions import ConnectionRefusedError as Refused
 from ordertrack import serving
 from ordertrack.realtime import engine, readiness, sessions, transport
 from ordertrack.serving import connection
+from tests.realtime import faults
 
 settings: dict[str, Any] = json.loads(sys.argv[1])
 origins = transport.Origins(
@@ -43,8 +44,13 @@ engine_options = {
 }
 if "connect_seconds" in settings:
     sessions.CONNECT_SECONDS = settings.pop("connect_seconds")
+if "close_seconds" in settings:
+    transport.CLOSE_SECONDS = settings.pop("close_seconds")  # type: ignore[misc]
 if settings.pop("portable", False):
     readiness.best = readiness.HubListeners  # as where there is no epoll
+if "pings" in settings:
+    interval, timeout = settings.pop("pings")
+    faults.ping_every(interval, timeout)
 limits = transport.Limits(**settings)
 
 app = flask.Flask("echo")
@@ -74,16 +80,23 @@ class Commands:
             count, size = map(int, rest.split())
             for number in range(count):
                 ws.write(transport.text_frame(f"{number} ".ljust(size, ".")))
-        elif command == "mixed":  # alternately now and in the next turn
-            for number in range(int(rest)):
+        elif command == "mixed":  # "mixed COUNT SIZE": alternately now and in the next turn
+            count, size = map(int, rest.split())
+            for number in range(count):
                 send = ws.enqueue if number % 3 else ws.write
-                send(transport.text_frame(str(number)))
+                send(transport.text_frame(f"{number} ".ljust(size, ".")))
                 if number % 50 == 0:
                     transport.pause()
         elif command == "close":
             ws.write(transport.text_frame("last words"))
             ws.close(int(rest), "as asked")
             ws.write(transport.text_frame("never sent"))
+        elif command == "enqueue":
+            ws.enqueue(transport.text_frame(rest))
+        elif command == "break":  # "break WHAT", for this connection; "break next WHAT": the next
+            what = rest.removeprefix("next ")
+            faults.inject(what, None if rest != what else ws, Commands)
+            ws.write(transport.text_frame("broken"))
         elif command == "nap":
             transport.sleep(float(rest))
         elif command == "fail":

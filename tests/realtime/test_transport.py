@@ -1,5 +1,6 @@
 """The transport, on real sockets against a real server process, frame by frame."""
 
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
@@ -193,9 +194,9 @@ def test_a_failing_handler_closes_its_own_connection_only(server: Echo) -> None:
 
 def test_frames_handed_over_in_different_ways_keep_their_order(server: Echo) -> None:
     with peer(server.port, receive_buffer=4096) as client:
-        client.text("mixed 5000")
-        time.sleep(0.2)  # let some of it pile up
-        assert [client.read_text() for _ in range(5000)] == [str(n) for n in range(5000)]
+        client.text("mixed 2000 100")
+        eventually(lambda: server.stats()["queued_bytes"])  # some of it has piled up
+        assert [int(client.read_text().split()[0]) for _ in range(2000)] == list(range(2000))
 
 
 # Rules ------------------------------------------------------------------------------------------
@@ -213,6 +214,12 @@ RULES = [
     (frame(PING, b"x" * 126), 1002),
     (frame(TEXT, b"\xff\xfe"), 1007),
     (frame(TEXT, b"\xc3", fin=False) + frame(0, b"("), 1007),
+    (frame(TEXT, b"\xff", fin=False), 1007),  # at once, not at the message's end
+    (frame(TEXT, b"\xf0\x9f", fin=False) + frame(0, b"\x9a("), 1007),
+    (b"\x82\xfe\x00\x01\0\0\0\0x", 1002),  # lengths in more bytes than they need
+    (b"\x82\xfe\x00\x7d", 1002),
+    (b"\x82\xff\0\0\0\0\0\0\xff\xff", 1002),
+    (b"\x82\xff\x80\0\0\0\0\x01\0\0", 1002),
     (frame(CLOSE, b"\x03"), 1002),
     (frame(CLOSE, (999).to_bytes(2, "big")), 1002),
     (frame(CLOSE, (1005).to_bytes(2, "big")), 1002),
@@ -234,32 +241,66 @@ def test_who_breaks_the_rules_is_told_which(server: Echo, sent: bytes, code: int
 
 
 @pytest.mark.safety("oversized-messages")
-def test_endless_fragments_take_no_memory(server: Echo) -> None:
-    before = server.memory()
-    piece = frame(0, b"x" * 60_000, fin=False)
-    with peer(server.port) as client:
-        client.send(frame(TEXT, b"x" * 60_000, fin=False))
-        try:
-            for _ in range(100):
-                client.send(piece)
-        except (ConnectionError, TimeoutError):
-            pass  # it has hung up, as it should
-        assert server.memory() - before < 20_000_000
+@pytest.mark.parametrize("where", ["raw", "before CONNECT", "after CONNECT"])
+def test_endless_fragments_take_no_memory(server: Echo, where: str) -> None:
+    """Of 60 MB that are sent the server keeps less than a message, and says at once why."""
+    path = "/ws" if where == "raw" else "/socket.io/?EIO=4&transport=websocket"
+    with peer(server.port, path) as client:
+        if where == "after CONNECT":
+            client.text("40")
+            assert [client.read_text()[:2] for _ in range(2)] == ["0{", "40"]
+        before = server.memory()
+        highest = 0
+        client.send(frame(TEXT, b"4" * 60_000, fin=False))
+        client.send(frame(0, b"x" * 60_000, fin=False))
+        assert client.read_close() == 1009
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20):
+                client.send(frame(0, b"x" * 60_000, fin=False) * 50)
+                highest = max(highest, server.memory())
+        assert max(highest, server.memory()) - before < 20_000_000
 
 
 @pytest.mark.safety("floods-and-hoarding")
 def test_a_flood_of_messages_is_ended(server: Echo) -> None:
     with peer(server.port) as client:
-        flood = frame(TEXT, b"quick") * 2000
-        client.send(flood)
+        client.send(frame(TEXT, b"quick") * 2000)
         assert client.read_close() == 1008
+
+
+def test_what_is_over_the_allowance_is_not_looked_at(server: Echo) -> None:
+    """Frames are so small that one read holds them all, and many more than are allowed."""
+    before = server.stats()["messages_in"]
+    with peer(server.port) as client:
+        client.send(frame(TEXT) * 5000)
+        assert client.read_close() == 1008
+    assert server.stats()["messages_in"] - before < 450
 
 
 def test_a_flood_of_pings_or_fragments_is_ended_too(server: Echo) -> None:
     for piece in (frame(PING), frame(0, b"", fin=False)):
         with peer(server.port) as client:
-            client.send(frame(TEXT, b"", fin=False), piece * 2000)
+            with contextlib.suppress(ConnectionError):
+                client.send(frame(TEXT, b"", fin=False), piece * 20_000)
             assert client.read_close() == 1008
+
+
+def test_pings_cost_less_than_messages(server: Echo) -> None:
+    with peer(server.port) as client:
+        client.send(frame(PING, b"?") * 2000)  # five times as many as messages are allowed
+        assert [client.read() for _ in range(2000)] == [(PONG, b"?")] * 2000
+        client.text("still here")
+        assert client.read_text() == "still here"
+
+
+def test_an_inbox_is_bounded_within_one_read_too(server: Echo) -> None:
+    """While a handler is busy only so many messages are taken; the rest stays in the network."""
+    with peer(server.port) as client:
+        before = server.stats()["messages_in"]
+        client.send(frame(TEXT, b"nap 0.7"), *(frame(TEXT, b"%d" % n) for n in range(300)))
+        eventually(lambda: server.stats()["messages_in"] > before + 1)
+        assert server.stats()["messages_in"] <= before + 17
+        assert [client.read_text() for _ in range(300)] == [str(n) for n in range(300)]
 
 
 # Closing ----------------------------------------------------------------------------------------
@@ -354,6 +395,44 @@ def test_a_reader_that_stops_is_closed_when_its_queue_is_old(server: Echo) -> No
         client.text("flood 250 1000")  # within the bound of bytes
         eventually(lambda: server.stats()["queued_bytes"] > 10_000)
         eventually(lambda: server.stats()["slow_closes"] == before + 1)
+
+
+def test_a_steady_reader_gets_a_message_that_takes_longer_than_a_queue_may_be_old(
+    server: Echo,
+) -> None:
+    """Its one frame is as old as the transfer takes: what counts is that it goes on."""
+    size, pace, closes = 400_000, 80_000, server.stats()["slow_closes"]
+    with peer(server.port, receive_buffer=4096) as client:
+        client.text(f"flood 1 {size}")
+        got = b""
+        began = time.monotonic()
+        while len(got) < size:
+            got += client.socket.recv(4096)
+            time.sleep(max(0.0, began + len(got) / pace - time.monotonic()))
+        assert time.monotonic() - began > 2 * 2.0, "or the queue's age would not have mattered"
+        assert got.endswith(b"....")
+    assert server.stats()["slow_closes"] == closes
+
+
+def test_a_reader_that_only_sips_is_cut_off(server: Echo) -> None:
+    closes = server.stats()["slow_closes"]
+    with peer(server.port, receive_buffer=4096) as client:
+        client.text("flood 1 400000")
+
+        def sip() -> bool:
+            client.socket.recv(50)  # 100 times a second
+            return bool(server.stats()["slow_closes"] > closes)
+
+        eventually(sip)
+
+
+def test_answers_wait_until_the_client_has_read_those_before(server: Echo) -> None:
+    """Each is within the bound, all together are not."""
+    with peer(server.port, receive_buffer=4096) as client:
+        for _ in range(10):
+            client.text("flood 1 140000")
+        eventually(lambda: server.stats()["queued_bytes"])
+        assert [len(client.read_text()) for _ in range(10)] == [140_000] * 10
 
 
 def test_a_message_larger_than_the_bound_is_delivered_to_who_reads_it(server: Echo) -> None:

@@ -64,8 +64,12 @@ class Peer:
         self.socket.settimeout(DEADLINE)
         self.socket.connect(("127.0.0.1", port))
         self._buffer = b""
-        self.send(handshake(path, port) if opening is None else opening, early)
-        self.status, self.headers, self.body = self._read_answer()
+        try:
+            self.send(handshake(path, port) if opening is None else opening, early)
+            self.status, self.headers, self.body = self._read_answer()
+        except BaseException:
+            self.close()
+            raise
 
     def send(self, *parts: bytes) -> None:
         self.socket.sendall(b"".join(parts))
