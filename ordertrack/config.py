@@ -227,9 +227,9 @@ class Settings:
     max_connections: int = _integer(10_000, low=1, high=1_000_000)
     max_connections_per_user: int = _integer(100, low=1, high=1_000_000)
 
-    # What may wait for one slow client, in bytes and in age of the oldest frame. Past either it is
-    # closed (1013) and comes back with its last version: some 4,000 events are dearer to keep here
-    # than to read again from the log.
+    # What may wait for one slow client, in bytes, and for how long if it hardly reads at all
+    # (`Limits.min_bytes_per_second`). Past either it is closed (1013) and comes back with its last
+    # version: some 4,000 events are dearer to keep here than to read again from the log.
     queue_max_bytes: int = _integer(1_000_000, low=65_536, high=1_000_000_000)
     queue_max_seconds: float = _seconds(20, low=1, high=3600)
 

@@ -291,6 +291,7 @@ def present_catch_up(caught_up: CaughtUp) -> dict[str, Any]:
     }
     if caught_up.reset:
         shown["reset"] = True
+        shown["reset_reason"] = caught_up.reset.value
     return shown
 
 

@@ -12,6 +12,7 @@ read, so events up to the answer's version stay suppressed for this watcher (its
 relay has caught up with that moment.
 """
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from typing import Protocol
@@ -23,13 +24,17 @@ from ordertrack.payloads import present_event, to_json
 from ordertrack.policy import Actor, DriverScope, Role
 from ordertrack.realtime.engine import Outgoing, encode_event
 from ordertrack.realtime.frames import text_frame
-from ordertrack.services.orders import CaughtUp
+from ordertrack.services.orders import Budget, CaughtUp, fit
+
+log = logging.getLogger(__name__)
 
 # A read of the log takes about a millisecond; an order that changed during each of so many reads
 # in a row is changing faster than anybody can watch it.
 ATTEMPTS = 20
 
-TRY_AGAIN_LATER = 1013  # WebSocket close code
+# WebSocket close codes
+TRY_AGAIN_LATER = 1013
+INTERNAL_ERROR = 1011
 
 Wanted = dict[int, int | None]
 Read = Callable[[Wanted], tuple[Actor, dict[int, CaughtUp | DomainError]]]
@@ -83,6 +88,9 @@ class Watcher(Protocol):
     def sign_out(self, error: DomainError) -> None:
         """Tell the client why, and close."""
 
+    def hang_up(self, code: int, reason: str) -> None:
+        """Close so that the client comes back."""
+
 
 class _Transit:
     """A watcher on its way into a room: see the module's theory."""
@@ -114,9 +122,15 @@ def feed_room(actor: Actor, scope: DriverScope) -> str:
 class Fanout:
     """The watchers of one process. *members* answers who is in a room now."""
 
-    def __init__(self, members: Callable[[str], Collection[Watcher]], scope: DriverScope) -> None:
+    def __init__(
+        self,
+        members: Callable[[str], Collection[Watcher]],
+        scope: DriverScope,
+        budget: Budget = Budget(),  # noqa: B008 (immutable)
+    ) -> None:
         self._members = members
         self._scope = scope
+        self.budget = budget  # of one answer
         self._transit: dict[int, dict[Watcher, _Transit]] = {}
         # Transits that are over once the relay has caught up: those begun before the read that is
         # under way, and those begun since.
@@ -145,7 +159,8 @@ class Fanout:
             there = self._transit.setdefault(order_id, {})
             there[watcher] = transits[order_id] = _Transit(there.get(watcher))
         try:
-            answers = self._read_until_current(watcher, wanted, transits, read)
+            # Each read keeps to the budget; what several found may be more.
+            answers = fit(self._read_until_current(watcher, wanted, transits, read), self.budget)
         except BaseException:
             for order_id, transit in transits.items():
                 self._give_up(order_id, watcher, transit)
@@ -209,7 +224,7 @@ class Fanout:
     def _count(self, after: int | None, answer: CaughtUp) -> None:
         self.subscribes += 1
         self.resumes += after is not None and after >= 0
-        self.resets += answer.reset
+        self.resets += answer.reset is not None
         self.replayed += len(answer.events)
 
     def unsubscribe(self, watcher: Watcher, order_id: int) -> None:
@@ -252,7 +267,11 @@ class Fanout:
             recipients = self._without_those_who_lost_it(event, recipients)
         self.deliveries += len(recipients)
         for watcher in recipients:
-            watcher.deliver(announcement)
+            try:
+                watcher.deliver(announcement)
+            except Exception:  # it has a gap now, and nobody else is to have one
+                log.exception("An event could not be delivered")
+                watcher.hang_up(INTERNAL_ERROR, "internal error")
 
     def _audience(self, event: Event) -> list[Watcher]:
         """Everybody in the order's room and in the feeds that show it, each once."""

@@ -17,6 +17,7 @@ from ordertrack.realtime.relay import Relay
 from ordertrack.realtime.rooms import Rooms
 from ordertrack.realtime.transport import Limits, Origins
 from ordertrack.realtime.websocket import OrderSockets, RawRooms
+from ordertrack.services.orders import Budget
 
 # Of an event's age when the sockets get it: from the wake-up in time to the database gone for long.
 LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
@@ -56,7 +57,7 @@ def init_app(app: Flask, settings: Settings) -> Live:
     def members(room: str) -> list[Watcher]:
         return [*rooms.members(room), *raw_rooms.members(room)]
 
-    fanout = Fanout(members, scope)
+    fanout = Fanout(members, scope, Budget(bytes=limits.max_answer_bytes))
     socketio = SocketIO(app, origins=origins, limits=limits)
     rooms = Rooms(app, socketio, fanout, guests, scope)
     app.wsgi_app = OrderSockets(  # type: ignore[method-assign]

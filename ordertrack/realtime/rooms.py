@@ -67,6 +67,10 @@ class SocketWatcher:
             self._socket.send_outgoing(encode_event("signed_out", to_json(problem(error))))
             self._socket.close_with(SIGNED_OUT, error.code)
 
+    def hang_up(self, code: int, reason: str) -> None:
+        self._rooms.forget(self._sid)
+        self._socket.close_with(code, reason, goodbye=False)
+
 
 class Rooms:
     """The Socket.IO side of one process."""
@@ -153,7 +157,7 @@ class Rooms:
         self, principal: Principal, wanted: Wanted
     ) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
         with self._guests.door:
-            return orders.catch_up(principal, wanted, self._scope)
+            return orders.catch_up(principal, wanted, self._scope, self._fanout.budget)
 
     def _identify(self, principal: Principal) -> Actor:
         with self._guests.door:

@@ -5,7 +5,7 @@ Refusals are HTTP answers before the upgrade.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -19,14 +19,23 @@ from ordertrack.payloads import MAX_ID, MAX_VERSION
 from ordertrack.policy import Actor, DriverScope, Principal
 from ordertrack.problems import answer, from_exception
 from ordertrack.realtime import transport
-from ordertrack.realtime.fanout import Announcement, Fanout, Wanted, order_room
+from ordertrack.realtime.fanout import (
+    TRY_AGAIN_LATER,
+    Announcement,
+    Fanout,
+    Wanted,
+    order_room,
+)
 from ordertrack.realtime.guests import Guests
 from ordertrack.realtime.transport import Limits, Origins, Refused, WebSocket
 from ordertrack.services import orders
-from ordertrack.services.orders import CaughtUp
+from ordertrack.services.orders import REPLAY_LIMIT, CaughtUp
 
 PROTOCOL = "ordertrack.v1"
 SIGNED_OUT = 1008  # policy violation, RFC 6455
+
+# Events that are read and sent at once where a replay is too large for one answer: they are large.
+PAGE = 20
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -60,10 +69,27 @@ class RawRooms:
 class RawWatcher:
     """A raw socket that watches one order; also the transport's handler for it."""
 
-    __slots__ = ("_backlog", "_ended", "_guests", "_room", "_rooms", "_ws", "actor", "credential")
+    __slots__ = (
+        "_backlog",
+        "_ended",
+        "_guests",
+        "_held",
+        "_most_held",
+        "_pages",
+        "_room",
+        "_rooms",
+        "_ws",
+        "actor",
+        "credential",
+    )
 
     def __init__(
-        self, credential: Credential, order_id: int, rooms: RawRooms, guests: Guests
+        self,
+        credential: Credential,
+        order_id: int,
+        rooms: RawRooms,
+        guests: Guests,
+        most_held: int,
     ) -> None:
         self.credential = credential
         self.actor: Actor | None = None
@@ -71,19 +97,29 @@ class RawWatcher:
         self._rooms = rooms
         self._guests = guests
         self._ws: WebSocket | None = None
-        # What is announced between joining and the end of the handshake.
+        # What is announced between joining and the end of the handshake, or of the replay.
         self._backlog: list[bytes] | None = []
+        self._held = 0  # bytes of that,
+        self._most_held = most_held  # and where it ends
+        self._pages: Iterator[list[Event]] | None = None  # of a large replay
         self._ended: DomainError | None = None  # why it must not open any more
 
     def deliver(self, announcement: Announcement) -> None:
-        if self._ws is not None:
-            self._ws.enqueue(announcement.frame)
-        elif self._backlog is not None:
+        if self._backlog is not None:
             self._backlog.append(announcement.frame)
+            self._held += len(announcement.frame)
+            if self._held > self._most_held:
+                self.hang_up(TRY_AGAIN_LATER, "queue full")
+        elif self._ws is not None:
+            self._ws.enqueue(announcement.frame)
 
-    def replay(self, frames: list[bytes]) -> None:
+    def replay(self, events: Iterable[Event]) -> None:
         """What was missed goes before what was announced since."""
-        self._backlog = frames + (self._backlog or [])
+        self._backlog = [Announcement(event).frame for event in events] + (self._backlog or [])
+
+    def replay_in_pages(self, pages: Iterator[list[Event]]) -> None:
+        """The same, read and sent one after the other, as the client takes them."""
+        self._pages = pages
 
     def join(self, room: str) -> None:
         if self._ended is None:
@@ -113,6 +149,33 @@ class RawWatcher:
 
     def on_open(self, ws: WebSocket) -> None:
         self._ws = ws
+        if self._pages is not None:
+            ws.stream(self._send_page)
+        else:
+            self._go_live(ws)
+
+    def _send_page(self) -> bool:
+        """Send the next page of the replay; False when there is none, or it cannot be had."""
+        ws, pages = self._ws, self._pages
+        assert ws is not None
+        assert pages is not None
+        try:
+            events = next(pages, None)
+        except Unavailable as error:
+            self.hang_up(TRY_AGAIN_LATER, error.code)
+            return False
+        except DomainError as error:
+            self.sign_out(error)
+            return False
+        if events is None:
+            self._pages = None
+            self._go_live(ws)
+            return False
+        for event in events:
+            ws.enqueue(Announcement(event).frame)
+        return True
+
+    def _go_live(self, ws: WebSocket) -> None:
         for frame in self._backlog or ():
             ws.enqueue(frame)
         self._backlog = None
@@ -172,7 +235,9 @@ class OrderSockets:
         self._origins.check(environ)
         credential, subprotocol = _credential(environ)
         after = _after(environ)
-        watcher = RawWatcher(credential, order_id, self._rooms, self._guests)
+        watcher = RawWatcher(
+            credential, order_id, self._rooms, self._guests, self._limits.max_queue_bytes
+        )
         self._guests.admit(watcher)
         try:
             standing = self._fanout.subscribe(
@@ -182,12 +247,16 @@ class OrderSockets:
             )[order_id]
             if not isinstance(standing, CaughtUp):
                 raise standing
-            missed = standing.events
-            if standing.reset:
-                # Too much to replay: the latest event says where the order stands now.
-                missed = self._latest(credential.principal, order_id, standing.version)
+            principal, upto = credential.principal, standing.version
+            if not standing.reset:
+                watcher.replay(standing.events)
+            elif after is not None and upto - after <= REPLAY_LIMIT:
+                # Not too many, but large.
+                watcher.replay_in_pages(self._pages(principal, order_id, after, upto))
+            else:
+                # Too many to replay: the latest event says where the order stands now.
+                watcher.replay(self._read(principal, order_id, upto - 1, 1))
             watcher.may_open()
-            watcher.replay([Announcement(event).frame for event in missed])
             transport.take_over(environ, watcher, subprotocol=subprotocol, limits=self._limits)
             return []
         except BaseException:
@@ -198,11 +267,23 @@ class OrderSockets:
         self, principal: Principal, wanted: Wanted
     ) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
         with self._guests.door:
-            return orders.catch_up(principal, wanted, self._scope)
+            return orders.catch_up(principal, wanted, self._scope, self._fanout.budget)
 
-    def _latest(self, principal: Principal, order_id: int, version: int) -> list[Event]:
+    def _pages(
+        self, principal: Principal, order_id: int, after: int, upto: int
+    ) -> Iterator[list[Event]]:
+        """The events with after < version ≤ upto. Raises what `orders.history` raises."""
+        while after < upto:
+            with self._app.app_context():
+                events = self._read(principal, order_id, after, min(PAGE, upto - after))
+            if not events:  # versions are dense: the database was replaced
+                raise Unavailable("The history ends before the order's version.")
+            yield events
+            after += len(events)
+
+    def _read(self, principal: Principal, order_id: int, after: int, limit: int) -> list[Event]:
         with self._guests.door:
-            history = orders.history(principal, order_id, self._scope, after=version - 1, limit=1)
+            history = orders.history(principal, order_id, self._scope, after=after, limit=limit)
             return history.events
 
 

@@ -1,9 +1,12 @@
 """Orders: placing, reading, changing, and catching up after having been away."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Row, select, text
@@ -31,6 +34,12 @@ from ordertrack.turns import Turns
 
 # More missed events than this are not worth replaying: the client takes the present state instead.
 REPLAY_LIMIT = 500
+
+# Of how many events at a time the log is asked, when several orders were missed.
+_READ_AT_ONCE = 250
+
+# What an event takes as JSON beside its texts.
+_EVENT_BYTES = 300
 
 # In the place of a version: the one before the latest.
 LATEST = -1
@@ -65,16 +74,33 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What the missed events of one answer may come to, however many orders it is about."""
+
+    events: int = 2_000
+    bytes: int = 500_000
+
+
+class Reset(StrEnum):
+    """Why missed events are not in an answer."""
+
+    TOO_MANY = "too_many"  # of this order alone: nobody gets them replayed
+    ANSWER_FULL = "answer_full"  # those of the orders before it took the room: ask again
+
+
+@dataclass(frozen=True, slots=True)
 class CaughtUp:
     """Where a watcher stands: the order at ``version``, and what it missed up to there.
 
-    ``reset``: too much was missed to replay; ``order`` is the new state.
+    ``reset``: what was missed is not replayed; ``order`` is the new state. ``size`` is about what
+    the events take in bytes.
     """
 
     order: OrderView
     version: int
     events: list[Event]
-    reset: bool = False
+    reset: Reset | None = None
+    size: int = 0
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -138,14 +164,17 @@ def history(
 
 
 def catch_up(
-    principal: Principal, wanted: dict[int, int | None], scope: DriverScope
+    principal: Principal,
+    wanted: dict[int, int | None],
+    scope: DriverScope,
+    budget: Budget = Budget(),
 ) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
     """Where each order stands and what was missed since a version: the read half of a subscription.
 
     *wanted* maps order ids to the last version seen, `LATEST` to get the latest event too, or None
     for "only from now on". An order that the caller may not see yields a `NotFound`, a version that
     the order has not reached a `ValidationFailed`. One statement however many orders, two when
-    something was missed; state and events agree.
+    something was missed, more when that was much; state and events agree.
 
     Raises `InvalidToken` when the caller's session has ended.
     """
@@ -165,16 +194,71 @@ def catch_up(
             )
             continue
         missed = 0 if after is None else order.version - after
-        answers[order_id] = CaughtUp(
-            view_of(actor, order, scope), order.version, [], reset=missed > REPLAY_LIMIT
-        )
+        reset = Reset.TOO_MANY if missed > REPLAY_LIMIT else None
+        answers[order_id] = CaughtUp(view_of(actor, order, scope), order.version, [], reset)
         if after is not None and 0 < missed <= REPLAY_LIMIT:
             spans.append(Span(order_id, after, order.version))
-    for order_id, events in eventlog.between(spans, REPLAY_LIMIT).items():
-        caught_up = answers[order_id]
-        assert isinstance(caught_up, CaughtUp)
-        caught_up.events.extend(events)
-    return actor, answers
+    _replay(answers, spans, budget)
+    return actor, fit(answers, budget)
+
+
+def _replay(
+    answers: dict[int, CaughtUp | DomainError], spans: Sequence[Span], budget: Budget
+) -> None:
+    """Read what was missed into the *answers*, until there is more of it than the *budget*."""
+    unread = deque(spans)
+    number = size = 0
+    while unread and number <= budget.events and size <= budget.bytes:
+        for order_id, events in eventlog.between(_some_of(unread), REPLAY_LIMIT).items():
+            answer = answers[order_id]
+            assert isinstance(answer, CaughtUp)
+            answers[order_id] = replace(answer, events=events, size=sum(map(_size, events)))
+            number += len(events)
+            size += sum(map(_size, events))
+    for span in unread:
+        answer = answers[span.order_id]
+        assert isinstance(answer, CaughtUp)
+        answers[span.order_id] = replace(answer, reset=Reset.ANSWER_FULL)
+
+
+def _some_of(unread: deque[Span]) -> list[Span]:
+    """Take what to read next: one span at least, else up to `_READ_AT_ONCE` events."""
+    taken = [unread.popleft()]
+    number = taken[0].upto - taken[0].after
+    while unread and number + unread[0].upto - unread[0].after <= _READ_AT_ONCE:
+        taken.append(unread.popleft())
+        number += taken[-1].upto - taken[-1].after
+    return taken
+
+
+def _size(event: Event) -> int:
+    return _EVENT_BYTES + len(json.dumps((event.actor_name, event.note, event.changes)))
+
+
+def fit(
+    answers: Mapping[int, CaughtUp | DomainError], budget: Budget
+) -> dict[int, CaughtUp | DomainError]:
+    """The same answers with no more events than the *budget* allows: the first ones come first.
+
+    So whoever asks again for those that found the answer full gets further each time.
+    """
+    fitting = dict(answers)
+    number = size = 0
+    full = False
+    for order_id, answer in answers.items():
+        if not isinstance(answer, CaughtUp) or not answer.events:
+            continue
+        number += len(answer.events)
+        size += answer.size
+        full = full or number > budget.events or size > budget.bytes
+        if answer.size > budget.bytes:
+            reset = Reset.TOO_MANY
+        elif full:
+            reset = Reset.ANSWER_FULL
+        else:
+            continue
+        fitting[order_id] = replace(answer, events=[], size=0, reset=reset)
+    return fitting
 
 
 @dataclass(frozen=True, slots=True)

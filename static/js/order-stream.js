@@ -122,6 +122,11 @@ class Watch extends Subscription {
   /** Take the server's answer; false when it brought us no further than we were. */
   accept(answer) {
     const before = this.trail.seen;
+    if (before !== null && answer.reset_reason === "answer_full") {
+      // The orders before it took the room. It is asked for again, being behind.
+      this.trail.take([], answer.version);
+      return true;
+    }
     const { order, events } = this.trail.answer(answer);
     if (order !== null) tell(this.handlers.onReset, order);
     this.handOn(this, events);

@@ -286,6 +286,51 @@ def test_a_server_that_restarts_leaves_no_gap(
     assert not any(later)
 
 
+def test_more_than_one_answer_holds_is_told_event_by_event_all_the_same(
+    open_stream: Open,
+    database: str,
+    start_server: Callable[..., Server],
+    network: TcpProxy,
+) -> None:
+    """The server gives what fits; the rest is asked for again, in as many rounds as it takes."""
+    server = start_server(database, QUEUE_MAX_BYTES="65536")  # half of it is what an answer holds
+    customer = server.people.customer()
+    orders = [customer.order() for _ in range(6)]
+    for order in orders:
+        for letter in "abcdefgh":
+            customer.edit(order, letter * 2000)
+    network.target = server.port
+    stream = open_stream(customer, poll_after=60)  # the sockets shall do it
+    for order in orders:
+        stream.watch(order, 1)
+    for order in orders:
+        assert_tells(stream, customer, order, after=1)
+        assert stream.resets[order["id"]] == []
+    stream.until("live")
+
+
+def test_what_no_answer_holds_is_a_new_state(
+    open_stream: Open,
+    database: str,
+    start_server: Callable[..., Server],
+    network: TcpProxy,
+) -> None:
+    server = start_server(database, QUEUE_MAX_BYTES="65536")
+    customer = server.people.customer()
+    large, small = customer.order(), customer.order()
+    for number in range(20):
+        large = customer.edit(large, f"{number}" * 1000)
+    customer.edit(small, "a box")
+    network.target = server.port
+    stream = open_stream(customer, poll_after=60)
+    stream.watch(large, 1)
+    stream.watch(small, 1)
+    stream.until("live")
+    assert_tells(stream, customer, small, after=1)
+    assert stream.resets[large["id"]] == [large]
+    assert stream.events[large["id"]] == []
+
+
 # --- words that no honest server says ------------------------------------------------------------
 # The real server behind a proxy that changes its messages.
 

@@ -9,8 +9,9 @@ from flask import Flask
 
 from ordertrack import problems
 from ordertrack.payloads import MAX_SUBSCRIPTIONS
+from ordertrack.realtime.transport import CONTROL_COST
 from ordertrack.realtime.transport import DEFAULT_LIMITS as LIMITS
-from ordertrack.services.orders import REPLAY_LIMIT
+from ordertrack.services.orders import REPLAY_LIMIT, Budget, Reset
 from tests.support.people import People
 from tests.support.servers import ROOT
 
@@ -59,7 +60,12 @@ def test_the_limits_are_those_of_the_code() -> None:
     for text in (
         f"{LIMITS.max_message_bytes // 1024} KiB; more closes with 1009",
         f"{LIMITS.message_burst} at once, {LIMITS.messages_per_second:.0f} a second",
-        f"more than {LIMITS.max_queue_bytes // 1_000_000} MB or {LIMITS.max_queue_seconds:.0f} s",
+        f"more than {LIMITS.max_queue_bytes // 1_000_000} MB waited for this client",
+        f"for {LIMITS.max_queue_seconds:.0f} s it read less than",
+        f"less than {LIMITS.min_bytes_per_second // 1024} KiB a second",
+        f"{1 / CONTROL_COST:.0f} pings, pongs or fragments count as one".replace("10", "Ten", 1),
+        f"holds up to {Budget().events} events and {Budget().bytes // 1000} KB of them",
+        *(f"| `{reason}` |" for reason in Reset),
         f"up to {MAX_SUBSCRIPTIONS}, each once",
         f"If more than {REPLAY_LIMIT} were missed",
     ):

@@ -88,6 +88,10 @@ class _Watch(_Subscription):
 
     def accept(self, answer: Any) -> bool:
         before = self.trail.seen
+        if before is not None and answer.get("reset_reason") == "answer_full":
+            # The orders before it took the room. It is asked for again, being behind.
+            self.trail.take((), answer["version"])
+            return True
         order, events = self.trail.answer(
             answer["order"], answer["version"], answer["events"], reset=answer.get("reset", False)
         )
