@@ -104,6 +104,7 @@ def sweeps_go_on(server: Echo) -> None:
         assert is_at_end(client), "though it never answered"
 
 
+@pytest.mark.safety("exception-in-the-loop")
 @pytest.mark.parametrize("what", faults.ONE_CONNECTION)
 def test_a_fault_ends_its_own_connection_and_nobody_elses(server: Echo, what: str) -> None:
     with witness(server) as other, ExitStack() as stack:
@@ -115,6 +116,7 @@ def test_a_fault_ends_its_own_connection_and_nobody_elses(server: Echo, what: st
     assert server.process.poll() is None
 
 
+@pytest.mark.safety("exception-in-the-loop")
 @pytest.mark.parametrize("what", faults.HEARTBEAT)
 def test_a_fault_in_the_heartbeat_costs_nobody_else_theirs(pinging: Echo, what: str) -> None:
     with witness(pinging) as other, ExitStack() as stack:
@@ -128,12 +130,14 @@ def test_a_fault_in_the_heartbeat_costs_nobody_else_theirs(pinging: Echo, what: 
     assert pinging.process.poll() is None
 
 
+@pytest.mark.safety("exception-in-the-loop")
 def test_a_sweep_that_fails_does_not_keep_the_others_from_running(server: Echo) -> None:
     with peer(server.port) as client:
         assert answer(client, "break sweep") == "broken"
     sweeps_go_on(server)
 
 
+@pytest.mark.safety("exception-in-the-loop")
 @pytest.mark.parametrize(
     ("what", "kind"),
     [
