@@ -84,5 +84,5 @@ class Heartbeat:
                     self._to_ping.append((now + self._interval, connection))
             except Exception:
                 log.exception("A connection could not be pinged")
-                # Nobody would look after it any more.
-                self._to_check.append((now, connection))
+                # Nobody would look after it any more: it is due with the next sweep.
+                self._to_check.appendleft((now, connection))

@@ -36,6 +36,7 @@ class Watcher:
         self.person = person
         self.told: list[dict[str, Any]] = []
         self.signed_out: list[str] = []
+        self.hung_up: list[int] = []
         self._world = world
 
     def deliver(self, announcement: Announcement) -> None:
@@ -49,6 +50,13 @@ class Watcher:
 
     def sign_out(self, error: DomainError) -> None:
         self.signed_out.append(error.code)
+        self._leave_all()
+
+    def hang_up(self, code: int, reason: str) -> None:
+        self.hung_up.append(code)
+        self._leave_all()
+
+    def _leave_all(self) -> None:
         for members in self._world.rooms.values():
             members.pop(self, None)
 
@@ -117,6 +125,24 @@ def owner(people: People) -> Person:
 def caught_up(answer: CaughtUp | DomainError) -> CaughtUp:
     assert isinstance(answer, CaughtUp)
     return answer
+
+
+@pytest.mark.safety("exception-in-the-loop")
+def test_a_watcher_that_cannot_be_told_is_closed_and_the_others_are_told(
+    world: World, owner: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = owner.order()
+    watchers = [Watcher(world, owner) for _ in range(3)]
+    for watcher in watchers:
+        world.subscribe(watcher, order, 1)
+    broken = watchers[1]
+    monkeypatch.setattr(broken, "deliver", lambda _: 1 / 0)
+    owner.edit(order, "told")
+    world.relay()
+    owner.edit(order, "told again")
+    world.relay()
+    assert [[event["version"] for event in one.told] for one in watchers] == [[2, 3], [], [2, 3]]
+    assert broken.hung_up == [1011], "and only once: it is out of the room"
 
 
 # What may happen: before the subscription, before and after each of two reads, and after it; a

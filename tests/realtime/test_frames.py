@@ -158,6 +158,75 @@ def test_a_heartbeat_pings_everybody_at_its_interval_and_expires_the_silent(
     assert silent.expired == 77
 
 
+@pytest.mark.safety("exception-in-the-loop")
+def test_what_one_connection_does_to_a_heartbeat_costs_no_other_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now)
+
+    def ping(one: Beating) -> None:
+        if one is crowd[1]:
+            raise RuntimeError("cannot be pinged")
+        one.pings.append(int(now))
+
+    def expire(one: Beating) -> None:
+        if one is crowd[3] and now < 60:
+            raise RuntimeError("cannot be expired yet")
+        one.alive, one.expired = False, int(now)
+
+    crowd = [Beating(0) for _ in range(5)]
+    beat = Heartbeat(25.0, 20.0, ping=ping, expire=expire, pause=lambda: None)
+    for one in crowd:
+        beat.add(one)
+    for now in (25.0, 26.0, 45.0, 50.0, 70.0, 75.0):
+        beat.sweep(now)
+        crowd[0].heard = True
+    assert [one.expired for one in crowd] == [None, 26, 45, 70, 45]
+    assert crowd[0].pings == [25, 50, 75]
+
+
+@pytest.mark.parametrize(("interval", "timeout"), [(1.0, 1.0), (1.0, 0.05), (0.2, 0.0)])
+def test_a_heartbeat_that_cannot_be_kept_is_refused(interval: float, timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout must be"):
+        Heartbeat(interval, timeout, ping=id, expire=id, pause=int)
+
+
+def test_a_heartbeat_says_how_often_it_is_to_be_looked_after() -> None:
+    assert Heartbeat(25.0, 20.0, ping=id, expire=id, pause=int).period == 1.0
+    assert Heartbeat(0.3, 0.2, ping=id, expire=id, pause=int).period == 0.05
+
+
+def stuck_at(taken: dict[int, int]) -> int | None:
+    """When a backlog counts as stuck of which so many bytes are taken at these seconds."""
+    backlog = Backlog(0.0)
+    backlog.append(b"x" * 1_000_000, 0.0)
+    for second in range(1, 200):
+        backlog.sent(taken.get(second, taken.get(0, 0)))
+        if backlog.is_stuck(second, 20.0, 100.0):
+            backlog.discard()
+            return second
+    backlog.discard()
+    return None
+
+
+def test_a_backlog_is_stuck_when_hardly_anything_of_it_is_taken() -> None:
+    assert stuck_at({}) == 20
+    assert stuck_at({0: 99}) == 20, "below the rate"
+    assert stuck_at({0: 100}) is None, "as old as it may be, and taken steadily"
+    assert stuck_at({3: 900_000}) == 40, "what was taken once counts for one period"
+
+
+def test_a_backlog_that_is_fresh_is_not_stuck_however_slowly_it_is_read() -> None:
+    backlog = Backlog(0.0)
+    for second in range(200):
+        backlog.append(b"x", float(second))
+        if second >= 10:
+            backlog.sent(1)  # what was queued ten seconds ago
+        assert not backlog.is_stuck(second, 20.0, 100.0)
+    backlog.discard()
+
+
 def test_what_is_due_is_taken_in_chunks() -> None:
     queue = deque((float(n), n) for n in range(1000))
     pauses: list[int] = []

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ordertrack.realtime import transport
 from tests.realtime.echo import Echo, running
 from tests.realtime.wire import (
     BINARY,
@@ -447,6 +448,44 @@ def test_slow_readers_do_not_hold_up_the_others(server: Echo) -> None:
         for number in range(20):
             quick.text(str(number))
             assert quick.read_text() == str(number)
+
+
+def test_those_who_are_told_to_come_back_are_told_evenly_over_the_time_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock of the test's own: whoever waits longer than told, and whoever hurries, shows."""
+    clock = 0.0
+    closed: dict[int, float] = {}
+
+    class Leaving:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def close(self, code: int, reason: str) -> None:
+            assert (code, reason) == (1012, "server restarting")
+            closed[self.number] = clock
+            if self.number == 7:
+                raise RuntimeError("cannot be closed")
+            del loop.sockets[self.number]
+
+        def abort(self) -> None:
+            del loop.sockets[self.number]
+
+    def sleep(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+
+    loop = transport._Loop()
+    loop.sockets = {number: Leaving(number) for number in range(40)}  # type: ignore[misc]
+    monkeypatch.setattr(transport, "_loop", loop)
+    monkeypatch.setattr(transport, "sleep", sleep)
+    monkeypatch.setattr(transport, "pause", lambda: None)
+    monkeypatch.setattr(transport, "monotonic", lambda: clock)
+    transport.close_all(1012, "server restarting", 8.0)
+    assert sorted(closed.values()) == pytest.approx([8.0 * n / 40 for n in range(40)])
+    assert list(closed) != sorted(closed), "not always the same ones first"
+    assert loop.draining
+    assert not loop.sockets
 
 
 # The end ----------------------------------------------------------------------------------------
