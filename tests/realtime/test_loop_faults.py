@@ -130,6 +130,15 @@ def test_a_fault_in_the_heartbeat_costs_nobody_else_theirs(pinging: Echo, what: 
     assert pinging.process.poll() is None
 
 
+def test_a_client_that_is_not_read_is_not_taken_for_silent(pinging: Echo) -> None:
+    """Its pongs wait behind more messages than its inbox holds, for several timeouts."""
+    with witness(pinging) as client:
+        client.send("nap 3")
+        for number in range(40):
+            client.send(f"#{number}")
+        assert [client.recv(timeout=10) for _ in range(40)] == [f"#{n}" for n in range(40)]
+
+
 @pytest.mark.safety("exception-in-the-loop")
 def test_a_sweep_that_fails_does_not_keep_the_others_from_running(server: Echo) -> None:
     with peer(server.port) as client:

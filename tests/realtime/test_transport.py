@@ -450,6 +450,18 @@ def test_slow_readers_do_not_hold_up_the_others(server: Echo) -> None:
             assert quick.read_text() == str(number)
 
 
+def test_what_is_due_more_often_than_every_second_is_done_as_often() -> None:
+    loop = transport._Loop()
+    done: dict[float, list[float]] = {0.05: [], 1.0: []}
+    for period, times in done.items():
+        loop.sweeps.append(transport._Sweep(period, times.append))
+    for step in range(1, 200):
+        loop._sweep(step * 0.0625)
+    assert len(done[0.05]) == 199
+    assert done[1.0] == [0.0625 + n for n in range(13)][: len(done[1.0])]
+    assert len(done[1.0]) >= 12
+
+
 def test_those_who_are_told_to_come_back_are_told_evenly_over_the_time_there_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
