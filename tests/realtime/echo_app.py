@@ -46,6 +46,8 @@ if "connect_seconds" in settings:
     sessions.CONNECT_SECONDS = settings.pop("connect_seconds")
 if "close_seconds" in settings:
     transport.CLOSE_SECONDS = settings.pop("close_seconds")  # type: ignore[misc]
+if "flush_chunk" in settings:
+    transport.FLUSH_CHUNK = settings.pop("flush_chunk")  # type: ignore[misc]
 if settings.pop("portable", False):
     readiness.best = readiness.HubListeners  # as where there is no epoll
 if "pings" in settings:

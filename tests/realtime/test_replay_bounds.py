@@ -4,12 +4,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from flask import Flask
 
-from ordertrack.errors import NotFound
+from ordertrack import eventlog
+from ordertrack.errors import DomainError, NotFound
 from ordertrack.eventlog import Event
+from ordertrack.identity import from_token
+from ordertrack.policy import Actor, DriverScope, Role
+from ordertrack.realtime.fanout import Announcement, Fanout
+from ordertrack.services import orders
 from ordertrack.services.orders import REPLAY_LIMIT, Budget, CaughtUp, Reset, fit
 from tests.realtime.wire import CLOSE, TEXT, handshake, peer
-from tests.support.people import Person
+from tests.support.people import People, Person
 from tests.support.servers import Server, running_server
 from tests.support.sockets import raw_watching, settled, watching
 
@@ -176,6 +182,64 @@ def test_the_first_orders_get_what_there_is() -> None:
         7: (0, Reset.TOO_MANY),
         8: (0, Reset.TOO_MANY),
     }
+
+
+def test_what_will_not_fit_is_not_read_either(
+    app: Flask, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = people.customer()
+    made = [owner.order() for _ in range(6)]
+    for order in made:
+        owner.edit(order, "changed")
+    read: list[int] = []
+    between = eventlog.between
+
+    def counted(spans: Any, limit: int) -> dict[int, list[Event]]:
+        read.extend(span.order_id for span in spans)
+        return between(spans, limit)
+
+    monkeypatch.setattr(eventlog, "between", counted)
+    monkeypatch.setattr(orders, "_READ_AT_ONCE", 2)
+    with app.app_context():
+        _, answers = orders.catch_up(
+            from_token(owner.token).principal,
+            {int(order["id"]): 1 for order in made},
+            DriverScope.ALL,
+            Budget(events=3),
+        )
+    assert read == [int(order["id"]) for order in made[:4]], "two at a time, to the budget's end"
+    found = [answer.reset for answer in answers.values() if isinstance(answer, CaughtUp)]
+    assert found == [None] * 3 + [Reset.ANSWER_FULL] * 3
+
+
+class Nobody:
+    """A watcher that is told nothing."""
+
+    actor: Actor | None = None
+
+    def deliver(self, announcement: Announcement) -> None: ...
+
+    def join(self, room: str) -> None: ...
+
+    def leave(self, room: str) -> None: ...
+
+    def sign_out(self, error: DomainError) -> None: ...
+
+    def hang_up(self, code: int, reason: str) -> None: ...
+
+
+def test_several_reads_of_the_log_make_one_answer_and_share_its_budget() -> None:
+    """Each of them keeps to the budget; what they found together does not."""
+    fanout = Fanout(lambda _: [], DriverScope.ALL, Budget(events=3, bytes=1000))
+    found = {1: caught_up(2, 100), 2: caught_up(2, 100)}
+    answers = fanout.subscribe(
+        Nobody(), {1: 0, 2: 0}, lambda _: (Actor(1, "Ann", Role.ADMIN), dict(found))
+    )
+    assert [answer.reset for answer in answers.values() if isinstance(answer, CaughtUp)] == [
+        None,
+        Reset.ANSWER_FULL,
+    ]
+    assert (fanout.resets, fanout.replayed) == (1, 2)
 
 
 @pytest.mark.parametrize(("events", "size"), [(11, 500), (5, 1001)])

@@ -200,6 +200,19 @@ def test_frames_handed_over_in_different_ways_keep_their_order(server: Echo) -> 
         assert [int(client.read_text().split()[0]) for _ in range(2000)] == list(range(2000))
 
 
+def test_what_goes_to_more_than_one_turn_serves_reaches_all_of_them() -> None:
+    with running(flush_chunk=4) as server, contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(15):
+            client = stack.enter_context(peer(server.port, "/socket.io/?EIO=4&transport=websocket"))
+            client.text("40")
+            client.text('420["join",["all"]]')
+            assert [client.read_text()[:3] for _ in range(3)] == ['0{"', "40{", "430"]
+            clients.append(client)
+        assert server.get("/cast/all/1") == {"members": 15}
+        assert [client.read_text() for client in clients] == ['42["number",0]'] * 15
+
+
 # Rules ------------------------------------------------------------------------------------------
 
 
