@@ -21,6 +21,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import psycopg2
 from click import ClickException
 from flask import Flask
 from flask_migrate import upgrade
@@ -30,6 +31,8 @@ from sqlalchemy.exc import OperationalError
 from ordertrack import app as application
 from ordertrack import embedded, logs, serving
 from ordertrack.config import Settings, SettingsError, load, secrets_of
+from ordertrack.connecting import require_own_sessions, say_what_is_overridden
+from ordertrack.db import connector
 from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
 from ordertrack.green import bound_database_waits
 from ordertrack.services.restore import LogFromElsewhere, require_own_log
@@ -61,11 +64,15 @@ def create_app() -> Flask:
 
 
 def migrate(app: Flask) -> None:
+    """Bring the tables up to date, after a look at what the connections to them are."""
+    connect = connector(app.extensions["ordertrack_settings"])
+    say_what_is_overridden(connect)
     with app.app_context():
         try:
+            require_own_sessions(connect)
             upgrade()
-        except OperationalError as error:
-            because = str(error.orig).strip()
+        except (OperationalError, psycopg2.OperationalError) as error:
+            because = str(getattr(error, "orig", error)).strip()
             raise SettingsError(
                 "DB_DSN", f"names a database that cannot be used: {because}"
             ) from error
@@ -96,10 +103,10 @@ def main() -> None:
     with ExitStack() as stack:
         settings, postgres = prepare(stack)
         logs.set_up(settings.log_level, secrets=secrets_of(settings))
+        app = application.create_app(settings)
+        migrate(app)  # may take long, and be waited for by all who start beside us
         # Room for PostgreSQL to say itself that a statement took too long.
         bound_database_waits(settings.statement_timeout_ms / 1000 + 1)
-        app = application.create_app(settings)
-        migrate(app)
         with app.app_context():
             require_own_log()
         relay = app.extensions["ordertrack_relay"]

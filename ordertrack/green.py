@@ -16,6 +16,9 @@ from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, set_wait_callbac
 
 T = TypeVar("T")
 
+# The system's own, which eventlet takes out of the module.
+_SELECT = eventlet.patcher.original("select")
+
 # Each argon2id hash takes 19 MiB and some 20 ms of a core. Two at a time keep two cores busy and
 # leave the loop its share; the rest of a login storm waits here, without a thread each.
 _AT_ONCE = 2
@@ -28,6 +31,17 @@ def off_the_loop(function: Callable[..., T], *args: Any) -> T:
         return function(*args)
     with _turns:
         return cast(T, eventlet.tpool.execute(function, *args))
+
+
+class NoAnswer(psycopg2.OperationalError):
+    """The database, or the network to it, was silent for too long."""
+
+
+def has_input(descriptor: int) -> bool:
+    """Whether there is something to read, or the other end has gone. Does not wait."""
+    poll = _SELECT.poll()
+    poll.register(descriptor, _SELECT.POLLIN)
+    return bool(poll.poll(0))
 
 
 def bound_database_waits(seconds: float) -> None:
@@ -45,9 +59,7 @@ def bound_database_waits(seconds: float) -> None:
                 read=state == POLL_READ,
                 write=state == POLL_WRITE,
                 timeout=seconds,
-                timeout_exc=psycopg2.OperationalError(
-                    f"no answer from the database for {seconds:g} seconds"
-                ),
+                timeout_exc=NoAnswer(f"no answer from the database for {seconds:g} seconds"),
             )
 
     set_wait_callback(wait)
