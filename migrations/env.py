@@ -38,14 +38,20 @@ _IN_THE_WAY = ("55P03", "40P01")
 def run() -> None:
     database = current_app.extensions["migrate"].db
     with database.engine.connect() as connection:
-        connection.detach()  # the settings and the lock end with the session, in no pool
-        # A migration may rightly take longer than a request may.
-        for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
-            connection.execute(text(f"SET {setting} = 0"))
-        connection.execute(text(f"SET lock_timeout = {_LOCK_TIMEOUT_MS}"))
-        connection.commit()
-        _take_turn(connection)
-        _migrate(connection, database.metadata)
+        try:
+            # A migration may rightly take longer than a request may.
+            for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
+                connection.execute(text(f"SET {setting} = 0"))
+            connection.execute(text(f"SET lock_timeout = {_LOCK_TIMEOUT_MS}"))
+            connection.commit()
+            _take_turn(connection)
+            _migrate(connection, database.metadata)
+            connection.execute(text("RESET ALL"))
+            connection.execute(text("SELECT pg_advisory_unlock_all()"))
+            connection.commit()
+        except BaseException:
+            connection.invalidate()  # the settings and the lock end with the session
+            raise
 
 
 def _take_turn(connection: Connection) -> None:
