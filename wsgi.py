@@ -104,9 +104,14 @@ def main() -> None:
         settings, postgres = prepare(stack)
         logs.set_up(settings.log_level, secrets=secrets_of(settings))
         app = application.create_app(settings)
-        migrate(app)  # may take long, and be waited for by all who start beside us
+        connect_timeout = connector(settings).timeout
+        # A migration takes as long as it takes, and who starts beside us waits for it.
+        bound_database_waits(connect=connect_timeout, answer=None)
+        migrate(app)
         # Room for PostgreSQL to say itself that a statement took too long.
-        bound_database_waits(settings.statement_timeout_ms / 1000 + 1)
+        bound_database_waits(
+            connect=connect_timeout, answer=settings.statement_timeout_ms / 1000 + 1
+        )
         with app.app_context():
             require_own_log()
         relay = app.extensions["ordertrack_relay"]

@@ -70,6 +70,7 @@ class Connector:
         given["options"] = " ".join(
             [own_options, *(f"-c {key}={_escaped(value)}" for key, value in self.session.items())]
         ).strip()
+        self.timeout = _seconds(given["connect_timeout"])  # for each host
         self._hosts = _one_by_one(given)
         self._first = 0  # of the hosts; the one that let us in last
 
@@ -88,6 +89,14 @@ class Connector:
         if len(failures) == 1:
             raise failures[0]
         raise psycopg2.OperationalError("; ".join(str(error).strip() for error in failures))
+
+
+def _seconds(value: Any) -> float:
+    """As libpq reads it: 0 and less is for ever, which nobody may wait for here."""
+    try:
+        return int(value) if int(value) > 0 else CONNECT_TIMEOUT
+    except ValueError:  # libpq says so
+        return CONNECT_TIMEOUT
 
 
 def _escaped(value: str) -> str:

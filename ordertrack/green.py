@@ -4,6 +4,7 @@ Under the server the standard library is patched by eventlet and everything shar
 the command line and in most tests nothing is patched and there is no loop to spare.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -12,7 +13,13 @@ import eventlet.semaphore
 import eventlet.tpool
 import psycopg2
 from eventlet.hubs import trampoline
-from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, set_wait_callback
+from psycopg2.extensions import (
+    POLL_OK,
+    POLL_READ,
+    POLL_WRITE,
+    STATUS_SETUP,
+    set_wait_callback,
+)
 
 T = TypeVar("T")
 
@@ -44,22 +51,27 @@ def has_input(descriptor: int) -> bool:
     return bool(poll.poll(0))
 
 
-def bound_database_waits(seconds: float) -> None:
-    """Let no query and no connection attempt wait longer than *seconds* for the database's answer.
+def bound_database_waits(*, connect: float, answer: float | None) -> None:
+    """Let no connection attempt take longer than *connect* seconds, and no query wait longer than
+    *answer* for the database; None: as long as it takes.
 
     PostgreSQL's own timeouts end what takes too long; this ends what has no end, on a machine that
     is gone without a word. psycopg2 then closes the connection, with the outcome unknown. Replaces
-    eventlet's way of waiting for psycopg2, which knows no bound.
+    eventlet's way of waiting for psycopg2, which knows no bound; libpq's connect_timeout has no
+    effect on a connection that is waited for in this way.
     """
 
     def wait(connection: Any) -> None:
+        connecting = connection.status == STATUS_SETUP
+        seconds = connect if connecting else answer
+        end = time.monotonic() + connect
         while (state := connection.poll()) != POLL_OK:
             trampoline(
                 connection.fileno(),
                 read=state == POLL_READ,
                 write=state == POLL_WRITE,
-                timeout=seconds,
-                timeout_exc=NoAnswer(f"no answer from the database for {seconds:g} seconds"),
+                timeout=max(0.01, end - time.monotonic()) if connecting else seconds,
+                timeout_exc=NoAnswer(f"no answer from the database for {seconds} seconds"),
             )
 
     set_wait_callback(wait)
