@@ -253,14 +253,12 @@ class Tail(Generic[Entry]):
     that it has not analysed yet.
     """
 
-    def __init__(
-        self, table: str, columns: str, entry: Callable[..., Entry], most: int = MOST
-    ) -> None:
+    def __init__(self, table: str, columns: str, entry: Callable[..., Entry]) -> None:
         self._entry = entry
         self._start = _START.format(table=table)
         new = _NEW.format(table=table, columns=columns)
-        self._most = most
-        read = _TAIL.format(new=new, limit=most + 1)
+        self._most = MOST
+        read = _TAIL.format(new=new, limit=self._most + 1)
         self._name = db.statement_name(read)
         # Planning takes several times as long as reading.
         self._prepare = f"PREPARE {self._name} (pg_snapshot) AS {read}"

@@ -109,6 +109,13 @@ class Seam(RuleBasedStateMachine):
             self.fanout.caught_up()
             self.read = None
 
+    @rule()
+    def start_over(self) -> None:
+        """The relay cannot read on: it begins at the log's end, and everybody is sent away."""
+        self.unread, self.read = [], None
+        for watcher in self.connected:
+            watcher.hang_up(1012, "")
+
     # --- clients ------------------------------------------------------------------------------
 
     @rule(target=clients)
@@ -131,21 +138,27 @@ class Seam(RuleBasedStateMachine):
     @rule(
         client=clients,
         wanted=st.dictionaries(order_ids, st.integers(0, 3), min_size=1),
-        meanwhile=st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=2, max_size=2),
+        meanwhile=st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=2, max_size=2),
         fails=st.integers(0, 9).map(lambda n: n == 0),
     )
     def subscribe(
         self, client: Watcher, wanted: dict[int, int], meanwhile: list[list[int]], fails: bool
     ) -> None:
         """*wanted*: how many versions behind the client is, by order. *meanwhile*: what happens
-        before and after the log is read, each time: 1 to 3 is a commit, the rest a relay's step."""
+        before and after the log is read, each time: 1 to 3 is a commit, 5 a relay that starts over,
+        the rest a relay's step."""
         if client.closed:
             return
         after = {o: max(0, self.committed[o] - behind) for o, behind in wanted.items()}
 
         def let(happen: list[int]) -> None:
             for what in happen:
-                self.commit(what) if 1 <= what <= 3 else self.relay_step()
+                if 1 <= what <= 3:
+                    self.commit(what)
+                elif what == 5:
+                    self.start_over()
+                else:
+                    self.relay_step()
 
         def read(some: Wanted) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
             let(meanwhile[0])
