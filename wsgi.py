@@ -26,15 +26,17 @@ from click import ClickException
 from flask import Flask
 from flask_migrate import upgrade
 from psycopg2.extensions import get_wait_callback
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from ordertrack import app as application
 from ordertrack import embedded, logs, serving
 from ordertrack.config import Settings, SettingsError, load, secrets_of
 from ordertrack.connecting import require_own_sessions, say_what_is_overridden
-from ordertrack.db import connector
+from ordertrack.db import connector, is_passing
 from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
+from ordertrack.errors import Unavailable
 from ordertrack.green import bound_database_waits
+from ordertrack.realtime.relay import RelayStuck
 from ordertrack.services.restore import LogFromElsewhere, require_own_log
 
 DOTENV = Path(__file__).with_name(".env")
@@ -71,8 +73,11 @@ def migrate(app: Flask) -> None:
         try:
             require_own_sessions(connect)
             upgrade()
-        except (OperationalError, psycopg2.OperationalError) as error:
-            because = str(getattr(error, "orig", error)).strip()
+        except (DBAPIError, psycopg2.Error) as error:
+            original = error.orig if isinstance(error, DBAPIError) else error
+            if not is_passing(original):
+                raise
+            because = str(original).strip()
             raise SettingsError(
                 "DB_DSN", f"names a database that cannot be used: {because}"
             ) from error
@@ -136,5 +141,11 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (SettingsError, EmbeddedError, LogFromElsewhere) as error:
+    except (
+        SettingsError,
+        EmbeddedError,
+        LogFromElsewhere,
+        Unavailable,
+        RelayStuck,
+    ) as error:
         sys.exit(f"OrderTrack does not start: {error}")

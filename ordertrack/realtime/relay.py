@@ -51,6 +51,10 @@ _STRETCH = 0.01
 EXIT_CODE = 70  # EX_SOFTWARE
 
 
+class RelayStuck(Exception):
+    """The relay did not get to the log in time."""
+
+
 class Relay:
     """Follows the log of the database *dsn*; `start` it once, in the serving process."""
 
@@ -109,7 +113,7 @@ class Relay:
     def start(self) -> None:
         """Follow the log from now on. Returns when "now" is settled: subscribe only afterwards.
 
-        Raises `TimeoutError` when the database does not let us in.
+        Raises `RelayStuck` when the database does not let us in.
         """
         db.on_append.append(self.wake)
         transport.spawn(self._keep, self._connect_following, self._follow)
@@ -117,7 +121,7 @@ class Relay:
         deadline = transport.monotonic() + _START_SECONDS
         while not self.is_following:
             if transport.monotonic() > deadline:
-                raise TimeoutError("the relay cannot reach the database")
+                raise RelayStuck("the relay cannot reach the database")
             transport.sleep(0.01)
 
     def stop(self) -> None:

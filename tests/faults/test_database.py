@@ -190,8 +190,9 @@ def test_a_login_storm_does_not_block_the_loop(lasting_server: Server) -> None:
 
     codes = at_once([lambda: log_in(PASSWORD)] * 50)
     assert_not_blocked(server)
-    assert set(codes) <= {200, 429, 503}
-    assert codes.count(200) > 0
+    # Many are let in, and who is not is told to come later; the database had nothing to do with it.
+    assert set(codes) <= {200, 429}
+    assert codes.count(200) >= 10
     for socket in sockets:
         assert socket.call("unsubscribe", {"feed": "orders"})["ok"]
         socket.close()

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,6 +93,22 @@ def test_the_pools_waits_are_bounded_by_the_settings(database: str) -> None:
         "idle_in_transaction_session_timeout": "6000",
     }
     assert session(connector(settings), *wanted) == wanted
+
+
+def test_the_pool_is_as_large_and_as_patient_as_the_settings_say(database: str) -> None:
+    settings = settings_for(database, DB_POOL_SIZE="3", DB_POOL_TIMEOUT="0.2", RELAY_POLL_MS="123")
+    made = create_app(settings)
+    assert made.extensions["ordertrack_relay"]._poll == 0.123
+    with made.app_context(), contextlib.ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(db.engine.connect())
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="All database connections are busy"):
+            _WHO.one()
+        assert time.monotonic() - began >= 0.2
+        held.close()
+        assert _WHO.one()
+        db.engine.dispose()
 
 
 def test_what_a_dsn_says_itself_stays(database: str, caplog: pytest.LogCaptureFixture) -> None:
