@@ -120,14 +120,19 @@ def connector(settings: Settings) -> Connector:
 
 def engine_options(settings: Settings) -> dict[str, Any]:
     """What Flask-SQLAlchemy hands to ``create_engine``: a bounded pool of such connections."""
+
+    class Pool(CountingPool):
+        def __init__(self, creator: Any, **options: Any) -> None:
+            # The engine's own option `pool_timeout` would be cut to whole seconds.
+            super().__init__(creator, **{**options, "timeout": settings.db_pool_timeout})
+
     return {
-        "poolclass": CountingPool,
+        "poolclass": Pool,
         "creator": connector(settings),
         # Errors are logged, and parameters hold what must not be: a password's hash, a note.
         "hide_parameters": True,
         "pool_size": settings.db_pool_size,
         "max_overflow": 0,
-        "pool_timeout": settings.db_pool_timeout,
         # The connection used last is the one least likely to have died in the meantime, and the
         # surplus of a busy hour is left alone until it does.
         "pool_use_lifo": True,
