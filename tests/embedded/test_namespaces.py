@@ -1,6 +1,5 @@
 """One PostgreSQL per data directory, also where the processes of others cannot be seen."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,28 +20,23 @@ from tests.embedded.test_embedded import (
     stopped,
     until,
 )
+from tests.support.missing import needs_root, program
 
 __all__ = ["data_dir", "made", "stopped"]  # fixtures
 
 ELSEWHERE = ["unshare", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc"]
 
 
-def can_leave() -> bool:
-    try:
-        tried = subprocess.run([*ELSEWHERE, "true"], check=False, capture_output=True)
-    except FileNotFoundError:
-        return False
-    return tried.returncode == 0
-
-
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not can_leave(), reason="needs root, and the right to make namespaces"
-)
+pytestmark = needs_root
 
 
 @contextmanager
 def in_another_container(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     """A process that holds the embedded database, with process ids of its own."""
+    program("unshare", "apt install util-linux")
+    tried = subprocess.run([*ELSEWHERE, "true"], check=False, capture_output=True)
+    if tried.returncode:
+        pytest.skip("no namespaces can be made in here")
     process = subprocess.Popen(
         [*ELSEWHERE, sys.executable, "-W", "ignore", "-c", Server.PROGRAM, str(folder), "plain"],
         stdin=subprocess.PIPE,

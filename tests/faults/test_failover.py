@@ -11,6 +11,7 @@ from ordertrack_client import OrderStream
 
 from tests.faults.cluster import Cluster
 from tests.faults.crowd import Client, all_of
+from tests.support import missing
 from tests.support.databases import migrate
 from tests.support.people import Person
 from tests.support.replication import BINARIES, Pair, replicated
@@ -34,7 +35,7 @@ EVENT = """
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     if not (BINARIES / "pg_basebackup").exists():
-        pytest.skip(f"there is no PostgreSQL in {BINARIES}: apt install postgresql-15")
+        missing.cannot(f"no PostgreSQL in {BINARIES}", "apt install postgresql-15")
     with replicated() as made:
         migrate(made.dsn)
         yield made
@@ -79,6 +80,7 @@ def close_code(raw: websocket.WebSocket) -> int:
             return int.from_bytes(frame.data[:2], "big")
 
 
+@pytest.mark.safety("lagging-standby")
 def test_after_a_failover_to_a_standby_that_lags_everybody_resumes_and_nothing_is_silent(
     pair: Pair,
 ) -> None:
@@ -162,6 +164,7 @@ def test_a_restart_of_the_same_database_sends_nobody_away(
     assert "ordertrack_relay_fresh_starts_total 0.0" in server.api.get("/metrics").text
 
 
+@pytest.mark.safety("lagging-standby")
 def test_a_standby_is_not_followed_and_writes_find_the_primary_whatever_the_order_of_hosts(
     pair: Pair,
 ) -> None:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg2
+import pytest
 
 from tests.faults.writers import Orders, Writer
 from tests.support.databases import Postgres
@@ -51,6 +52,7 @@ def folder_with_migrations(folder: Path, head: str) -> Path:
     return made
 
 
+@pytest.mark.safety("slow-migration")
 def test_a_long_migration_under_traffic_and_two_starting_servers_comes_to_its_end(
     postgres: Postgres, fresh_database: Callable[[], str], tmp_path: Path
 ) -> None:
