@@ -20,7 +20,7 @@ from tests.embedded.test_embedded import (
     stopped,
     until,
 )
-from tests.support.missing import needs_root, program
+from tests.support.missing import NO_NAMESPACES, needs_root, program
 
 __all__ = ["data_dir", "made", "stopped"]  # fixtures
 
@@ -36,7 +36,7 @@ def in_another_container(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     program("unshare", "apt install util-linux")
     tried = subprocess.run([*ELSEWHERE, "true"], check=False, capture_output=True)
     if tried.returncode:
-        pytest.skip("no namespaces can be made in here")
+        pytest.skip(NO_NAMESPACES)
     process = subprocess.Popen(
         [*ELSEWHERE, sys.executable, "-W", "ignore", "-c", Server.PROGRAM, str(folder), "plain"],
         stdin=subprocess.PIPE,
