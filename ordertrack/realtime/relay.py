@@ -91,6 +91,7 @@ class Relay:
         self._events = eventlog.events()
         self._ended_access = eventlog.ended_access()
         self._tails = (self._events, self._ended_access)
+        self._unpublished: list[Event] = []  # read, while the connection was lost
         self._flag = transport.Signal()
         self._others_wait = False  # whether other processes are still to be told of our commits
         self._backend = 0
@@ -211,6 +212,7 @@ class Relay:
         In this order: who subscribes after the new place was taken reads at least that far, and all
         who subscribed before are sent away. If the database is lost in between, `_gap` stays.
         """
+        self._unpublished = []
         for tail in self._tails:
             tail.start(cursor)
         log.warning("the log is followed from now on, all sockets resume: %s", self._gap)
@@ -253,14 +255,18 @@ class Relay:
         self.turns += 1
         self._reading()
         began = transport.monotonic()
-        for event in self._events.read(cursor):
+        # In this order: a right that ended before an event is seen to have ended before that event
+        # is told. If the second read fails, the first one's rows wait for the next turn.
+        self._unpublished += self._events.read(cursor)
+        for right in self._ended_access.read(cursor):
+            self._end_access(right)
+        events, self._unpublished = self._unpublished, []
+        for event in events:
             self._publish(event)
             if transport.monotonic() - began > _STRETCH:
                 transport.pause()
                 began = transport.monotonic()
         self._caught_up()
-        for right in self._ended_access.read(cursor):
-            self._end_access(right)
         self._last_turn = self._read_at = transport.monotonic()
 
     def _listen(self, connection: Any) -> None:

@@ -436,3 +436,47 @@ def test_a_fresh_start_that_is_interrupted_is_made_up_for(
         gaps.relay._follow(connection)
     assert gaps.told == ["start over", 3]
     assert gaps.relay.fresh_starts == 1
+
+
+# --- rights before events ----------------------------------------------------------------------
+
+ENDED = """INSERT INTO access_changes (user_id, reason)
+           SELECT customer_id, 'role_changed' FROM orders WHERE id = %s"""
+
+
+def end_the_right(dsn: str, order: int) -> None:
+    with contextlib.closing(psycopg2.connect(dsn)) as connection:
+        connection.cursor().execute(ENDED, [order])
+        connection.commit()
+
+
+def test_a_right_that_ended_before_an_event_ends_before_the_event_is_told(own_dsn: str) -> None:
+    gaps = Gaps(own_dsn)
+    order = an_order(own_dsn)
+    with gaps.connected() as connection:
+        end_the_right(own_dsn, order)
+        append(own_dsn, order)
+        gaps.relay._follow(connection)
+    assert gaps.told == ["role_changed", 2]
+
+
+def test_events_that_were_read_when_the_connection_broke_are_told_on_the_next_one(
+    own_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gaps = Gaps(own_dsn)
+    order = an_order(own_dsn)
+    read = gaps.relay._ended_access.read
+
+    def broken(_: Any) -> Any:
+        monkeypatch.setattr(gaps.relay._ended_access, "read", read)
+        raise psycopg2.OperationalError("gone")
+
+    with gaps.connected() as connection:
+        append(own_dsn, order)
+        monkeypatch.setattr(gaps.relay._ended_access, "read", broken)
+        with pytest.raises(psycopg2.OperationalError):
+            gaps.relay._follow(connection)
+    append(own_dsn, order)
+    with gaps.connected() as connection:
+        gaps.relay._follow(connection)
+    assert gaps.told == [2, 3]
