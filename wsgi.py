@@ -23,17 +23,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg2
 from click import ClickException
 from flask import Flask
 from flask_migrate import upgrade
 from psycopg2.extensions import get_wait_callback
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from ordertrack import app as application
 from ordertrack import embedded, logs, serving
 from ordertrack.config import Settings, SettingsError, load, secrets_of
+from ordertrack.connecting import require_own_sessions, say_what_is_overridden
+from ordertrack.db import connector, is_passing
 from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
+from ordertrack.errors import Unavailable
 from ordertrack.green import bound_database_waits
+from ordertrack.realtime.relay import RelayStuck
 from ordertrack.services.restore import LogFromElsewhere, require_own_log
 from ordertrack.serving import TooFewDescriptors
 
@@ -63,11 +68,18 @@ def create_app() -> Flask:
 
 
 def migrate(app: Flask) -> None:
+    """Bring the tables up to date, after a look at what the connections to them are."""
+    connect = connector(app.extensions["ordertrack_settings"])
+    say_what_is_overridden(connect)
     with app.app_context():
         try:
+            require_own_sessions(connect)
             upgrade()
-        except OperationalError as error:
-            because = str(error.orig).strip()
+        except (DBAPIError, psycopg2.Error) as error:
+            original = error.orig if isinstance(error, DBAPIError) else error
+            if not is_passing(original):
+                raise
+            because = str(original).strip()
             raise SettingsError(
                 "DB_DSN", f"names a database that cannot be used: {because}"
             ) from error
@@ -120,10 +132,15 @@ def main() -> None:
             database=settings.db_pool_size + 2,  # the relay's
         )
         settings = replace(settings, max_connections=room.sockets)
-        # Room for PostgreSQL to say itself that a statement took too long.
-        bound_database_waits(settings.statement_timeout_ms / 1000 + 1)
         app = application.create_app(settings)
+        connect_timeout = connector(settings).timeout
+        # A migration takes as long as it takes, and who starts beside us waits for it.
+        bound_database_waits(connect=connect_timeout, answer=None)
         migrate(app)
+        # Room for PostgreSQL to say itself that a statement took too long.
+        bound_database_waits(
+            connect=connect_timeout, answer=settings.statement_timeout_ms / 1000 + 1
+        )
         with app.app_context():
             require_own_log()
         relay = app.extensions["ordertrack_relay"]
@@ -149,5 +166,12 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (SettingsError, EmbeddedError, LogFromElsewhere, TooFewDescriptors) as error:
+    except (
+        SettingsError,
+        EmbeddedError,
+        LogFromElsewhere,
+        Unavailable,
+        RelayStuck,
+        TooFewDescriptors,
+    ) as error:
         sys.exit(f"OrderTrack does not start: {error}")

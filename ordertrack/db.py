@@ -2,34 +2,42 @@
 
 Two ways in: `transaction()` for use cases of several steps, `Statement` for those that are one
 statement and in a hurry. Both turn "the database cannot answer now" into `errors.Unavailable`;
-every other database error is a defect and stays what it is.
+every other database error is a defect and stays what it is. A connection that died while nobody
+used it is replaced before anything is sent, and a read whose connection dies under it is done once
+more on another; a write never, because its outcome is unknown.
 """
 
+import hashlib
 import re
 import time
 from collections import namedtuple
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import psycopg2
+from psycopg2 import errors as postgres_errors
 from sqlalchemy import Row, TextClause, exc
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from ordertrack.config import Settings
+from ordertrack.config import Settings, SettingsError
+from ordertrack.connecting import Connector
 from ordertrack.errors import Unavailable
 from ordertrack.extensions import db
+from ordertrack.green import NoAnswer, has_input
 
-# SQLSTATEs that say "not now" although the connection lives: lock_not_available, query_canceled
-# (statement_timeout), deadlock_detected, serialization_failure, too_many_connections, the server's
-# start and stop (57P01-57P03), and disk_full. https://www.postgresql.org/docs/current/errcodes-appendix.html
-_PASSING = frozenset(
-    {"55P03", "57014", "40P01", "40001", "53300", "57P01", "57P02", "57P03", "53100"}
-)
+T = TypeVar("T")
+
+# SQLSTATEs that say "not now": whole classes (connection exceptions, as poolers report them; too
+# few resources, such as connections, memory or disk; the operator's intervention, timeouts, start
+# and stop), and single ones: lock_not_available, serialization_failure, deadlock_detected,
+# read_only_sql_transaction (this is a standby by now), idle_in_transaction_session_timeout and
+# transaction_timeout. https://www.postgresql.org/docs/current/errcodes-appendix.html
+_PASSING_CLASSES = frozenset({"08", "53", "57"})
+_PASSING = frozenset({"55P03", "40001", "40P01", "25006", "25P03", "25P04"})
 
 
 @dataclass(slots=True)
@@ -52,6 +60,15 @@ class CountingPool(QueuePool):
     """
 
     def _do_get(self) -> ConnectionPoolEntry:
+        entry = self._wait_for_one()
+        connection: Any = entry.dbapi_connection
+        # Nothing comes unasked on a connection that lives. What does is the server's farewell, and
+        # to notice it costs a microsecond. Whoever gets the entry then connects anew.
+        if connection is not None and (connection.closed or has_input(connection.fileno())):
+            entry.invalidate()
+        return entry
+
+    def _wait_for_one(self) -> ConnectionPoolEntry:
         if self.checkedout() < self.size():
             return super()._do_get()
         began = time.monotonic()
@@ -85,33 +102,40 @@ class CountingPool(QueuePool):
             self._do_return_conn(entry)
 
 
-def engine_options(settings: Settings) -> dict[str, Any]:
-    """What Flask-SQLAlchemy hands to ``create_engine``: bounded pool, bounded waits, UTC."""
-    timeouts = (
-        f"-c statement_timeout={settings.statement_timeout_ms} "
-        # Half, because to PostgreSQL a row that several want has two locks: the place at the head
-        # of the queue, and then the row itself. Each is waited for so long.
-        f"-c lock_timeout={settings.lock_timeout_ms // 2} "
-        f"-c idle_in_transaction_session_timeout={settings.statement_timeout_ms * 2} "
-        # For `Statement`: their plans do not depend on the values, so they are made once.
-        "-c plan_cache_mode=force_generic_plan "
-        "-c timezone=UTC"
+def connector(settings: Settings) -> Connector:
+    """Opens the pool's connections: bounded waits, UTC."""
+    if settings.db_dsn is None:
+        raise SettingsError("DB_DSN", "is not set, and no embedded database was started")
+    return Connector(
+        settings.db_dsn,
+        session={
+            "statement_timeout": str(settings.statement_timeout_ms),
+            # Half, because to PostgreSQL a row that several want has two locks: the place at the
+            # head of the queue, and then the row itself. Each is waited for so long.
+            "lock_timeout": str(settings.lock_timeout_ms // 2),
+            "idle_in_transaction_session_timeout": str(settings.statement_timeout_ms * 2),
+        },
     )
+
+
+def engine_options(settings: Settings) -> dict[str, Any]:
+    """What Flask-SQLAlchemy hands to ``create_engine``: a bounded pool of such connections."""
+
+    class Pool(CountingPool):
+        def __init__(self, creator: Any, **options: Any) -> None:
+            # The engine's own option `pool_timeout` would be cut to whole seconds.
+            super().__init__(creator, **{**options, "timeout": settings.db_pool_timeout})
+
     return {
-        "poolclass": CountingPool,
+        "poolclass": Pool,
+        "creator": connector(settings),
         # Errors are logged, and parameters hold what must not be: a password's hash, a note.
         "hide_parameters": True,
         "pool_size": settings.db_pool_size,
         "max_overflow": 0,
-        "pool_timeout": settings.db_pool_timeout,
         # The connection used last is the one least likely to have died in the meantime, and the
         # surplus of a busy hour is left alone until it does.
         "pool_use_lifo": True,
-        "connect_args": {
-            "application_name": "ordertrack",
-            "connect_timeout": 5,
-            "options": timeouts,
-        },
     }
 
 
@@ -125,16 +149,42 @@ def unavailable_when_down() -> Iterator[None]:
         raise Unavailable("All database connections are busy. Try again shortly.") from error
     except (exc.DBAPIError, psycopg2.Error) as error:
         original = error.orig if isinstance(error, exc.DBAPIError) else error
-        state = getattr(original, "pgcode", None)
-        if state == "55P03":
+        if getattr(original, "pgcode", None) == "55P03":
             raise Unavailable("The order is locked by another change. Try again.") from error
-        # A connection that was refused or lost has no SQLSTATE; what a living server says has one.
-        lost = state is None and isinstance(
-            original, psycopg2.OperationalError | psycopg2.InterfaceError
-        )
-        if lost or state in _PASSING:
+        if is_passing(original):
             raise Unavailable("The database cannot answer right now. Try again.") from error
         raise
+
+
+def is_passing(error: Any) -> bool:
+    """Whether a DB-API error says "not now", about the database or about the connection to it."""
+    if not isinstance(error, psycopg2.Error):
+        return False
+    state = error.pgcode
+    if state is None:  # a connection that was refused or lost; what a living server says has one
+        return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+    return state in _PASSING or state[:2] in _PASSING_CLASSES
+
+
+def read_twice(read: Callable[[], T]) -> T:
+    """Call *read*, and once more when its connection was lost: it died between two requests.
+
+    Only for what changes nothing. Who got no answer at all has waited long enough already.
+    """
+    try:
+        return read()
+    except (exc.DBAPIError, psycopg2.Error) as error:
+        original = error.orig if isinstance(error, exc.DBAPIError) else error
+        if isinstance(original, NoAnswer) or not _is_loss(original):
+            raise
+    return read()
+
+
+def _is_loss(error: Any) -> bool:
+    """Whether *error* says that the connection has ended: without a word, or by a farewell."""
+    return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError) and (
+        error.pgcode is None or error.pgcode.startswith("57P0")
+    )
 
 
 @contextmanager
@@ -153,7 +203,35 @@ def transaction() -> Iterator[Session]:
             session.rollback()
             raise
         finally:
+            appended = session.info.pop("appends", False)
             db.session.remove()
+    if appended:
+        _tell_of_an_append()
+
+
+# Called after each commit that appended to a log that is tailed: a hint, on which nothing depends.
+on_append: list[Callable[[], object]] = []
+
+
+def appends(session: Session) -> None:
+    """Say that this transaction appends to a log. The ORM's inserts are noticed without it."""
+    session.info["appends"] = True
+
+
+def _tell_of_an_append() -> None:
+    for tell in on_append:
+        tell()
+
+
+# Also FOR UPDATE: who wants a lock is about to write.
+_WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+
+_APPENDS = re.compile(r"\bINSERT\s+INTO\s+(order_events|access_changes)\b", re.IGNORECASE)
+
+
+def statement_name(sql: str) -> str:
+    """The name under which *sql* is prepared: the same for the same text, in every process."""
+    return f"ordertrack_{hashlib.sha256(sql.encode()).hexdigest()[:16]}"
 
 
 class Statement:
@@ -165,16 +243,17 @@ class Statement:
 
     *types* declares the parameters: ``Statement("… WHERE id = :id", id="bigint")``. Every one of
     them is given at each call. psycopg2 knows no server-side preparation, so this is SQL's PREPARE;
-    a pooler between us and PostgreSQL must pool by session.
+    a pooler between us and PostgreSQL must pool by session. Its name there is made from what it
+    says, so that a session that others have used before us has either nothing or the same by it.
     """
 
-    _number = count(1)
-
     def __init__(self, sql: str, **types: str) -> None:
-        self._name = f"ordertrack_{next(self._number)}"
         numbers = {name: f"${n}" for n, name in enumerate(types, 1)}
         sql = re.sub(r"(?<!:):([a-z_]+)", lambda match: numbers[match[1]], sql)
         declared = f"({', '.join(types.values())})" if types else ""
+        self._name = statement_name(declared + sql)
+        self._reads = not _WRITES.search(sql)
+        self._appends = bool(_APPENDS.search(sql))
         self._prepare = f"PREPARE {self._name} {declared} AS {sql}"
         values = ", ".join(f"%({name})s" for name in types)
         self._execute = f"EXECUTE {self._name} ({values})" if types else f"EXECUTE {self._name}"
@@ -182,11 +261,22 @@ class Statement:
 
     def all(self, **values: Any) -> list[Any]:
         """The rows, as named tuples. Raises `Unavailable` when the database cannot answer."""
+        with unavailable_when_down():
+            if self._reads:
+                return read_twice(lambda: self._run(values))
+            rows = self._run(values)
+        if rows and self._appends:
+            _tell_of_an_append()
+        return rows
+
+    def _run(self, values: Mapping[str, Any]) -> list[Any]:
         pool = cast(CountingPool, db.engine.pool)
-        with unavailable_when_down(), pool.lend() as (connection, known):
+        with pool.lend() as (connection, known):
             cursor = connection.cursor()
             if self._name not in known:
-                cursor.execute(self._prepare)
+                # Or it was, by whoever had this session of a pooler before.
+                with suppress(postgres_errors.DuplicatePreparedStatement):
+                    cursor.execute(self._prepare)
                 known[self._name] = True
             cursor.execute(self._execute, values)
             if self._row is None:
@@ -214,5 +304,13 @@ def _row_class(description: Any) -> Any:
 
 def fetch_all(statement: TextClause, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
     """Run a read that is put together for the occasion, in a transaction of its own."""
-    with transaction() as t:
-        return t.execute(statement, parameters).all()
+
+    def read() -> Sequence[Row[Any]]:
+        session = db.session()
+        try:
+            return session.execute(statement, parameters).all()
+        finally:
+            db.session.remove()
+
+    with unavailable_when_down():
+        return read_twice(read)

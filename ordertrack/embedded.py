@@ -21,6 +21,7 @@ the next start finds it, or recovers it if it was killed too. `lock` serialises 
 This works before and after eventlet's monkey patching.
 """
 
+import errno
 import fcntl
 import importlib.metadata
 import importlib.util
@@ -29,6 +30,7 @@ import pwd
 import secrets
 import shlex
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -127,7 +129,13 @@ class _Cluster:
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop it in order (open transactions roll back). Does nothing if it is not running."""
+        """Stop it in order (open transactions roll back). Does nothing if it is not running.
+
+        Nor where it runs in another container: what has its process id here is somebody else.
+        """
+        pid = self._pid()
+        if pid is None or not self._is_postmaster(pid):
+            return
         stopped = self.run("pg_ctl", "stop", "-s", "-w", "-m", "fast", "-D", str(self.path))
         if stopped.returncode and self._postmaster_lives():
             raise EmbeddedError(f"PostgreSQL in {self.path} does not stop: {stopped.stdout}")
@@ -162,25 +170,52 @@ class _Cluster:
         return ready.returncode == 0
 
     def _postmaster_lives(self) -> bool:
-        """Whether postmaster.pid names this cluster's PostgreSQL, running. If not, it goes.
+        """Whether a PostgreSQL runs on this cluster. If not, its postmaster.pid goes.
 
         PostgreSQL would do that too, but takes any live process of its user for itself: a stranger
         with the same id, as after the restart of a container, or its own remains, when nobody has
-        collected them. Shared memory still keeps a second one from starting beside a first.
+        collected them. Nor does a process id say anything where the two run in containers that
+        share the folder: neither sees the other's processes, or the shared memory by which
+        PostgreSQL keeps a second one from starting. The socket is the same for both.
         """
-        pid_file = self.path / "postmaster.pid"
-        try:
-            pid = int(pid_file.read_text().split()[0])
-        except (FileNotFoundError, IndexError):
-            return False  # there is none, or one that is being written
-        try:
-            lives = str(self.path) in psutil.Process(pid).cmdline()
-        except psutil.Error:
-            lives = False
+        if self._somebody_listens():
+            return True
+        pid = self._pid()
+        if pid is None:
+            return False  # there is no file, or one that is being written
+        lives = self._is_postmaster(pid)  # on its way up or down, it listens not yet or no more
         if not lives:
-            pid_file.unlink(missing_ok=True)
-            (self.path / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)  # names it likewise
+            (self.path / "postmaster.pid").unlink(missing_ok=True)
+            self._socket.with_name(self._socket.name + ".lock").unlink(missing_ok=True)
         return lives
+
+    @property
+    def _socket(self) -> Path:
+        return self.path / f".s.PGSQL.{PORT}"
+
+    def _somebody_listens(self) -> bool:
+        """Whether a process has the socket open, in whatever state it is."""
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(1)
+            try:
+                asking.connect(str(self._socket))
+            except OSError as error:
+                # Anything else, as that it is too busy to answer, needs somebody who is there.
+                return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+        return True
+
+    def _pid(self) -> int | None:
+        try:
+            return int((self.path / "postmaster.pid").read_text().split()[0])
+        except (FileNotFoundError, IndexError):
+            return None
+
+    def _is_postmaster(self, pid: int) -> bool:
+        """Whether the process, as it is known here, is this cluster's."""
+        try:
+            return str(self.path) in psutil.Process(pid).cmdline()
+        except psutil.Error:
+            return False
 
     def _start(self) -> bool:
         """Whether it started. False: it will when asked again."""
@@ -328,8 +363,8 @@ def _packaged_binaries() -> Path:
 
 
 def _prepare(data_dir: Path) -> None:
-    socket = data_dir / "postgres" / f".s.PGSQL.{PORT}"
-    if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
+    path = data_dir / "postgres" / f".s.PGSQL.{PORT}"
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
         raise EmbeddedError(f"DATA_DIR {data_dir} is too long a path for a socket; choose another.")
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if os.geteuid() == 0:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy.orm import Session
+from sqlalchemy import event
+from sqlalchemy.orm import Session, object_session
 
 from ordertrack import db
 from ordertrack.lifecycle import Status
-from ordertrack.models import Order, OrderEvent
+from ordertrack.models import AccessChange, Order, OrderEvent
 from ordertrack.policy import Actor
 
 _COLUMNS = """e.id, e.order_id, e.version, e.type, e.status, e.previous_status, e.actor_id,
@@ -68,7 +69,7 @@ def append(
         order.previous_status = previous_status = order.status
         if status is not None:
             order.status = status.value
-    event = OrderEvent(
+    row = OrderEvent(
         order_id=order.id,
         version=order.version,
         type=type,
@@ -83,7 +84,15 @@ def append(
         driver_id=order.driver_id,
         created_at=order.updated_at,
     )
-    session.add(event)
+    session.add(row)
+
+
+@event.listens_for(OrderEvent, "after_insert")
+@event.listens_for(AccessChange, "after_insert")
+def _note_the_append(_mapper: object, _connection: object, row: OrderEvent | AccessChange) -> None:
+    session = object_session(row)
+    if session is not None:
+        db.appends(session)
 
 
 # After a version and up to another: what the caller was shown as the order's present version, so
@@ -156,13 +165,19 @@ _NEW = """
 """
 
 # One statement is one snapshot under READ COMMITTED: the rows and the cursor agree. The outer join
-# yields one row of NULLs when nothing is new.
+# yields one row of NULLs when nothing is new. The limit bounds the memory and the time that one
+# read may take; it only tells that there is too much, and never cuts a read in two, because part of
+# what is new in one order (of ids) may be the rest in the other (of transactions).
 _TAIL = """
     SELECT s.snapshot, e.*
       FROM (SELECT pg_current_snapshot()::text AS snapshot) AS s
-      LEFT JOIN ({new}) AS e ON true
+      LEFT JOIN (SELECT * FROM ({new}) AS n LIMIT {limit}) AS e ON true
      ORDER BY e.id
 """
+
+# Rows of one read: some 50 ms of the loop, and some megabytes. Whoever is further behind than that
+# reads faster by version, order by order, than by waiting for everybody's events.
+MOST = 5_000
 
 # Where the log of {table} ends now.
 _START = """
@@ -173,8 +188,29 @@ _START = """
 """
 
 
+# Which history of which cluster this is. After a failover, a restore to an earlier moment or
+# pg_upgrade it is another one, in which transactions that were read may never have happened, and
+# their ids are given out again. (The control file names the timeline of the last checkpoint, which
+# after a promotion is still the old one.)
+_HISTORY = """
+    SELECT CASE WHEN pg_is_in_recovery() THEN NULL ELSE
+           (SELECT system_identifier::text FROM pg_control_system())
+           || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8) END
+"""
+
+
+def history(cursor: Any) -> str | None:
+    """Which cluster, and which timeline of it, *cursor* reads; None on a standby.
+
+    A standby is no place to tail: its snapshots do not name the transactions that are running.
+    """
+    cursor.execute(_HISTORY)
+    found: str | None = cursor.fetchone()[0]
+    return found
+
+
 class LogLost(Exception):
-    """The database does not know any more what was read from it: it is another, or an older one."""
+    """The log cannot be read on from where it was: it is older than that place, or far ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +255,11 @@ class Tail(Generic[Entry]):
 
     def __init__(self, table: str, columns: str, entry: Callable[..., Entry]) -> None:
         self._entry = entry
-        self._name = f"tail_{table}"
         self._start = _START.format(table=table)
-        read = _TAIL.format(new=_NEW.format(table=table, columns=columns))
+        new = _NEW.format(table=table, columns=columns)
+        self._most = MOST
+        read = _TAIL.format(new=new, limit=self._most + 1)
+        self._name = db.statement_name(read)
         # Planning takes several times as long as reading.
         self._prepare = f"PREPARE {self._name} (pg_snapshot) AS {read}"
         self.place: Cursor | None = None
@@ -230,20 +268,26 @@ class Tail(Generic[Entry]):
         """Get ready on a new connection. The first time, want what becomes visible from now on."""
         cursor.execute(self._prepare)
         if self.place is None:
-            cursor.execute(self._start)
-            snapshot, last = cursor.fetchone()
-            self.place = Cursor.at(snapshot, int(last or 0))
+            self.start(cursor)
+
+    def start(self, cursor: Any) -> None:
+        """Want what becomes visible from now on, whatever was read before."""
+        cursor.execute(self._start)
+        snapshot, last = cursor.fetchone()
+        self.place = Cursor.at(snapshot, int(last or 0))
 
     def read(self, cursor: Any) -> list[Entry]:
         """What became visible since the last call, in id order.
 
         In id order an order's versions ascend, because ids are drawn under the order's row lock.
-        Raises `LogLost`.
+        Raises `LogLost`; then `start` anew, and let nobody think that nothing was missed.
         """
         assert self.place is not None, "open it first"
         cursor.execute(f"EXECUTE {self._name} (%s)", [str(self.place)])
         found = cursor.fetchall()
         new = [row for row in found if row[1] is not None]
+        if len(new) > self._most:
+            raise LogLost(f"more than {self._most} rows became visible since the last read")
         last = max((int(row[1]) for row in new), default=0)
         self.place = Cursor.at(found[0][0], max(self.place.last, last))
         return [self._entry(*row[2:]) for row in new]

@@ -4,6 +4,7 @@ Under the server the standard library is patched by eventlet and everything shar
 the command line and in most tests nothing is patched and there is no loop to spare.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -12,9 +13,18 @@ import eventlet.semaphore
 import eventlet.tpool
 import psycopg2
 from eventlet.hubs import trampoline
-from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, set_wait_callback
+from psycopg2.extensions import (
+    POLL_OK,
+    POLL_READ,
+    POLL_WRITE,
+    STATUS_SETUP,
+    set_wait_callback,
+)
 
 T = TypeVar("T")
+
+# The system's own, which eventlet takes out of the module.
+_SELECT = eventlet.patcher.original("select")
 
 # Each argon2id hash takes 19 MiB and some 20 ms of a core. Two at a time keep two cores busy and
 # leave the loop its share; the rest of a login storm waits here, without a thread each.
@@ -30,24 +40,38 @@ def off_the_loop(function: Callable[..., T], *args: Any) -> T:
         return cast(T, eventlet.tpool.execute(function, *args))
 
 
-def bound_database_waits(seconds: float) -> None:
-    """Let no query and no connection attempt wait longer than *seconds* for the database's answer.
+class NoAnswer(psycopg2.OperationalError):
+    """The database, or the network to it, was silent for too long."""
+
+
+def has_input(descriptor: int) -> bool:
+    """Whether there is something to read, or the other end has gone. Does not wait."""
+    poll = _SELECT.poll()
+    poll.register(descriptor, _SELECT.POLLIN)
+    return bool(poll.poll(0))
+
+
+def bound_database_waits(*, connect: float, answer: float | None) -> None:
+    """Let no connection attempt take longer than *connect* seconds, and no query wait longer than
+    *answer* for the database; None: as long as it takes.
 
     PostgreSQL's own timeouts end what takes too long; this ends what has no end, on a machine that
     is gone without a word. psycopg2 then closes the connection, with the outcome unknown. Replaces
-    eventlet's way of waiting for psycopg2, which knows no bound.
+    eventlet's way of waiting for psycopg2, which knows no bound; libpq's connect_timeout has no
+    effect on a connection that is waited for in this way.
     """
 
     def wait(connection: Any) -> None:
+        connecting = connection.status == STATUS_SETUP
+        seconds = connect if connecting else answer
+        end = time.monotonic() + connect
         while (state := connection.poll()) != POLL_OK:
             trampoline(
                 connection.fileno(),
                 read=state == POLL_READ,
                 write=state == POLL_WRITE,
-                timeout=seconds,
-                timeout_exc=psycopg2.OperationalError(
-                    f"no answer from the database for {seconds:g} seconds"
-                ),
+                timeout=max(0.01, end - time.monotonic()) if connecting else seconds,
+                timeout_exc=NoAnswer(f"no answer from the database for {seconds} seconds"),
             )
 
     set_wait_callback(wait)

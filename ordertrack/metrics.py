@@ -91,6 +91,11 @@ class Collector(BaseCollector):
         yield _counter(
             "relay_reconnects", "Times that the relay lost its connection.", relay.reconnects
         )
+        yield _counter(
+            "relay_fresh_starts",
+            "Times that the log could not be read on, and every socket was sent to resume.",
+            relay.fresh_starts,
+        )
 
     def _events(self) -> int:
         return self._live.fanout.published

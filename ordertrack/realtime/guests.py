@@ -27,6 +27,12 @@ class Guest(Protocol):
 
     def sign_out(self, error: DomainError) -> None: ...
 
+    def silence(self, error: DomainError) -> None:
+        """Hear nothing any more, and join nothing: it is to be closed, because of *error*."""
+
+    def hang_up(self, code: int, reason: str) -> None:
+        """Close the connection so that the client comes back and resumes."""
+
 
 class Guests:
     """The authenticated connections of one process, at most *per_user* for each user.
@@ -88,6 +94,17 @@ class Guests:
         for guest in list(self._by_user.get(right.user_id, ())):
             if right.session_id in (None, guest.credential.principal.session_id):
                 guest.sign_out(InvalidToken(_REASONS[right.reason]))
+
+    def silence_all(self, error: DomainError) -> list[Guest]:
+        """Let everybody go at once, without a word; the caller hangs up on each when it likes.
+
+        So nobody is told of a change who was not told of the one before it, and who comes back
+        meanwhile is not among them.
+        """
+        everybody = [guest for own in self._by_user.values() for guest in own]
+        for guest in everybody:
+            guest.silence(error)
+        return everybody
 
     def sweep(self, _now: float) -> None:
         """Close what has expired. Tokens expire by the wall clock."""

@@ -3,16 +3,17 @@
 import time
 from dataclasses import dataclass
 
-from flask import Flask, Response, request
+from flask import Flask, Response
 
 from ordertrack.config import Settings
+from ordertrack.errors import Unavailable
 from ordertrack.eventlog import Event
 from ordertrack.histogram import Histogram
 from ordertrack.policy import DriverScope
 from ordertrack.realtime import transport
 from ordertrack.realtime.engine import SocketIO
 from ordertrack.realtime.fanout import Fanout, Watcher
-from ordertrack.realtime.guests import Guests
+from ordertrack.realtime.guests import Guest, Guests
 from ordertrack.realtime.relay import Relay
 from ordertrack.realtime.rooms import Rooms
 from ordertrack.realtime.transport import Limits, Origins
@@ -21,6 +22,9 @@ from ordertrack.services.orders import Budget
 
 # Of an event's age when the sockets get it: from the wake-up in time to the database gone for long.
 LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+
+RESUME = "The server has lost its place in the log. Connect again, and resume."
+SERVICE_RESTART = 1012  # WebSocket close code
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +81,18 @@ def init_app(app: Flask, settings: Settings) -> Live:
         # By two clocks, the database's and ours: as good as they agree.
         lag.observe(max(0.0, time.time() - event.created_at.timestamp()))
 
+    def start_over() -> None:
+        """Send everybody away, to come back and resume; those who come meanwhile are let in."""
+        leaving = guests.silence_all(Unavailable(RESUME))
+        transport.spawn(hang_up, leaving, settings.drain_seconds / 2)
+
     relay = Relay(
         settings.db_dsn or "",
         publish=publish,
         end_access=guests.end_access,
         reading=fanout.reading,
         caught_up=fanout.caught_up,
+        start_over=start_over,
         poll=settings.relay_poll_ms / 1000,
     )
     transport.every_second(guests.sweep)
@@ -90,11 +100,15 @@ def init_app(app: Flask, settings: Settings) -> Live:
     app.extensions["ordertrack_drain"] = socketio.drain
 
     @app.after_request
-    def wake_the_relay(response: Response) -> Response:
-        if request.method not in ("GET", "HEAD", "OPTIONS"):
-            relay.wake()
+    def let_the_relay_look(response: Response) -> Response:
+        if relay.is_due:
             # Its read is under way while this answer is made: a third off the time to the push.
             transport.pause()
         return response
 
     return Live(socketio, raw_rooms, guests, fanout, relay, lag)
+
+
+def hang_up(leaving: list[Guest], seconds: float) -> None:
+    for guest in transport.one_by_one(leaving, seconds):
+        guest.hang_up(SERVICE_RESTART, "resume")

@@ -7,8 +7,11 @@ wake-ups are hints, the log is the truth, and nothing depends on a hint's arriva
 NOTIFY takes one lock for the whole server at commit, so no order's transaction sends it. The relay
 does, on its own connection and once per turn however many commits it stands for.
 
-Its connection may die at any time: it goes on from its place on the next one. Whatever else goes
-wrong ends the process, for a server that hears nothing must not look as if it did.
+Its connection may die at any time: it goes on from its place on the next one. Where that cannot be
+(the database is another one since a failover, or too much has happened meanwhile), it starts anew
+and calls `start_over`: whoever watches has missed something, and is to come back and resume by
+version. Whatever else goes wrong ends the process, for a server that hears nothing must not look as
+if it did.
 """
 
 import logging
@@ -19,8 +22,9 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
-from ordertrack import eventlog
-from ordertrack.eventlog import AccessEnded, Event
+from ordertrack import db, eventlog
+from ordertrack.connecting import Connector
+from ordertrack.eventlog import AccessEnded, Event, LogLost
 from ordertrack.realtime import transport
 
 log = logging.getLogger(__name__)
@@ -36,11 +40,19 @@ _START_SECONDS = 30.0
 # following: its connection hangs, or the database does.
 _PATIENCE = 2.0
 
+# Without a connection for longer than this, and the relay starts anew, whatever has happened: who
+# has not come back by itself meanwhile, watches a page that has stood still for minutes.
+_LONGEST_OUTAGE = 300.0
+
 # After so long a stretch of publishing, everybody else has a turn: a catch-up may be thousands of
 # events for thousands of sockets.
 _STRETCH = 0.01
 
 EXIT_CODE = 70  # EX_SOFTWARE
+
+
+class RelayStuck(Exception):
+    """The relay did not get to the log in time."""
 
 
 class Relay:
@@ -54,14 +66,23 @@ class Relay:
         end_access: Callable[[AccessEnded], None],
         reading: Callable[[], None],
         caught_up: Callable[[], None],
+        start_over: Callable[[], None],
         poll: float,
+        longest_outage: float = _LONGEST_OUTAGE,
         on_failure: Callable[[int], None] = os._exit,
     ) -> None:
-        self._dsn = dsn
+        self._connect = Connector(
+            dsn,
+            suffix=" relay",
+            session={"statement_timeout": "10000", "enable_seqscan": "off"},
+            defaults={"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3},
+        )
         self._publish = publish
         self._end_access = end_access
         self._reading = reading
         self._caught_up = caught_up
+        self._start_over = start_over
+        self._longest_outage = longest_outage
         self._poll = poll
         self._on_failure = on_failure
         # Called when the database has gone, before the next attempt: who runs an embedded one
@@ -69,13 +90,19 @@ class Relay:
         self.revive: Callable[[], object] = lambda: None
         self._events = eventlog.events()
         self._ended_access = eventlog.ended_access()
+        self._tails = (self._events, self._ended_access)
+        self._unpublished: list[Event] = []  # read, while the connection was lost
         self._flag = transport.Signal()
         self._others_wait = False  # whether other processes are still to be told of our commits
         self._backend = 0
         self._last_turn: float | None = None  # when it ended; None while the connection is lost
+        self._read_at: float | None = None  # when the log was last read to its end
+        self._history: str | None = None  # which cluster and timeline that was
+        self._gap: str | None = None  # why it cannot be read on; None once everybody knows
         self._stopped = False
         self.turns = 0
         self.reconnects = 0
+        self.fresh_starts = 0
 
     @property
     def is_following(self) -> bool:
@@ -87,22 +114,30 @@ class Relay:
     def start(self) -> None:
         """Follow the log from now on. Returns when "now" is settled: subscribe only afterwards.
 
-        Raises `TimeoutError` when the database does not let us in.
+        Raises `RelayStuck` when the database does not let us in.
         """
+        db.on_append.append(self.wake)
         transport.spawn(self._keep, self._connect_following, self._follow)
         transport.spawn(self._keep, self._connect_listening, self._listen)
         deadline = transport.monotonic() + _START_SECONDS
         while not self.is_following:
             if transport.monotonic() > deadline:
-                raise TimeoutError("the relay cannot reach the database")
+                raise RelayStuck("the relay cannot reach the database")
             transport.sleep(0.01)
 
     def stop(self) -> None:
         self._stopped = True
+        if self.wake in db.on_append:
+            db.on_append.remove(self.wake)
         self._flag.set()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it has been woken, and has not looked yet."""
+        return self._flag.is_set
+
     def wake(self) -> None:
-        """This process has committed something."""
+        """This process has appended something."""
         self._others_wait = True
         self._flag.set()
 
@@ -141,32 +176,59 @@ class Relay:
         except Exception:  # the next attempt to connect will fail, and lead here again
             log.exception("the database could not be started again")
 
-    def _connect(self) -> Any:
-        connection = psycopg2.connect(
-            self._dsn,
-            application_name="ordertrack relay",
-            connect_timeout=5,
-            options="-c timezone=UTC -c statement_timeout=10000"
-            " -c enable_seqscan=off -c plan_cache_mode=force_generic_plan",
-            keepalives_idle=5,
-            keepalives_interval=2,
-            keepalives_count=3,
-        )
-        connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
-        return connection
-
     def _connect_following(self) -> Any:
         connection = self._connect()
-        self._backend = connection.info.backend_pid
-        with connection.cursor() as cursor:
-            self._events.open(cursor)
-            self._ended_access.open(cursor)
+        try:
+            connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+            self._backend = connection.info.backend_pid
+            with connection.cursor() as cursor:
+                self._find_place(cursor)
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _find_place(self, cursor: Any) -> None:
+        """Go on from the last place, if that is possible."""
+        history = eventlog.history(cursor)
+        if history is None:
+            raise psycopg2.OperationalError(
+                "this PostgreSQL is a standby, which cannot be followed"
+            )
+        outage = transport.monotonic() - self._read_at if self._read_at is not None else 0.0
+        if self._history not in (None, history):
+            self._gap = f"the database was {self._history}, and is {history} now"
+        elif outage > self._longest_outage:
+            self._gap = f"the log was out of reach for {outage:.0f} seconds"
+        for tail in self._tails:
+            tail.open(cursor)
+        if self._gap is not None:
+            self._begin_anew(cursor)
+        self._history = history
+
+    def _begin_anew(self, cursor: Any) -> None:
+        """Follow the log from now on, and send everybody to find out what was missed.
+
+        In this order: who subscribes after the new place was taken reads at least that far, and all
+        who subscribed before are sent away. If the database is lost in between, `_gap` stays.
+        """
+        self._unpublished = []
+        for tail in self._tails:
+            tail.start(cursor)
+        log.warning("the log is followed from now on, all sockets resume: %s", self._gap)
+        self.fresh_starts += 1
+        self._start_over()
+        self._gap = None
 
     def _connect_listening(self) -> Any:
         connection = self._connect()
-        with connection.cursor() as cursor:
-            cursor.execute(f"LISTEN {CHANNEL}")
+        try:
+            connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+            with connection.cursor() as cursor:
+                cursor.execute(f"LISTEN {CHANNEL}")
+        except BaseException:
+            connection.close()
+            raise
         self._flag.set()  # what was said before we listened was not heard
         return connection
 
@@ -176,7 +238,12 @@ class Relay:
             # Taken back before the read: what is committed from here on sets it again.
             others_wait, self._others_wait = self._others_wait, False
             try:
-                self._turn(cursor)
+                try:
+                    self._turn(cursor)
+                except LogLost as lost:
+                    self._gap = str(lost)
+                    self._begin_anew(cursor)
+                    self._turn(cursor)
                 if others_wait:
                     cursor.execute(f"NOTIFY {CHANNEL}")
             except BaseException:
@@ -188,15 +255,19 @@ class Relay:
         self.turns += 1
         self._reading()
         began = transport.monotonic()
-        for event in self._events.read(cursor):
+        # In this order: a right that ended before an event is seen to have ended before that event
+        # is told. If the second read fails, the first one's rows wait for the next turn.
+        self._unpublished += self._events.read(cursor)
+        for right in self._ended_access.read(cursor):
+            self._end_access(right)
+        events, self._unpublished = self._unpublished, []
+        for event in events:
             self._publish(event)
             if transport.monotonic() - began > _STRETCH:
                 transport.pause()
                 began = transport.monotonic()
         self._caught_up()
-        for right in self._ended_access.read(cursor):
-            self._end_access(right)
-        self._last_turn = transport.monotonic()
+        self._last_turn = self._read_at = transport.monotonic()
 
     def _listen(self, connection: Any) -> None:
         """Wake when another process says that it has committed."""
@@ -210,8 +281,8 @@ class Relay:
 
 
 def _is_loss(error: Exception, connection: Any) -> bool:
-    """Whether *error* means that the connection, not the relay, has failed."""
-    if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError | OSError):
+    """Whether *error* means that the connection, or the database, not the relay, has failed."""
+    if db.is_passing(error) or isinstance(error, OSError):
         return True
     # psycopg2 has only its base class for what libpq cannot explain.
     return isinstance(error, psycopg2.Error) and connection is not None and connection.closed != 0

@@ -39,7 +39,7 @@ Ack = dict[str, Any]
 class SocketWatcher:
     """A Socket.IO client that has been let in."""
 
-    __slots__ = ("_rooms", "_sid", "_socket", "actor", "credential", "is_connected")
+    __slots__ = ("_rooms", "_sid", "_socket", "actor", "credential", "ended", "is_connected")
 
     def __init__(
         self, rooms: "Rooms", sid: str, socket: EngineSocket, credential: Credential
@@ -50,6 +50,7 @@ class SocketWatcher:
         self.credential = credential
         self.actor: Actor | None = None
         self.is_connected = False
+        self.ended: DomainError | None = None  # why it must not connect any more
 
     def deliver(self, announcement: Announcement) -> None:
         self._socket.send_outgoing(announcement.outgoing)
@@ -61,14 +62,18 @@ class SocketWatcher:
     def leave(self, room: str) -> None:
         self._rooms.server.leave_room(self._sid, room)
 
-    def sign_out(self, error: DomainError) -> None:
+    def silence(self, error: DomainError) -> None:
+        self.ended = self.ended or error
         self._rooms.forget(self._sid)
+
+    def sign_out(self, error: DomainError) -> None:
+        self.silence(error)
         if self.is_connected:  # else CONNECT is still to be answered, with a refusal now
             self._socket.send_outgoing(encode_event("signed_out", to_json(problem(error))))
             self._socket.close_with(SIGNED_OUT, error.code)
 
     def hang_up(self, code: int, reason: str) -> None:
-        self._rooms.forget(self._sid)
+        self.silence(Unavailable(reason))
         self._socket.close_with(code, reason, goodbye=False)
 
 
@@ -117,7 +122,7 @@ class Rooms:
                 self._watchers[sid] = watcher
                 self._identify(watcher.credential.principal)
             if not self.knows(sid):
-                raise actors.signed_out()
+                raise watcher.ended or actors.signed_out()
             watcher.is_connected = True
         except Exception as error:
             self.forget(sid)
@@ -197,8 +202,9 @@ class Rooms:
 
         def handle(sid: str, *arguments: Any) -> Ack:
             watcher = self._watchers.get(sid)
-            if watcher is None:  # being closed
-                return {"ok": False}
+            if watcher is None:
+                closing = Unavailable("This connection is being closed. Connect again.")
+                return {"ok": False, "error": problem(closing)}
             try:
                 with self._app.app_context():
                     return handler(watcher, arguments[0] if arguments else None)

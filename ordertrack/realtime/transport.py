@@ -53,7 +53,7 @@ import random
 import socket as _constants
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -89,6 +89,7 @@ __all__ = [
     "every_second",
     "flush",
     "monotonic",
+    "one_by_one",
     "pause",
     "refuse",
     "sleep",
@@ -823,15 +824,7 @@ def close_all(code: int, reason: str, seconds: float) -> None:
     has ended or been given `CLOSE_SECONDS` for it.
     """
     _loop.draining = True
-    leaving = list(_loop.sockets.values())
-    random.shuffle(leaving)  # not always the same ones first
-    began = monotonic()
-    for number, ws in enumerate(leaving):
-        due = began + seconds * number / len(leaving)
-        if due > monotonic():
-            sleep(due - monotonic())
-        elif number % FLUSH_CHUNK == 0:
-            pause()
+    for ws in one_by_one(list(_loop.sockets.values()), seconds):
         try:
             ws.close(code, reason)
         except Exception as error:  # noqa: BLE001 (logged there)
@@ -839,6 +832,21 @@ def close_all(code: int, reason: str, seconds: float) -> None:
     end = monotonic() + CLOSE_SECONDS
     while _loop.sockets and monotonic() < end:
         sleep(0.02)
+
+
+def one_by_one(leaving: list[T], seconds: float) -> Iterator[T]:
+    """Each of `leaving`, in random order, evenly spread over `seconds`: those who come back do not
+    all come at once, and not always the same ones first.
+    """
+    random.shuffle(leaving)
+    began = monotonic()
+    for number, one in enumerate(leaving):
+        due = began + seconds * number / len(leaving)
+        if due > monotonic():
+            sleep(due - monotonic())
+        elif number % FLUSH_CHUNK == 0:
+            pause()
+        yield one
 
 
 def connections() -> list[WebSocket]:
@@ -916,6 +924,11 @@ class Signal:
 
     def __init__(self) -> None:
         self._wakeups = eventlet.semaphore.Semaphore(0)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the next `wait` would return at once."""
+        return bool(self._wakeups.counter > 0)
 
     def set(self) -> None:
         if self._wakeups.counter < 1:

@@ -137,9 +137,12 @@ class RawWatcher:
         self._ended = error
         self.hang_up(SIGNED_OUT, error.code)
 
-    def hang_up(self, code: int, reason: str) -> None:
-        self._ended = self._ended or Unavailable(reason)
+    def silence(self, error: DomainError) -> None:
+        self._ended = self._ended or error
         self.gone()
+
+    def hang_up(self, code: int, reason: str) -> None:
+        self.silence(Unavailable(reason))
         if self._ws is not None:
             self._ws.close(code, reason)
 

@@ -403,6 +403,7 @@ def create(
         row = t.execute(_INSERT, parameters).one_or_none()
         if row is None:  # signed out since the actor was read
             raise actors.signed_out()
+        db.appends(t)
         if key is not None:
             t.get_one(IdempotencyKey, (actor.id, key)).order_id = row.id
         return view_of(actor, facts_of(row), scope)

@@ -1,6 +1,7 @@
 """wsgi.py with faults built in: what the fault suite starts instead of it.
 
-Three addresses are added, and nothing else differs:
+Three addresses are added, the environment's MIGRATIONS names another folder of migrations, and
+nothing else differs:
 
     POST /fault/heartbeat      the longest times for which the loop was blocked since the last call
     POST /fault/query?sql=…    runs a query on a connection of the pool
@@ -81,6 +82,11 @@ class Heartbeat:
 
 
 create_app = application.create_app
+init_migrations = application.migrate.init_app
+
+
+def other_migrations(app: Flask, database: Any, directory: str) -> None:
+    init_migrations(app, database, directory=os.environ.get("MIGRATIONS", directory))
 
 
 def faulty_app(*arguments: Any) -> Flask:
@@ -115,6 +121,7 @@ def faulty_app(*arguments: Any) -> Flask:
 
 Relay.wake, Fanout.publish = faulty_wake, faulty_publish  # type: ignore[method-assign]
 application.create_app = faulty_app  # type: ignore[assignment]
+application.migrate.init_app = other_migrations
 
 if __name__ == "__main__":
     runpy.run_path(str(ROOT / "wsgi.py"), run_name="__main__")

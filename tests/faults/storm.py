@@ -44,6 +44,13 @@ SHARES = {
 RECOVERY = 10.0
 EXIT = 10.0
 
+# What a server may say that ends on its way up: its database was being killed at that moment.
+EXCUSES = (
+    "DB_DSN names a database that cannot be used",
+    "The database cannot answer right now",
+    "the relay cannot reach the database",
+)
+
 # Words in a server's log that no fault excuses.
 ALARMS = ("unexpected error", "Traceback", "CRITICAL")
 
@@ -75,8 +82,11 @@ class Slot:
                     code = server.process.wait()
                     self.server = None
                     self._look_back(server, code)
-            except Exception:  # noqa: BLE001 (it starts again, as under any supervisor)
-                time.sleep(0.1)  # killed on its way up, or the database is down
+            except Exception as error:  # noqa: BLE001 (it starts again, as under any supervisor)
+                said = "\n".join([repr(error), str(error), *getattr(error, "__notes__", ())])
+                if not any(excuse in said for excuse in EXCUSES):
+                    self.faults.append(f"{self.name} did not start: {said[-3000:]}")
+                time.sleep(0.1)
 
     def _look_back(self, server: Server, code: int) -> None:
         if not self.expected_to_end:

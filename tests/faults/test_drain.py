@@ -15,6 +15,7 @@ from tests.faults.crowd import Client
 from tests.faults.storm import Storm
 from tests.support.parallel import at_once
 from tests.support.servers import Server
+from tests.support.waiting import eventually
 
 Start = Callable[..., Server]
 
@@ -22,7 +23,9 @@ EXIT_SECONDS = 10
 
 
 @pytest.mark.safety("drain")
-def test_what_is_under_way_is_finished_and_nothing_new_is_begun(start: Start) -> None:
+def test_what_is_under_way_is_finished_and_nothing_new_is_begun(
+    cluster: Cluster, start: Start
+) -> None:
     server = start()
     admin = server.people.admin()
     order = admin.order()
@@ -31,7 +34,8 @@ def test_what_is_under_way_is_finished_and_nothing_new_is_begun(start: Start) ->
         return server.api.post("/fault/query?sql=SELECT pg_sleep(1.5)").status_code
 
     def end() -> int:
-        time.sleep(0.5)  # the query is under way
+        under_way = "SELECT 1 FROM pg_stat_activity WHERE query LIKE %s AND state = 'active'"
+        eventually(lambda: cluster.execute(under_way, "SELECT pg_sleep(1.5)%"))
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         refused = False

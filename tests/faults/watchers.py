@@ -17,8 +17,9 @@ import websocket
 
 from tests.faults.history import Event, Leg
 
-# A server that is gone is a reset or an end of file; this is for one that hangs.
-CONNECT_SECONDS = 5.0
+# A server that is gone is a reset or an end of file, and one without its database says so. Silence
+# for so long is a finding.
+ANSWER_SECONDS = 20.0
 
 Address = Callable[[], str]  # where to connect now, such as ws://127.0.0.1:8080
 
@@ -37,7 +38,7 @@ class SocketIO:
         self._number = 0
         self._ws = websocket.create_connection(
             f"{url}/socket.io/?EIO=4&transport=websocket",
-            timeout=CONNECT_SECONDS,
+            timeout=ANSWER_SECONDS,
             suppress_origin=True,
         )
         try:
@@ -78,7 +79,7 @@ class SocketIO:
             raise ConnectionError("disconnected by the server")
         return True
 
-    def call(self, name: str, data: Any, timeout: float = 10.0) -> Any:
+    def call(self, name: str, data: Any, timeout: float = ANSWER_SECONDS) -> Any:
         """Emit an event and answer its acknowledgement; events that come first are handled."""
         number, self._number = self._number, self._number + 1
         self._ws.send(f"42{number}" + json.dumps([name, data]))
@@ -114,7 +115,9 @@ class Watcher(threading.Thread):
         while not self._stopping.is_set():
             try:
                 self.watch()
-            except (OSError, websocket.WebSocketException, TimeoutError):
+            except (TimeoutError, websocket.WebSocketTimeoutException) as error:
+                self.faults.append(f"{self.name} was not answered: {error!r}")
+            except (OSError, websocket.WebSocketException):
                 self._stopping.wait(random.uniform(0.02, 0.1))
             except Exception as error:  # noqa: BLE001 (is a finding, and must not end the watch)
                 self.faults.append(f"{self.name}: {error!r}")
@@ -143,6 +146,13 @@ class Watcher(threading.Thread):
         order_id = event["order_id"]
         self._current[order_id].events.append(event)
         self.seen[order_id] = event["version"]
+
+
+def _refusal(problem: dict[str, Any]) -> Exception:
+    """What passes by itself breaks the connection off; anything else is a finding."""
+    if problem["code"] in ("unavailable", "too_many_requests"):
+        return ConnectionError(problem["detail"])
+    return AssertionError(f"refused: {problem}")
 
 
 class SocketIOWatcher(Watcher):
@@ -174,11 +184,11 @@ class SocketIOWatcher(Watcher):
         asked = [{"order_id": one, "after": self.seen.setdefault(one, 0)} for one in orders]
         answer = connection.call("subscribe", {"orders": asked})
         if not answer["ok"]:
-            raise self._refusal(answer["error"])
+            raise _refusal(answer["error"])
         for one, result in zip(asked, answer["results"], strict=True):
             order_id = one["order_id"]
             if not result["ok"]:
-                raise self._refusal(result["error"])
+                raise _refusal(result["error"])
             if result.get("reset"):
                 self.begin(order_id, result["version"])
                 self.seen[order_id] = result["version"]
@@ -189,11 +199,6 @@ class SocketIOWatcher(Watcher):
             if self.seen[order_id] != result["version"]:
                 self.faults.append(f"{self.name}: {result['version']} acknowledged in {result}")
             self._subscribed.add(order_id)
-
-    def _refusal(self, problem: dict[str, Any]) -> Exception:
-        if problem["code"] in ("unavailable", "too_many_requests"):
-            return ConnectionError(problem["detail"])
-        return AssertionError(f"refused: {problem}")
 
     def _on_event(self, name: str, data: Any) -> None:
         if name != "order_update" or data["order_id"] not in self._subscribed:
@@ -211,13 +216,18 @@ class FeedWatcher(Watcher):
         connection = SocketIO(self.address(), self.token, self._on_event)
         self.connections += 1
         try:
-            connection.call("subscribe", {"feed": "orders"})
+            answer = connection.call("subscribe", {"feed": "orders"})
+            if not answer["ok"]:
+                raise _refusal(answer["error"])
             while not self._stopping.is_set():
                 connection.step(0.1)
         finally:
             connection.close()
 
     def _on_event(self, name: str, data: Any) -> None:
+        if name != "order_update":
+            self.faults.append(f"{self.name}: unexpected {name} {data}")
+            return
         if data["order_id"] not in self._current:
             self.begin(data["order_id"], None)
         self.take(data)
@@ -244,7 +254,7 @@ class RawWatcher(Watcher):
             ws = websocket.create_connection(
                 f"{self.address()}/ws/orders/{self._order}?after={after}",
                 header=[f"Authorization: Bearer {self.token}"],
-                timeout=CONNECT_SECONDS,
+                timeout=ANSWER_SECONDS,
                 suppress_origin=True,
             )
         except websocket.WebSocketBadStatusException as refused:

@@ -5,9 +5,11 @@ What it does when its connection or PostgreSQL dies is in tests/faults/.
 
 import contextlib
 import random
+import re
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +19,8 @@ from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
 from ordertrack import eventlog
 from ordertrack.eventlog import Event, Tail
+from ordertrack.realtime import transport
+from ordertrack.realtime.relay import Relay
 from tests.support.people import Person
 from tests.support.servers import Server
 from tests.support.sockets import Watcher, raw_watching, settled, watching
@@ -214,3 +218,265 @@ def test_a_change_by_another_process_is_told_without_waiting_for_the_poll(
         watcher.watch(order)
         owner.at(second.transport).edit(order, "changed elsewhere")
         eventually(lambda: watcher.versions(order) == [2])
+
+
+# --- when it looks -----------------------------------------------------------------------------
+
+
+def turns(server: Server) -> int:
+    """How often the relay has read the log."""
+    found = re.search(r"^ordertrack_relay_turns_total (\S+)$", metrics(server), re.MULTILINE)
+    assert found is not None
+    return int(float(found[1]))
+
+
+def metrics(server: Server) -> str:
+    return server.api.get("/metrics").text
+
+
+def test_every_append_wakes_the_relay_and_nothing_else_does(
+    server: Server, start_server: Callable[..., Server]
+) -> None:
+    quiet = start_server(server.dsn, RELAY_POLL_MS="60000")
+    other = start_server(server.dsn, RELAY_POLL_MS="60000")
+    admin, owner, driver = (
+        getattr(quiet.people, role)() for role in ("admin", "customer", "driver")
+    )
+    leaving = owner.signed_in_again()
+    api = quiet.api
+
+    def settled_turns() -> tuple[int, int]:
+        """Once both have looked for all that was said to them until now."""
+        order = owner.order()
+        with watching(other, owner.token) as watcher:
+            watcher.watch(order)
+            owner.edit(order, "heard")
+            settled(watcher, order, 2)
+        return eventually(lambda: _unchanged(lambda: (turns(quiet), turns(other))))
+
+    before = settled_turns()
+    order = {"id": "999999999"}
+    for _ in range(3):
+        wrong = {"email": owner.email, "password": "wrong password"}
+        assert api.post("/api/login", json=wrong).status_code == 401
+        owner.signed_in_again()
+        assert owner.api.post("/api/orders", json={}).status_code == 422
+        assert owner.api.delete(f"/api/orders/{order['id']}").status_code == 404
+    assert (turns(quiet), turns(other)) == before
+
+    order = owner.order()
+    user = f"/api/admin/users/{driver.id}"
+    appending: dict[str, Callable[[], object]] = {
+        "created": owner.order,
+        "description_changed": lambda: owner.edit(order, "changed"),
+        "status_changed": lambda: driver.move(order, "Processing"),
+        "driver_assigned": lambda: admin.assign(order, driver),
+        "deleted": lambda: admin.delete(order),
+        "signed_out": lambda: leaving.api.post("/api/logout"),
+        "role_changed": lambda: admin.api.patch(user, json={"role": "user"}),
+        "deactivated": lambda: admin.api.patch(user, json={"active": False}),
+    }
+    for what, append in appending.items():
+        here, there = settled_turns()
+        append()
+        assert eventually(lambda n=here: turns(quiet) > n), what  # type: ignore[misc]
+        assert eventually(lambda n=there: turns(other) > n), what  # type: ignore[misc]
+
+
+def _unchanged(ask: Callable[[], tuple[int, int]]) -> tuple[int, int] | None:
+    """What *ask* answers three times in a row; None if that is not yet so."""
+    answers = []
+    for _ in range(3):
+        answers.append(ask())
+        time.sleep(0.05)
+    return answers[0] if answers.count(answers[0]) == len(answers) else None
+
+
+# --- whether it follows ------------------------------------------------------------------------
+
+
+def test_it_follows_for_as_long_as_a_turn_may_take_and_no_longer(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: object) -> None:
+        return None
+
+    relay = Relay(
+        database, publish=nothing, end_access=nothing, reading=nothing, caught_up=nothing,
+        start_over=nothing, poll=0.5,
+    )  # fmt: skip
+    now = 1000.0
+    monkeypatch.setattr(transport, "monotonic", lambda: now)
+    assert not relay.is_following
+    with contextlib.closing(psycopg2.connect(database)) as connection:
+        connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+        with connection.cursor() as cursor:
+            relay._find_place(cursor)
+            relay._turn(cursor)
+    assert relay.is_following
+    now += 0.5 + 2 - 0.01  # the poll, and what a turn may take
+    assert relay.is_following
+    now += 0.02
+    assert not relay.is_following
+
+
+# --- when it cannot go on ----------------------------------------------------------------------
+
+
+class Gaps:
+    """A relay that is taken through its steps by hand, and what it tells."""
+
+    def __init__(self, dsn: str) -> None:
+        self.told: list[int | str] = []
+        self.relay = Relay(
+            dsn,
+            publish=lambda event: self.told.append(event.version),
+            end_access=lambda right: self.told.append(right.reason),
+            reading=lambda: None,
+            caught_up=lambda: None,
+            start_over=lambda: self.told.append("start over"),
+            poll=0.0,
+        )
+
+    def connected(self) -> Any:
+        """Where `_follow` can be called."""
+        return contextlib.closing(self.relay._connect_following())
+
+
+@pytest.fixture
+def own_dsn(fresh_database: Callable[[], str]) -> str:
+    return fresh_database()
+
+
+def an_order(dsn: str) -> int:
+    with contextlib.closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            """WITH u AS (INSERT INTO users (name, email, password_hash)
+                          VALUES ('Ann', gen_random_uuid()::text, '-') RETURNING id)
+               INSERT INTO orders (customer_id, description) SELECT id, 'x' FROM u RETURNING id"""
+        )
+        order: int = cursor.fetchone()[0]
+        connection.commit()
+        return order
+
+
+def append(dsn: str, order: int, number: int = 1) -> None:
+    with contextlib.closing(psycopg2.connect(dsn)) as connection:
+        for _ in range(number):
+            change(connection, {"id": order})
+        connection.commit()
+
+
+def test_more_than_one_read_may_take_sends_everybody_to_resume_and_the_log_is_read_on(
+    own_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eventlog, "MOST", 10)
+    gaps = Gaps(own_dsn)
+    order = an_order(own_dsn)
+    with gaps.connected() as connection:
+        append(own_dsn, order, 10)
+        gaps.relay._follow(connection)
+        assert gaps.told == list(range(2, 12))
+        append(own_dsn, order, 11)
+        gaps.relay._follow(connection)
+        assert gaps.told[10:] == ["start over"]
+        append(own_dsn, order)
+        gaps.relay._follow(connection)
+        assert gaps.told[11:] == [23]
+    assert gaps.relay.fresh_starts == 1
+
+
+def test_after_a_long_time_out_of_reach_everybody_resumes_and_after_a_short_one_nobody(
+    own_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(transport, "monotonic", lambda: now)
+    gaps = Gaps(own_dsn)
+    order = an_order(own_dsn)
+    with gaps.connected() as connection:
+        gaps.relay._follow(connection)
+    append(own_dsn, order)
+    now += 299
+    with gaps.connected() as connection:
+        gaps.relay._follow(connection)
+    assert gaps.told == [2]
+    append(own_dsn, order)
+    now += 301
+    with gaps.connected() as connection:
+        gaps.relay._follow(connection)
+        assert gaps.told[1:] == ["start over"]
+        append(own_dsn, order)
+        gaps.relay._follow(connection)
+    assert gaps.told[2:] == [4]
+
+
+def test_a_fresh_start_that_is_interrupted_is_made_up_for(
+    own_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection dies after the new place was taken, and before anybody was sent away."""
+    gaps = Gaps(own_dsn)
+    order = an_order(own_dsn)
+    with gaps.connected() as connection:
+        gaps.relay._follow(connection)
+    append(own_dsn, order)
+    gaps.relay._history = "another"
+    start = gaps.relay._ended_access.start
+
+    def interrupted(cursor: Any) -> None:
+        monkeypatch.setattr(gaps.relay._ended_access, "start", start)
+        raise psycopg2.OperationalError("gone")
+
+    monkeypatch.setattr(gaps.relay._ended_access, "start", interrupted)
+    with pytest.raises(psycopg2.OperationalError):
+        gaps.relay._connect_following()
+    assert gaps.told == []
+    with gaps.connected() as connection:
+        assert gaps.told == ["start over"]
+        append(own_dsn, order)
+        gaps.relay._follow(connection)
+    assert gaps.told == ["start over", 3]
+    assert gaps.relay.fresh_starts == 1
+
+
+# --- rights before events ----------------------------------------------------------------------
+
+ENDED = """INSERT INTO access_changes (user_id, reason)
+           SELECT customer_id, 'role_changed' FROM orders WHERE id = %s"""
+
+
+def end_the_right(dsn: str, order: int) -> None:
+    with contextlib.closing(psycopg2.connect(dsn)) as connection:
+        connection.cursor().execute(ENDED, [order])
+        connection.commit()
+
+
+def test_a_right_that_ended_before_an_event_ends_before_the_event_is_told(own_dsn: str) -> None:
+    gaps = Gaps(own_dsn)
+    order = an_order(own_dsn)
+    with gaps.connected() as connection:
+        end_the_right(own_dsn, order)
+        append(own_dsn, order)
+        gaps.relay._follow(connection)
+    assert gaps.told == ["role_changed", 2]
+
+
+def test_events_that_were_read_when_the_connection_broke_are_told_on_the_next_one(
+    own_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gaps = Gaps(own_dsn)
+    order = an_order(own_dsn)
+    read = gaps.relay._ended_access.read
+
+    def broken(_: Any) -> Any:
+        monkeypatch.setattr(gaps.relay._ended_access, "read", read)
+        raise psycopg2.OperationalError("gone")
+
+    with gaps.connected() as connection:
+        append(own_dsn, order)
+        monkeypatch.setattr(gaps.relay._ended_access, "read", broken)
+        with pytest.raises(psycopg2.OperationalError):
+            gaps.relay._follow(connection)
+    append(own_dsn, order)
+    with gaps.connected() as connection:
+        gaps.relay._follow(connection)
+    assert gaps.told == [2, 3]

@@ -82,10 +82,9 @@ def event_of(order_id: int, version: int) -> Event:
 
 
 # What happens around a read of the log: one of the orders wanted changes, any order does, the relay
-# takes a step, or a whole turn.
-happenings = st.lists(
-    st.sampled_from(["wanted", "wanted", "any", "step", "turn", "turn"]), max_size=6
-)
+# takes a step, or a whole turn, or it has to start over. That ends every client, so it is rare.
+often = ["wanted", "wanted", "any", "step", "turn", "turn"]
+happenings = st.lists(st.sampled_from([*often, *often, *often, "over"]), max_size=6)
 
 # What the machine is for, and how often it got there.
 REACHED: Counter[str] = Counter()
@@ -96,6 +95,7 @@ STATES = {
     "read again after an earlier answer",
     "failed after an earlier answer",
     "suppressed below the floor",
+    "started over while the log was read",
 }
 
 
@@ -144,6 +144,13 @@ class Seam(RuleBasedStateMachine):
         while self.read is not None:
             self.relay_step()
 
+    @rule()
+    def start_over(self) -> None:
+        """The relay cannot read on: it begins at the log's end, and everybody is sent away."""
+        self.unread, self.read = [], None
+        for watcher in self.connected:
+            watcher.hang_up(1012, "")
+
     def note_what_is_kept_back(self, order_id: int, version: int) -> None:
         for watcher, transit in self.fanout._transit.get(order_id, {}).items():
             if watcher not in self.rooms.members[str(order_id)]:
@@ -155,7 +162,7 @@ class Seam(RuleBasedStateMachine):
 
     # --- clients ------------------------------------------------------------------------------
 
-    @precondition(lambda self: len(self.connected) < 3)
+    @precondition(lambda self: sum(not one.closed for one in self.connected) < 3)
     @rule(target=clients)
     def connect(self) -> Watcher:
         watcher = Watcher(self.rooms)
@@ -233,6 +240,9 @@ class Seam(RuleBasedStateMachine):
                     self.relay_step()
                 case "turn":
                     self.relay_turn()
+                case "over":
+                    REACHED["started over while the log was read"] += 1
+                    self.start_over()
 
     def take(
         self, client: Watcher, order_id: int, after: int, answer: CaughtUp | DomainError

@@ -22,6 +22,7 @@ LAYERS = (
         "policy",
         "errors",
         "config",
+        "connecting",
         "extensions",
         "green",
         "histogram",

@@ -1,0 +1,191 @@
+"""The database is another one from now on: nobody misses anything without being told."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import websocket
+from ordertrack_client import OrderStream
+
+from tests.faults.cluster import Cluster
+from tests.faults.crowd import Client, all_of
+from tests.support import missing
+from tests.support.databases import migrate
+from tests.support.people import Person
+from tests.support.replication import BINARIES, Pair, replicated
+from tests.support.servers import Server, running_server
+from tests.support.waiting import eventually
+
+# What a killed server leaves of a connection is left to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+# One more event of an order, by whatever application the promoted standby has served meanwhile.
+EVENT = """
+    WITH o AS (UPDATE orders SET version = version + 1, description = 'elsewhere',
+                      updated_at = clock_timestamp() WHERE id = %s RETURNING *)
+    INSERT INTO order_events (order_id, version, type, status, previous_status, actor_id,
+                              actor_name, actor_role, changes, customer_id, created_at)
+    SELECT id, version, 'description_changed', status, status, customer_id, 'Ann', 'admin',
+           '{"description": "elsewhere"}', customer_id, updated_at FROM o
+"""
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    if not (BINARIES / "pg_basebackup").exists():
+        missing.cannot(f"no PostgreSQL in {BINARIES}", "apt install postgresql-15")
+    with replicated() as made:
+        migrate(made.dsn)
+        yield made
+
+
+class Stream:
+    """The published client, watching one order: the versions that it handed on since its start."""
+
+    def __init__(self, server: Server, person: Person, order: Any) -> None:
+        self.versions: list[int] = []
+        self.resets: list[int] = []
+        self.problems: list[Any] = []
+        self._stream = OrderStream(server.url, lambda: person.token, poll_after=60)
+        self._stream.watch(
+            order["id"], 0, self._on_event, self._on_reset, on_error=self.problems.append
+        )
+
+    def _on_event(self, event: Any) -> None:
+        self.versions.append(event["version"])
+
+    def _on_reset(self, order: Any) -> None:
+        self.resets.append(order["version"])
+        self.versions = [order["version"]]
+
+    @property
+    def last(self) -> int:
+        return self.versions[-1] if self.versions else 0
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def burn_transactions(pair: Pair, number: int) -> None:
+    for _ in range(number):
+        pair.standby.execute("SELECT pg_current_xact_id()")
+
+
+def close_code(raw: websocket.WebSocket) -> int:
+    while True:
+        frame = raw.recv_data_frame()[1]
+        if frame.opcode == websocket.ABNF.OPCODE_CLOSE:
+            return int.from_bytes(frame.data[:2], "big")
+
+
+@pytest.mark.safety("lagging-standby")
+def test_after_a_failover_to_a_standby_that_lags_everybody_resumes_and_nothing_is_silent(
+    pair: Pair,
+) -> None:
+    with running_server(pair.dsn, DRAIN_SECONDS="1") as server:
+        admin = server.people.admin()
+        quiet, busy = admin.order("quiet"), admin.order("busy")
+        admin.edit(busy, "before")
+        pair.catch_up()
+        pair.cut()
+        # Watchers hear of these, and the standby never does.
+        for number in range(20):
+            admin.edit(busy, f"lost {number}")
+
+        async def watch_through_it() -> list[int | None]:
+            clients = [Client() for _ in range(10)]
+            await all_of(clients, lambda client: client.connect(server.port, admin.token))
+            await all_of(clients, lambda c: c.call("subscribe", {"order_id": quiet["id"]}))
+            listening = asyncio.gather(*(client.listen() for client in clients))
+            await asyncio.to_thread(fail_over)
+            await asyncio.wait_for(listening, 30)
+            for client in clients:
+                client.close()
+            # Not an event of after the gap on a connection from before it.
+            assert [client.events for client in clients] == [[]] * 10
+            return [client.close_code for client in clients]
+
+        def fail_over() -> None:
+            pair.fail_over()
+            # So many transactions that the old place in the log looks like the past there, too.
+            burn_transactions(pair, 200)
+            for order in (quiet, busy):
+                pair.standby.execute(EVENT, int(order["id"]))
+            pair.open_the_standby()
+
+        streams = [Stream(server, admin, order) for order in (quiet, busy)]
+        raw = websocket.create_connection(
+            f"{server.ws_url}/ws/orders/{quiet['id']}?after=1",
+            header=[f"Authorization: Bearer {admin.token}"],
+        )
+        eventually(lambda: [stream.last for stream in streams] == [1, 22])
+        assert asyncio.run(watch_through_it()) == [1012] * 10
+        assert close_code(raw) == 1012
+        raw.close()
+        # By itself, and without another change: the quiet one resumes and gets what it missed, the
+        # busy one is told that what it has seen has never happened.
+        eventually(lambda: [stream.last for stream in streams] == [2, 3])
+        assert [stream.resets for stream in streams] == [[], [3]]
+
+        # And the log is followed again.
+        eventually(lambda: server.api.get("/readyz").status_code == 200)
+        for order in (quiet, busy):
+            admin.edit(order, "afterwards")
+        eventually(lambda: [stream.last for stream in streams] == [3, 4])
+        assert streams[0].versions == [1, 2, 3]
+        assert streams[1].versions == [3, 4]
+        assert [stream.problems for stream in streams] == [[], []]
+        for stream in streams:
+            stream.close()
+        metrics = server.api.get("/metrics").text
+        assert "ordertrack_relay_fresh_starts_total 1.0" in metrics
+        assert server.process.poll() is None
+
+
+def test_a_restart_of_the_same_database_sends_nobody_away(
+    cluster: Cluster, start: Callable[..., Server]
+) -> None:
+    server = start()
+    admin = server.people.admin()
+    order = admin.order()
+    raw = websocket.create_connection(
+        f"{server.ws_url}/ws/orders/{order['id']}?after=1",
+        header=[f"Authorization: Bearer {admin.token}"],
+        timeout=30,
+    )
+    cluster.kill()
+    cluster.ensure_running()
+    eventually(lambda: server.api.get("/readyz").status_code == 200)
+    admin.edit(order, "after the crash")
+    assert json.loads(raw.recv())["version"] == 2
+    raw.close()
+    assert "ordertrack_relay_fresh_starts_total 0.0" in server.api.get("/metrics").text
+
+
+@pytest.mark.safety("lagging-standby")
+def test_a_standby_is_not_followed_and_writes_find_the_primary_whatever_the_order_of_hosts(
+    pair: Pair,
+) -> None:
+    pair.open_the_standby()
+    pair.catch_up()
+    there, here = str(pair.standby.folder), str(pair.primary.folder)
+    swapped = f"host={there},{here} user=ordertrack dbname=ordertrack"
+    with running_server(swapped) as server:
+        # (People are made by a connection of the test's own.)
+        answer = server.api.post(
+            "/api/register",
+            json={"name": "Ann", "email": "ann@example.org", "password": "a long password"},
+        )
+        assert answer.status_code == 201, answer.text
+    alone = f"host={there} user=ordertrack dbname=ordertrack"
+    assert "read-only" in why_it_does_not_start(alone)
+    # Told to take any, it still does not follow one that cannot be followed.
+    assert "standby" in why_it_does_not_start(f"{alone} target_session_attrs=any")
+
+
+def why_it_does_not_start(dsn: str) -> str:
+    with pytest.raises(RuntimeError, match="does not start: DB_DSN") as failed:
+        running_server(dsn).__enter__()
+    return str(failed.value)
