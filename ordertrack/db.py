@@ -15,13 +15,13 @@ from itertools import count
 from typing import Any, cast
 
 import psycopg2
-from sqlalchemy import Row, TextClause, exc
+from sqlalchemy import Row, TextClause, exc, text
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
 from ordertrack.config import Settings
-from ordertrack.errors import Unavailable
+from ordertrack.errors import TookTooLong, Unavailable
 from ordertrack.extensions import db
 
 # SQLSTATEs that say "not now" although the connection lives: lock_not_available, query_canceled
@@ -126,6 +126,8 @@ def unavailable_when_down() -> Iterator[None]:
     except (exc.DBAPIError, psycopg2.Error) as error:
         original = error.orig if isinstance(error, exc.DBAPIError) else error
         state = getattr(original, "pgcode", None)
+        if state == "57014":
+            raise TookTooLong("The database takes too long to answer. Try again.") from error
         if state == "55P03":
             raise Unavailable("The order is locked by another change. Try again.") from error
         # A connection that was refused or lost has no SQLSTATE; what a living server says has one.
@@ -212,7 +214,14 @@ def _row_class(description: Any) -> Any:
     return namedtuple("Row", [column.name for column in description])
 
 
-def fetch_all(statement: TextClause, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
-    """Run a read that is put together for the occasion, in a transaction of its own."""
+def fetch_all(
+    statement: TextClause, parameters: Mapping[str, Any], *, settings: str | None = None
+) -> Sequence[Row[Any]]:
+    """Run a read that is put together for the occasion, in a transaction of its own.
+
+    *settings* is SQL that comes first: ``SET LOCAL …`` for that transaction.
+    """
     with transaction() as t:
+        if settings is not None:
+            t.execute(text(settings))
         return t.execute(statement, parameters).all()
