@@ -21,13 +21,16 @@ from sqlalchemy import Row, text
 
 from ordertrack import db
 from ordertrack.errors import TookTooLong, Unavailable
-from ordertrack.lifecycle import Status
+from ordertrack.lifecycle import TERMINAL, Status
 from ordertrack.policy import Actor, DriverScope, Principal
 from ordertrack.services import actors, orders
 from ordertrack.services.orders import OrderView
 
 # Rows that one statement looks at for a page, and again for its counts: some 10 ms from memory.
+# Orders that were placed one after the other lie together; one customer's, driver's or status's lie
+# each on a page of its own, as do the names of customers, and cost that much more to fetch.
 SCANNED: Final = 5_000
+SCATTERED: Final = 2_000
 
 # Where the count of a status ends: "10,000+".
 COUNTED: Final = 10_000
@@ -35,8 +38,8 @@ COUNTED: Final = 10_000
 # Orders that a search by index may find. What is found in more of them is soon found by walking.
 CANDIDATES: Final = 2_000
 
-# With this many found among `SCANNED` orders, a text is in too many to collect them all.
-_COMMON: Final = SCANNED // 500
+# With this many found among the newest orders, a text is in too many to collect them all.
+_COMMON: Final = 10
 
 # A search by index whose text is made of common syllables may have much to read; then the page is
 # what walking found.
@@ -138,7 +141,8 @@ def _staff_page(
     query: "_Query", filters: Filters, scope: DriverScope
 ) -> tuple[Page, list[int] | None]:
     """The page, and the ids that a search by index found if it took one."""
-    page = _page(query, _branches(query, filters, scope), scope)
+    visible = _in_the_list(query, filters, scope)
+    page = _page(query, _branches(query, filters, scope), scope, visible=visible)
     _require_right(page.actor, filters)
     if page.cut_short and len(page.orders) < _COMMON:
         ids = _candidates(query, filters)
@@ -181,6 +185,19 @@ class _Query:
     before: int | None
     limit: int
 
+    # An order that is found by its number comes first, however old it is, and is not among those
+    # that follow by age.
+
+    @property
+    def number_first(self) -> str:
+        """The beginning of the first page's ORDER BY."""
+        has_number = self.values.get("number") is not None
+        return "(o.id = :number) DESC, " if has_number and self.before is None else ""
+
+    @property
+    def but_the_number(self) -> list[str]:
+        return ["o.id <> :number"] if self.values.get("number") is not None else []
+
     @property
     def parameters(self) -> dict[str, Any]:
         return {
@@ -190,7 +207,6 @@ class _Query:
             "before": self.before or _BEYOND,
             # One more than is shown tells whether there is a next page.
             "wanted": self.limit + 1,
-            "scanned": SCANNED,
         }
 
 
@@ -201,6 +217,13 @@ class _Branch:
     caller: str
     path: str
     conditions: tuple[str, ...]
+
+    @property
+    def reach(self) -> int:
+        """How many rows it looks at."""
+        asks_for_names = any("users" in condition for condition in self.conditions)
+        together = self.path in ("all", "created") and not asks_for_names
+        return SCANNED if together else SCATTERED
 
     @property
     def judged(self) -> list[str]:
@@ -240,6 +263,10 @@ def containing(words: str) -> str:
     return f"%{escaped}%"
 
 
+_OPEN: Final = tuple(status.value for status in Status if status not in TERMINAL)
+# Spelt out as the index of the open orders has it: that PostgreSQL then knows to be enough.
+IS_OPEN: Final = "o.status IN (" + ", ".join(f"'{status}'" for status in _OPEN) + ")"
+
 _STAFF = "a.role <> 'user'"
 
 
@@ -264,17 +291,20 @@ def _branches(query: _Query, filters: Filters, scope: DriverScope) -> list[_Bran
 
 # --- paths ---------------------------------------------------------------------------------------
 
-_COVERED = {"created": ("created_from", "created_before")}
+# The filters that a path holds, where it is not simply the one that gave it its name.
+_COVERED = {
+    "created": ("created_from", "created_before"),
+    "open_of_driver": ("driver_id", "status"),
+}
 
-# The columns of a path and the value that all but the last of them have. On the path of the dates
-# a page goes on from the time of the order before it: should a clock have been set back, ids and
-# times disagree about which is newer, and times decide.
+# The columns of a path before the id, and their values on it.
 _KEYED = {
-    "customer_id": ("customer_id", ":customer_id"),
-    "driver_id": ("driver_id", ":driver_id"),
-    "status": ("status", ":status"),
-    "assigned": ("driver_id", "a.id"),
-    "own": ("customer_id", "a.id"),
+    "customer_id": {"customer_id": ":customer_id"},
+    "driver_id": {"driver_id": ":driver_id"},
+    "status": {"status": ":status"},
+    "open_of_driver": {"driver_id": ":driver_id", "status": ":status"},
+    "assigned": {"driver_id": "a.id"},
+    "own": {"customer_id": "a.id"},
 }
 
 
@@ -285,6 +315,8 @@ def _steps(path: str, values: dict[str, Any], before: int | None) -> tuple[str, 
     if path == "deleted":
         return "o.deleted_at IS NOT NULL AND o.id < :before", "o.id DESC"
     if path == "created":
+        # A page goes on from the time of the order before it: should a clock have been set back,
+        # ids and times disagree about which is newer, and times decide.
         bounds = ["o.deleted_at IS NULL"]
         bounds += [_CONDITIONS[name] for name in _COVERED[path] if name in values]
         if before is not None:
@@ -294,9 +326,15 @@ def _steps(path: str, values: dict[str, Any], before: int | None) -> tuple[str, 
                       ORDER BY last.id DESC LIMIT 1), '-infinity'), :before)"""
             )
         return " AND ".join(bounds), "o.created_at DESC, o.id DESC"
-    column, value = _KEYED[path]
-    rows = f"o.{column} >= {value} AND (o.{column}, o.id) < ({value}, :before)"
-    return f"o.deleted_at IS NULL AND {rows}", f"o.{column} DESC, o.id DESC"
+    keys = _KEYED[path]
+    columns = ", ".join(f"o.{column}" for column in keys)
+    key = ", ".join(keys.values())
+    live = "o.deleted_at IS NULL"
+    if path == "open_of_driver":
+        live += f" AND {IS_OPEN}"
+    rows = f"({columns}) >= ({key}) AND ({columns}, o.id) < ({key}, :before)"
+    order = ", ".join(f"o.{column} DESC" for column in (*keys, "id"))
+    return f"{live} AND {rows}", order
 
 
 def _path(query: _Query) -> str:
@@ -304,6 +342,8 @@ def _path(query: _Query) -> str:
     values = query.values
     if "customer_id" in values:
         return "customer_id"
+    if "driver_id" in values and values.get("status") in _OPEN:
+        return "open_of_driver"
     offered = []
     if "created_before" in values or "created_from" in values:
         offered.append("created")
@@ -321,7 +361,7 @@ def _probe(query: _Query, paths: list[str]) -> dict[str, int]:
         rows, order = _steps(path, query.values, query.before)
         counts.append(
             f"""(SELECT count(*) FROM (SELECT o.id FROM orders o WHERE {rows}
-                  ORDER BY {order} LIMIT :scanned) AS o) AS {path}"""
+                  ORDER BY {order} LIMIT {SCANNED}) AS o) AS {path}"""
         )
     found = _fetch(
         f"""WITH {actors.ACTOR_CTE}
@@ -335,15 +375,19 @@ def _probe(query: _Query, paths: list[str]) -> dict[str, int]:
 # --- walking -------------------------------------------------------------------------------------
 
 
-def _page(query: _Query, branches: list[_Branch], scope: DriverScope) -> Page:
+def _page(
+    query: _Query, branches: list[_Branch], scope: DriverScope, *, visible: str = "false"
+) -> Page:
     """The statement for a page. Does not check the caller's role, but looks at nothing unless a
     branch is for it. Raises `InvalidToken`.
+
+    *visible* says which orders `o` the caller `a` may find by their number.
     """
     walks, floors, names = [], [], []
     for number, branch in enumerate(branches):
         rows, order = _steps(branch.path, query.values, query.before)
-        conditions = branch.judged
-        bound = ":scanned" if conditions else ":wanted"
+        conditions = branch.judged + query.but_the_number
+        bound = branch.reach if conditions else ":wanted"
         judged = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         name = f"walk_{number}"
         names.append(f"SELECT * FROM {name}")
@@ -361,14 +405,17 @@ def _page(query: _Query, branches: list[_Branch], scope: DriverScope) -> Page:
                 f"""CASE WHEN (SELECT count(*) FROM {name}) < :wanted THEN (
                     SELECT o.id FROM actor a CROSS JOIN LATERAL (
                         SELECT o.id FROM orders o WHERE {rows}
-                         ORDER BY {order} OFFSET :scanned - 1 LIMIT 1) AS o
+                         ORDER BY {order} OFFSET {branch.reach - 1} LIMIT 1) AS o
                      WHERE {branch.caller}) END"""
             )
     by_time = any(branch.path == "created" for branch in branches)
-    order = "o.created_at DESC, o.id DESC" if by_time else "o.id DESC"
+    order = query.number_first + ("o.created_at DESC, o.id DESC" if by_time else "o.id DESC")
     floor = f"greatest({', '.join(floors)})" if floors else "CAST(NULL AS bigint)"
     # Of several walks none counts beyond the place where the first one stopped.
     together = "WHERE s.floor IS NULL OR o.id >= s.floor" if len(branches) > 1 else ""
+    by_number = ""
+    if query.number_first:
+        by_number = f"UNION ALL SELECT o.* FROM orders o WHERE o.id = :number AND {visible}"
     found = _fetch(
         f"""WITH {actors.ACTOR_CTE}, {", ".join(walks)},
             stopped AS MATERIALIZED (SELECT {floor} AS floor)
@@ -376,7 +423,9 @@ def _page(query: _Query, branches: list[_Branch], scope: DriverScope) -> Page:
                    {orders.ORDER_COLUMNS}
               FROM actor a CROSS JOIN stopped s
               LEFT JOIN LATERAL (
-                   SELECT * FROM ({" UNION ALL ".join(names)}) AS o {together}
+                   SELECT * FROM (
+                       SELECT * FROM ({" UNION ALL ".join(names)}) AS o {together}
+                       {by_number}) AS o
                     ORDER BY {order} LIMIT :wanted) AS o ON true
               LEFT JOIN users c ON c.id = o.customer_id
               LEFT JOIN users d ON d.id = o.driver_id
@@ -420,7 +469,11 @@ _HAS_INDEXES = """
 _DESCRIBED = """(SELECT e.order_id AS id FROM order_events e
                   WHERE e.type IN ('created', 'description_changed')
                     AND e.changes ->> 'description' ILIKE {pattern} LIMIT :most)"""
-_PLACED_BY = """(SELECT o.id FROM (SELECT c.id FROM users c WHERE {people} LIMIT :most) AS c
+# Those people count as candidates themselves: where there are too many, some were left out.
+_PLACED_BY = """(SELECT CAST(NULL AS bigint) FROM (
+                     SELECT FROM users c WHERE {people} LIMIT :most) AS people)
+                 UNION ALL
+                (SELECT o.id FROM (SELECT c.id FROM users c WHERE {people} LIMIT :most) AS c
                   CROSS JOIN LATERAL (
                       SELECT o.id FROM orders o WHERE o.customer_id = c.id AND {live}
                        LIMIT :most) AS o LIMIT :most)"""
@@ -438,7 +491,7 @@ def _candidates(query: _Query, filters: Filters) -> list[int] | None:
         if filters.words:
             sources += [
                 _PLACED_BY.format(people="c.name ILIKE :words", live=live),
-                "(SELECT CAST(:number AS bigint))",
+                "(SELECT CAST(:number AS bigint) AS id)",
             ]
     elif filters.customer:
         name = "customer"
@@ -453,11 +506,17 @@ def _candidates(query: _Query, filters: Filters) -> list[int] | None:
         found = db.fetch_all(text(" UNION ALL ".join(sources)), parameters, settings=_BY_BITMAP)
     except TookTooLong:
         return None
-    return [row.id for row in found] if len(found) <= CANDIDATES else None
+    if len(found) > CANDIDATES:
+        return None
+    return [row[0] for row in found if row[0] is not None]
 
 
 def _page_among(ids: list[int], query: _Query, filters: Filters, scope: DriverScope) -> Page:
     """The page of the list among the orders that were found."""
+    order = f"{query.number_first}o.id DESC"
+    conditions = ["o.id = ANY (:ids)", "o.id < :before", _in_the_list(query, filters, scope)]
+    if not query.number_first:
+        conditions += query.but_the_number
     found = _fetch(
         f"""WITH {actors.ACTOR_CTE}
             SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role,
@@ -465,12 +524,11 @@ def _page_among(ids: list[int], query: _Query, filters: Filters, scope: DriverSc
               FROM actor a
               LEFT JOIN LATERAL (
                    SELECT * FROM orders o
-                    WHERE o.id = ANY (:ids) AND o.id < :before
-                      AND {_in_the_list(query, filters, scope)}
-                    ORDER BY o.id DESC LIMIT :wanted) AS o ON true
+                    WHERE {" AND ".join(conditions)}
+                    ORDER BY {order} LIMIT :wanted) AS o ON true
               LEFT JOIN users c ON c.id = o.customer_id
               LEFT JOIN users d ON d.id = o.driver_id
-             ORDER BY o.id DESC""",
+             ORDER BY {order}""",
         query.parameters | {"ids": ids},
     )
     return _presented(found, query.limit, scope)
@@ -520,7 +578,7 @@ def _counts(
                 counts[Status(row.status)] += Count(row.number)
             else:
                 counts[Status(row.status)] += Count(min(row.number, at_most), row.number > at_most)
-        if at_most is None and looked_at >= SCANNED:
+        if at_most is None and looked_at >= branch.reach:
             counts = {status: count + Count(0, more=True) for status, count in counts.items()}
     return counts
 
@@ -542,7 +600,7 @@ def _count_each(branch: _Branch) -> str:
 
 
 def _count_along(branch: _Branch, values: dict[str, Any]) -> str:
-    """Count what matches among the newest `SCANNED` rows of the branch's path."""
+    """Count what matches among the newest rows of the branch's path."""
     rows, order = _steps(branch.path, values, None)
     conditions = (
         [*branch.conditions, "o.deleted_at IS NULL"]
@@ -552,6 +610,7 @@ def _count_along(branch: _Branch, values: dict[str, Any]) -> str:
     judged = " AND ".join(conditions) or "true"
     return f"""SELECT o.status, count(*) FILTER (WHERE {judged}) AS number, count(*) AS looked_at
                  FROM actor a CROSS JOIN LATERAL (
-                      SELECT * FROM orders o WHERE {rows} ORDER BY {order} LIMIT :scanned) AS o
+                      SELECT * FROM orders o WHERE {rows}
+                       ORDER BY {order} LIMIT {branch.reach}) AS o
                 WHERE {branch.caller}
                 GROUP BY o.status"""

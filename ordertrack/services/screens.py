@@ -26,8 +26,6 @@ TRAIL_PAGE: Final = 200
 # Orders of one status on a driver's screen, the longest-waiting first.
 WAITING: Final = 50
 
-_OPEN: Final = ", ".join(f"'{status}'" for status in Status if status not in TERMINAL)
-
 # Rows that an export reads at a time: it holds no transaction open while a slow client reads.
 EXPORT_BATCH: Final = 1000
 
@@ -154,25 +152,31 @@ def _event(values: list[Any]) -> Event:
 # --- lists -------------------------------------------------------------------------------------
 
 
-# Along the indexes of what is open: of each status as for `services.lists`, or of one driver.
+# Along the indexes of what is open: of each status as for `services.lists`, or of one driver. Names
+# are looked up one by one: PostgreSQL does not know how few orders these are, and would read all
+# people to join them.
+_LOOKED_UP = """o.id, o.description, o.status, o.version, o.customer_id,
+    (SELECT c.name FROM users c WHERE c.id = o.customer_id) AS customer_name, o.driver_id,
+    (SELECT d.name FROM users d WHERE d.id = o.driver_id) AS driver_name,
+    o.created_at, o.updated_at, o.deleted_at"""
 _WAITING = db.Statement(
     f"""
     WITH {actors.ACTOR_CTE}
-    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {orders.ORDER_COLUMNS}
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {_LOOKED_UP}
       FROM actor a
       LEFT JOIN (unnest(CAST(:statuses AS text[])) WITH ORDINALITY AS stage (status, place)
            CROSS JOIN LATERAL (
-               (SELECT * FROM orders
+               (SELECT * FROM orders o
                  WHERE NOT (:mine OR :only_assigned AND a.role = 'driver')
-                   AND deleted_at IS NULL AND status >= stage.status AND status <= stage.status
-                 ORDER BY status, id LIMIT :limit)
+                   AND o.deleted_at IS NULL
+                   AND o.status >= stage.status AND o.status <= stage.status
+                 ORDER BY o.status, o.id LIMIT :limit)
                UNION ALL
-               (SELECT * FROM orders
+               (SELECT * FROM orders o
                  WHERE (:mine OR :only_assigned AND a.role = 'driver')
-                   AND deleted_at IS NULL AND status IN ({_OPEN})
-                   AND driver_id = a.id AND status = stage.status
-                 ORDER BY id LIMIT :limit)) o
-           {orders.NAMES}) ON a.role <> 'user'
+                   AND o.deleted_at IS NULL AND {lists.IS_OPEN}
+                   AND o.driver_id = a.id AND o.status = stage.status
+                 ORDER BY o.id LIMIT :limit)) o) ON a.role <> 'user'
      ORDER BY stage.place, o.id
     """,
     **actors.CALLER,

@@ -78,7 +78,8 @@ _ORDERS = f"""
 _EVENTS = f"""
     INSERT INTO order_events (xid, order_id, version, type, status, previous_status, actor_id,
                               actor_name, actor_role, changes, customer_id, driver_id, created_at)
-    SELECT (3 + i / 2)::text::xid8, o, v,
+    SELECT (3 + i * least(%(orders)s::bigint * %(per)s / 2, past) / (%(orders)s::bigint * %(per)s)
+            )::text::xid8, o, v,
            CASE WHEN v = 1 THEN 'created' WHEN v = 2 THEN 'driver_assigned'
                 ELSE 'status_changed' END,
            CASE WHEN v <= 2 THEN 'Pending' WHEN v = 3 THEN 'Processing' ELSE 'Shipped' END,
@@ -92,7 +93,8 @@ _EVENTS = f"""
                || CASE WHEN o %% 100000 = 777 THEN ' {RARE}' ELSE '' END) END,
            {ADMINS + DRIVERS} + 1, NULL,
            now() - interval '{_DAYS} days' * (1 - o / %(orders)s::float8) + interval '5 min' * v
-      FROM (SELECT i, i / (1000 * %(per)s) * 1000 + i %% 1000 + 1 AS o,
+      FROM (SELECT pg_current_xact_id()::text::bigint - 4 AS past) AS p, (
+            SELECT i, i / (1000 * %(per)s) * 1000 + i %% 1000 + 1 AS o,
                    i %% (1000 * %(per)s) / 1000 + 1 AS v
               FROM generate_series(0, %(orders)s::bigint * %(per)s - 1) AS i) AS e
 """
@@ -101,8 +103,8 @@ _EVENTS = f"""
 def fill(superuser_dsn: str, size: Size) -> None:
     """Fill the migrated, empty database: without constraints and indexes, which come back after.
 
-    *size.orders* is a multiple of a thousand. The log's transaction ids count up from 3, so the
-    cluster's own must be beyond them for a tail to see the rows (`pg_resetwal -e 1`).
+    *size.orders* is a multiple of a thousand. The log's transaction ids ascend from 3 to those of
+    the present, two events in each where there have been so many (`pg_resetwal -e 1` sees to that).
     """
     values = {"users": size.users, "orders": size.orders, "per": size.events_per_order}
     with closing(psycopg2.connect(superuser_dsn)) as connection:

@@ -48,6 +48,7 @@ def show() -> Response:
         viewer=page.actor,
         orders=page.orders,
         cut_short=page.cut_short,
+        searched_to=older,
         counts=found.counts,
         total=sum(found.counts.values(), start=Count(0)),
         drivers=found.drivers,
