@@ -6,6 +6,8 @@ from alembic import context
 from flask import current_app
 from sqlalchemy import Connection, text
 
+from ordertrack.models import SEARCH_INDEXES
+
 # Any fixed number: processes that start together queue here, and all but the first find nothing
 # left to do.
 _LOCK = 0x0DE27AC
@@ -22,7 +24,11 @@ def run() -> None:
         connection.execute(text("SET lock_timeout = '30s'"))
         _take_turn(connection)
         try:
-            context.configure(connection=connection, target_metadata=database.metadata)
+            context.configure(
+                connection=connection,
+                target_metadata=database.metadata,
+                include_name=lambda name, *_: name not in SEARCH_INDEXES,
+            )
             with context.begin_transaction():
                 context.run_migrations()
             connection.commit()

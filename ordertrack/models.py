@@ -29,6 +29,10 @@ from ordertrack.policy import Role
 EVENT_TYPES = ("created", "status_changed", "description_changed", "driver_assigned", "deleted")
 
 
+# Made by the migrations where the extension pg_trgm can be had, and by nothing else.
+SEARCH_INDEXES = ("ix_order_events_description_search", "ix_users_search")
+
+
 class XID8(UserDefinedType[str]):
     """PostgreSQL's 64-bit transaction id, which never wraps around."""
 

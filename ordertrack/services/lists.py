@@ -22,6 +22,7 @@ from sqlalchemy import Row, text
 from ordertrack import db
 from ordertrack.errors import TookTooLong, Unavailable
 from ordertrack.lifecycle import TERMINAL, Status
+from ordertrack.models import SEARCH_INDEXES
 from ordertrack.policy import Actor, DriverScope, Principal
 from ordertrack.services import actors, orders
 from ordertrack.services.orders import OrderView
@@ -461,10 +462,10 @@ def _fetch(statement: str, parameters: dict[str, Any], settings: str = _PINNED) 
 # pg_trgm finds a text by its runs of three letters or digits; without one it would read all of it.
 _SEARCHABLE = re.compile(r"[^\W_]{3}")
 
-_HAS_INDEXES = """
-    SELECT count(*) = 2 AS found FROM pg_index
-     WHERE indisvalid AND indexrelid IN (to_regclass('ix_order_events_description_search'),
-                                         to_regclass('ix_users_search'))
+_HAS_INDEXES = f"""
+    SELECT count(*) = {len(SEARCH_INDEXES)} AS found FROM pg_index
+     WHERE indisvalid AND indexrelid IN (
+           {", ".join(f"to_regclass('{name}')" for name in SEARCH_INDEXES)})
 """
 _DESCRIBED = """(SELECT e.order_id AS id FROM order_events e
                   WHERE e.type IN ('created', 'description_changed')

@@ -167,16 +167,16 @@ _WAITING = db.Statement(
       LEFT JOIN (unnest(CAST(:statuses AS text[])) WITH ORDINALITY AS stage (status, place)
            CROSS JOIN LATERAL (
                (SELECT * FROM orders o
-                 WHERE NOT (:mine OR :only_assigned AND a.role = 'driver')
+                 WHERE a.role <> 'user' AND NOT (:mine OR :only_assigned AND a.role = 'driver')
                    AND o.deleted_at IS NULL
                    AND o.status >= stage.status AND o.status <= stage.status
                  ORDER BY o.status, o.id LIMIT :limit)
                UNION ALL
                (SELECT * FROM orders o
-                 WHERE (:mine OR :only_assigned AND a.role = 'driver')
+                 WHERE a.role <> 'user' AND (:mine OR :only_assigned AND a.role = 'driver')
                    AND o.deleted_at IS NULL AND {lists.IS_OPEN}
                    AND o.driver_id = a.id AND o.status = stage.status
-                 ORDER BY o.id LIMIT :limit)) o) ON a.role <> 'user'
+                 ORDER BY o.id LIMIT :limit)) o) ON true
      ORDER BY stage.place, o.id
     """,
     **actors.CALLER,

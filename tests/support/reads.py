@@ -30,23 +30,22 @@ class Callers:
     customer: Principal
 
 
+def session_of(dsn: str, user_id: int) -> Principal:
+    """A new session of a user."""
+    with closing(psycopg2.connect(dsn)) as connection, connection:
+        cursor = connection.cursor()
+        cursor.execute(
+            "INSERT INTO sessions (user_id, expires_at) VALUES (%s, now() + interval '1 day')"
+            " RETURNING id",
+            [user_id],
+        )
+        return Principal(user_id, cursor.fetchone()[0])
+
+
 def sign_in(dsn: str) -> Callers:
     """Sessions for an admin, a driver, and a customer with many orders."""
-
-    def session(user_id: int) -> Principal:
-        with (
-            closing(psycopg2.connect(dsn)) as connection,
-            connection,
-            connection.cursor() as cursor,
-        ):
-            cursor.execute(
-                "INSERT INTO sessions (user_id, expires_at) VALUES (%s, now() + interval '1 day')"
-                " RETURNING id",
-                [user_id],
-            )
-            return Principal(user_id, cursor.fetchone()[0])
-
-    return Callers(session(1), session(ADMINS + 5), session(ADMINS + DRIVERS + 1))
+    ids = (1, ADMINS + 5, ADMINS + DRIVERS + 1)
+    return Callers(*(session_of(dsn, user_id) for user_id in ids))
 
 
 def filters(driver_id: int) -> dict[str, Filters]:
