@@ -24,6 +24,8 @@ from tests.support.databases import Postgres, settings_for
 from tests.support.plans import Plan, recorded, recording
 from tests.support.reads import Callers
 
+pytestmark = pytest.mark.safety("large-log")
+
 SIZE = Size(200_000, events_per_order=2)
 
 # For one page: what a walk looks at for the page, again for the place where it stopped, again for
