@@ -48,10 +48,12 @@ _SEARCH_MS: Final = 500
 
 _BEYOND: Final = 2**63 - 1
 
-_PINNED: Final = "SET LOCAL jit = off; SET LOCAL enable_sort = off; SET LOCAL enable_seqscan = off"
+# So little is read that neither compiling nor sharing the work is worth its start.
+_SMALL: Final = "SET LOCAL jit = off; SET LOCAL max_parallel_workers_per_gather = 0"
+_PINNED: Final = f"{_SMALL}; SET LOCAL enable_sort = off; SET LOCAL enable_seqscan = off"
 # Collecting by bitmap is the one way in which the search indexes can be read.
 _BY_BITMAP: Final = (
-    f"SET LOCAL statement_timeout = {_SEARCH_MS}; SET LOCAL jit = off;"
+    f"{_SMALL}; SET LOCAL statement_timeout = {_SEARCH_MS};"
     " SET LOCAL enable_seqscan = off; SET LOCAL enable_indexscan = off"
 )
 
@@ -192,14 +194,17 @@ class _Query:
     # that follow by age.
 
     @property
+    def has_number(self) -> bool:
+        return self.values.get("number") is not None
+
+    @property
     def number_first(self) -> str:
         """The beginning of the first page's ORDER BY."""
-        has_number = self.values.get("number") is not None
-        return "(o.id = :number) DESC, " if has_number and self.before is None else ""
+        return "(o.id = :number) DESC, " if self.has_number and self.before is None else ""
 
     @property
     def but_the_number(self) -> list[str]:
-        return ["o.id <> :number"] if self.values.get("number") is not None else []
+        return ["o.id <> :number"] if self.has_number else []
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -490,7 +495,8 @@ _PLACED_BY = """
 def _candidates(query: _Query, filters: Filters) -> list[int] | None:
     """The ids of all orders that a search by index finds: a few too many, none too few.
 
-    None where there is no such index, or it is no help: the text is too short or in too much.
+    None where there is no such index, or it is no help: the text is too short or in too much, or
+    written as an order's number.
     """
     live = "o.deleted_at IS NOT NULL" if filters.deleted else "o.deleted_at IS NULL"
     if filters.text or filters.words:
@@ -504,7 +510,10 @@ def _candidates(query: _Query, filters: Filters) -> list[int] | None:
         sources = [_PLACED_BY.format(people=people, live=live)]
     else:
         return None
-    if not _SEARCHABLE.search(query.values[name]) or not _fetch(_HAS_INDEXES, {})[0].found:
+    is_number = filters.words is not None and filters.words.startswith("#") and query.has_number
+    if is_number or not _SEARCHABLE.search(query.values[name]):
+        return None
+    if not _fetch(_HAS_INDEXES, {})[0].found:
         return None
     parameters = query.parameters | {"most": CANDIDATES + 1}
     try:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg2.extensions
@@ -20,11 +21,16 @@ _WORTH_A_PLAN = re.compile(r"[\s(]*(WITH|SELECT|UPDATE|INSERT|EXECUTE)\b", re.IG
 
 @dataclass(frozen=True)
 class Plan:
-    """One statement: its text, its tree of nodes, and what it took."""
+    """One statement: its text, its tree of nodes, and what it took.
+
+    ``ms`` is by the clock, ``busy_ms`` the time for which PostgreSQL's process was running, which
+    is less where the machine has other things to do. Where Linux does not tell, both are the same.
+    """
 
     sql: str
     root: dict[str, Any]
     ms: float
+    busy_ms: float
 
     @property
     def nodes(self) -> list[dict[str, Any]]:
@@ -83,13 +89,25 @@ def explain(connection: Any, sql: Any, values: Any = None) -> Plan:
     if connection.autocommit:
         begin, end = "BEGIN", "ROLLBACK"
     cursor.execute(begin)
+    before = _running_ms(connection.info.backend_pid)
     try:
         cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {text}")
+        after = _running_ms(connection.info.backend_pid)
         found = cursor.fetchone()[0]
     finally:
         cursor.execute(end)
     [top] = json.loads(found) if isinstance(found, str) else found
-    return Plan(" ".join(text.split()), top["Plan"], top["Planning Time"] + top["Execution Time"])
+    ms = top["Planning Time"] + top["Execution Time"]
+    busy = ms if before is None or after is None else after - before
+    return Plan(" ".join(text.split()), top["Plan"], ms, busy)
+
+
+def _running_ms(pid: int) -> float | None:
+    """How long a process of this machine has been running on a processor so far."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e6
+    except OSError:
+        return None
 
 
 def recording(plans: list[Plan]) -> type[psycopg2.extensions.cursor]:

@@ -78,6 +78,7 @@ def filters(driver_id: int) -> dict[str, Filters]:
         "rare word": Filters(words=RARE),
         "absent word": Filters(words=ABSENT),
         "number": Filters(words="#4711"),
+        "digits": Filters(words="4711"),
         "name": Filters(words="farida"),
         "rare customer": Filters(customer="user4711@"),
         "common customer": Filters(customer="example"),
