@@ -15,6 +15,7 @@ from flask import Flask
 from ordertrack.app import create_app
 from ordertrack.errors import Forbidden
 from ordertrack.extensions import db
+from ordertrack.lifecycle import Status
 from ordertrack.policy import DriverScope
 from ordertrack.services import lists, screens
 from ordertrack.services.lists import Filters
@@ -106,13 +107,20 @@ def _no_order(plans: list[Plan]) -> bool:
         lambda caller, scope: lists.staff_page(
             caller, Filters(words="4711", driver_id=25), scope, before=None, limit=50
         ),
+        lambda caller, scope: lists.staff_page(
+            caller,
+            Filters(driver_id=25, status=Status.COMPLETED),
+            scope,
+            before=None,
+            limit=50,
+        ),
         lambda caller, scope: screens.board(
             caller, Filters(words=ABSENT), scope, before=None, limit=50
         ),
         lambda caller, scope: screens.waiting(caller, scope, mine=False),
         lambda caller, scope: next(screens.export(caller, Filters(), scope)),
     ],
-    ids=["list", "list by number", "board", "deliveries", "export"],
+    ids=["list", "list by number", "list by two filters", "board", "deliveries", "export"],
 )
 def test_for_a_customer_who_asks_for_a_staff_list_no_order_is_looked_at(
     large: Large, ask: Callable[..., object], scope: DriverScope
