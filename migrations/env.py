@@ -14,6 +14,8 @@ from alembic import context
 from flask import current_app
 from sqlalchemy import Connection, exc, text
 
+from ordertrack.models import SEARCH_INDEXES
+
 log = logging.getLogger("ordertrack.migrations")
 
 # Any fixed number: processes that start together queue here, and all but the first find nothing
@@ -72,7 +74,10 @@ def _migrate(connection: Connection, metadata: object) -> None:
     while True:
         try:
             context.configure(
-                connection=connection, target_metadata=metadata, transaction_per_migration=True
+                connection=connection,
+                target_metadata=metadata,
+                transaction_per_migration=True,
+                include_name=lambda name, *_: name not in SEARCH_INDEXES,
             )
             with context.begin_transaction():
                 context.run_migrations()

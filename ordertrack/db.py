@@ -18,14 +18,14 @@ from typing import Any, TypeVar, cast
 
 import psycopg2
 from psycopg2 import errors as postgres_errors
-from sqlalchemy import Row, TextClause, exc
+from sqlalchemy import Row, TextClause, exc, text
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
 from ordertrack.config import Settings, SettingsError
 from ordertrack.connecting import Connector
-from ordertrack.errors import Unavailable
+from ordertrack.errors import TookTooLong, Unavailable
 from ordertrack.extensions import db
 from ordertrack.green import NoAnswer, has_input
 
@@ -149,7 +149,10 @@ def unavailable_when_down() -> Iterator[None]:
         raise Unavailable("All database connections are busy. Try again shortly.") from error
     except (exc.DBAPIError, psycopg2.Error) as error:
         original = error.orig if isinstance(error, exc.DBAPIError) else error
-        if getattr(original, "pgcode", None) == "55P03":
+        state = getattr(original, "pgcode", None)
+        if state == "57014":
+            raise TookTooLong("The database takes too long to answer. Try again.") from error
+        if state == "55P03":
             raise Unavailable("The order is locked by another change. Try again.") from error
         if is_passing(original):
             raise Unavailable("The database cannot answer right now. Try again.") from error
@@ -302,12 +305,19 @@ def _row_class(description: Any) -> Any:
     return namedtuple("Row", [column.name for column in description])
 
 
-def fetch_all(statement: TextClause, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
-    """Run a read that is put together for the occasion, in a transaction of its own."""
+def fetch_all(
+    statement: TextClause, parameters: Mapping[str, Any], *, settings: str | None = None
+) -> Sequence[Row[Any]]:
+    """Run a read that is put together for the occasion, in a transaction of its own.
+
+    *settings* is SQL that comes first: ``SET LOCAL …`` for that transaction.
+    """
 
     def read() -> Sequence[Row[Any]]:
         session = db.session()
         try:
+            if settings is not None:
+                session.execute(text(settings))
             return session.execute(statement, parameters).all()
         finally:
             db.session.remove()

@@ -135,3 +135,7 @@ class Unavailable(DomainError):
 
     def __init__(self, detail: str, retry_after: int = 1) -> None:
         super().__init__(detail, retry_after=retry_after)
+
+
+class TookTooLong(Unavailable):
+    """A statement ran into its time limit."""

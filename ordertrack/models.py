@@ -29,6 +29,10 @@ from ordertrack.policy import Role
 EVENT_TYPES = ("created", "status_changed", "description_changed", "driver_assigned", "deleted")
 
 
+# Made by the migrations where the extension pg_trgm can be had, and by nothing else.
+SEARCH_INDEXES = ("ix_order_events_description_search", "ix_users_search")
+
+
 class XID8(UserDefinedType[str]):
     """PostgreSQL's 64-bit transaction id, which never wraps around."""
 
@@ -58,6 +62,12 @@ class User(Base):
         _one_of("role", Role, "role"),
         # An address is one person's, whatever its case.
         Index("uq_users_email_lower", func.lower(email), unique=True),
+        Index(
+            "ix_users_drivers",
+            func.lower(name),
+            id,
+            postgresql_where=text("role = 'driver' AND active"),
+        ),
     )
 
 
@@ -73,6 +83,10 @@ class Session(Base):
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     revoked_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+_LIVE = text("deleted_at IS NULL")
+_OPEN = text("deleted_at IS NULL AND status IN ('Pending', 'Processing', 'Shipped')")
 
 
 class Order(Base):
@@ -101,9 +115,13 @@ class Order(Base):
     __table_args__ = (
         _one_of("status", Status, "status"),
         CheckConstraint("version >= 1", name="version"),
-        Index("ix_orders_customer", customer_id, id.desc()),
-        Index("ix_orders_driver", driver_id, id.desc()),
-        Index("ix_orders_status", "status", id.desc()),
+        # What `services.lists` walks along.
+        Index("ix_orders_live_customer", customer_id, id, postgresql_where=_LIVE),
+        Index("ix_orders_live_driver", driver_id, id, postgresql_where=_LIVE),
+        Index("ix_orders_live_status", "status", id, postgresql_where=_LIVE),
+        Index("ix_orders_live_created", "created_at", id, postgresql_where=_LIVE),
+        Index("ix_orders_open_driver", driver_id, "status", id, postgresql_where=_OPEN),
+        Index("ix_orders_deleted", id, postgresql_where=text("deleted_at IS NOT NULL")),
     )
 
     @property

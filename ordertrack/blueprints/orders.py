@@ -28,8 +28,9 @@ from ordertrack.payloads import (
     present_history,
     present_order,
 )
-from ordertrack.services import orders
-from ordertrack.services.orders import Filters, OrderView
+from ordertrack.services import lists, orders
+from ordertrack.services.lists import Filters, Page
+from ordertrack.services.orders import OrderView
 
 blueprint = Blueprint("orders", __name__, url_prefix="/api")
 
@@ -55,10 +56,9 @@ def _idempotency_key() -> str | None:
 def own_page() -> Response:
     known_arguments("status", "q", "limit", "cursor")
     limit, before = _place()
-    found = orders.own_page(
-        identity.principal(), _filters(), scope(), before=before, limit=limit + 1
+    return _page(
+        lists.own_page(identity.principal(), _filters(), scope(), before=before, limit=limit)
     )
-    return _page(found, limit)
 
 
 @blueprint.get("/admin/orders")
@@ -67,10 +67,9 @@ def staff_page() -> Response:
         "status", "q", "limit", "cursor", "driver", "customer", "created_from", "created_before"
     )
     limit, before = _place()
-    found = orders.staff_page(
-        identity.principal(), _filters(), scope(), before=before, limit=limit + 1
+    return _page(
+        lists.staff_page(identity.principal(), _filters(), scope(), before=before, limit=limit)
     )
-    return _page(found, limit)
 
 
 def _filters() -> Filters:
@@ -98,17 +97,15 @@ def _place() -> tuple[int, int | None]:
     return limit, decode_cursor(cursor) if cursor is not None else None
 
 
-def _page(found: list[OrderView], limit: int) -> Response:
-    """*found* was asked for with one more than *limit*: that tells whether there is a next page."""
-    shown, more = found[:limit], len(found) > limit
-    cursor = encode_cursor(shown[-1].id) if more else None
+def _page(page: Page) -> Response:
+    cursor = encode_cursor(page.older) if page.older is not None else None
     headers = {}
     if cursor is not None:
         arguments: dict[str, Any] = {**request.args.to_dict(), "cursor": cursor}
         following = url_for(request.endpoint or "", **arguments)
         headers["Link"] = f'<{following}>; rel="next"'
     return json_answer(
-        {"orders": [present_order(order) for order in shown], "next_cursor": cursor},
+        {"orders": [present_order(order) for order in page.orders], "next_cursor": cursor},
         headers=headers,
     )
 

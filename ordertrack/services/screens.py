@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import text
-
 from ordertrack import db, policy
 from ordertrack.errors import DomainError
 from ordertrack.eventlog import Event
 from ordertrack.lifecycle import TERMINAL, Standing, Status
 from ordertrack.policy import Actor, DriverScope, Principal
-from ordertrack.services import actors, orders
-from ordertrack.services.orders import Facts, OrderView
+from ordertrack.services import actors, lists, orders
+from ordertrack.services.lists import Count, Filters, Page
+from ordertrack.services.orders import OrderView
 
 # Events that an order's page shows besides the steps themselves; the whole trail has its own page.
 RECENT: Final = 50
@@ -67,28 +66,9 @@ class Listing:
 class Board:
     """A dispatcher's overview. ``counts`` obeys every filter but the status itself."""
 
-    actor: Actor
-    orders: list[OrderView]
-    counts: dict[Status, int]
+    page: Page
+    counts: dict[Status, Count]
     drivers: list[Driver]
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """What a board is narrowed to; None and False narrow nothing. Times are aware, in UTC.
-
-    ``text`` is looked for in descriptions and customers' names, and is an order's number, too.
-    """
-
-    status: Status | None = None
-    text: str | None = None
-    driver_id: int | None = None
-    unassigned: bool = False
-    customer: str | None = None
-    customer_id: int | None = None
-    placed_from: datetime | None = None
-    placed_before: datetime | None = None
-    deleted: bool = False
 
 
 _DRIVERS = """
@@ -172,33 +152,31 @@ def _event(values: list[Any]) -> Event:
 # --- lists -------------------------------------------------------------------------------------
 
 
-def own(
-    principal: Principal,
-    scope: DriverScope,
-    *,
-    status: Status | None,
-    before: int | None,
-    limit: int,
-) -> Listing:
-    """The caller's own orders, newest first: at most *limit* with id < *before*."""
-    actor, found = orders.page(
-        principal, orders.Filters(status=status), scope, before, limit, {"own"}
-    )
-    return Listing(actor, found)
-
-
+# Along the indexes of what is open: of each status as for `services.lists`, or of one driver. Names
+# are looked up one by one: PostgreSQL does not know how few orders these are, and would read all
+# people to join them.
+_LOOKED_UP = """o.id, o.description, o.status, o.version, o.customer_id,
+    (SELECT c.name FROM users c WHERE c.id = o.customer_id) AS customer_name, o.driver_id,
+    (SELECT d.name FROM users d WHERE d.id = o.driver_id) AS driver_name,
+    o.created_at, o.updated_at, o.deleted_at"""
 _WAITING = db.Statement(
     f"""
     WITH {actors.ACTOR_CTE}
-    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {orders.ORDER_COLUMNS}
+    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {_LOOKED_UP}
       FROM actor a
       LEFT JOIN (unnest(CAST(:statuses AS text[])) WITH ORDINALITY AS stage (status, place)
            CROSS JOIN LATERAL (
-               SELECT * FROM orders
-                WHERE status = stage.status AND deleted_at IS NULL
-                  AND (driver_id = a.id OR NOT (:mine OR :only_assigned AND a.role = 'driver'))
-                ORDER BY id LIMIT :limit) o
-           {orders.NAMES}) ON a.role <> 'user'
+               (SELECT * FROM orders o
+                 WHERE a.role <> 'user' AND NOT (:mine OR :only_assigned AND a.role = 'driver')
+                   AND o.deleted_at IS NULL
+                   AND o.status >= stage.status AND o.status <= stage.status
+                 ORDER BY o.status, o.id LIMIT :limit)
+               UNION ALL
+               (SELECT * FROM orders o
+                 WHERE a.role <> 'user' AND (:mine OR :only_assigned AND a.role = 'driver')
+                   AND o.deleted_at IS NULL AND {lists.IS_OPEN}
+                   AND o.driver_id = a.id AND o.status = stage.status
+                 ORDER BY o.id LIMIT :limit)) o) ON true
      ORDER BY stage.place, o.id
     """,
     **actors.CALLER,
@@ -232,39 +210,7 @@ def waiting(principal: Principal, scope: DriverScope, *, mine: bool) -> Listing:
 
 # --- the board ---------------------------------------------------------------------------------
 
-_CONDITIONS = {
-    "status": "o.status = :status",
-    "text": """(o.description ILIKE :text OR o.id = :number OR EXISTS (
-                   SELECT FROM users c WHERE c.id = o.customer_id AND c.name ILIKE :text))""",
-    "driver_id": "o.driver_id = :driver_id",
-    "unassigned": "o.driver_id IS NULL",
-    "customer": """o.customer_id IN (
-                   SELECT c.id FROM users c
-                    WHERE c.name ILIKE :customer OR c.email ILIKE :customer)""",
-    "customer_id": "o.customer_id = :customer_id",
-    "placed_from": "o.created_at >= :placed_from",
-    "placed_before": "o.created_at < :placed_before",
-}
-
-# The page comes as one JSON value beside the counts, so that all of it is one row of one statement.
-_BOARD = f"""
-    WITH {actors.ACTOR_CTE}
-    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role,
-           (SELECT json_agg(json_build_array(
-                       o.id, o.description, o.status, o.version, o.customer_id, c.name,
-                       o.driver_id, d.name, o.created_at, o.updated_at, o.deleted_at)
-                       ORDER BY o.id DESC)
-              FROM (SELECT * FROM orders o
-                     WHERE {{visible}} {{narrowed}} AND (CAST(:before AS bigint) IS NULL
-                                                         OR o.id < :before)
-                     ORDER BY o.id DESC LIMIT :limit) o
-              {orders.NAMES}) AS orders,
-           (SELECT json_object_agg(status, number)
-              FROM (SELECT o.status, count(*) AS number FROM orders o
-                     WHERE {{visible}} {{counted}} GROUP BY o.status) AS counted) AS counts,
-           {_DRIVERS} AS drivers
-      FROM actor a
-"""
+_LIST_DRIVERS = db.Statement(f"SELECT {_DRIVERS} AS drivers")
 
 
 def board(
@@ -279,69 +225,8 @@ def board(
 
     Raises `Forbidden` for customers, and for drivers who ask for deleted orders.
     """
-    values = _values(filters)
-    conditions = {name: _CONDITIONS[name] for name in values}
-    statement = _BOARD.format(
-        visible=_visible(filters, scope),
-        narrowed="".join(f" AND {condition}" for condition in conditions.values()),
-        counted="".join(f" AND {one}" for name, one in conditions.items() if name != "status"),
-    )
-    number = int(filters.text) if filters.text and filters.text.isdecimal() else None
-    rows = db.fetch_all(
-        text(statement),
-        {
-            **values,
-            **({"number": number} if "text" in values else {}),
-            "user": principal.user_id,
-            "session": principal.session_id,
-            "before": before,
-            "limit": limit,
-        },
-    )
-    if not rows:
-        raise actors.signed_out()
-    row = rows[0]
-    actor = orders.actor_of(row)
-    actors.require_staff(actor)
-    if filters.deleted:
-        actors.require_admin(actor)
-    counts = row.counts or {}
-    return Board(
-        actor,
-        [orders.view_of(actor, _facts(one), scope) for one in row.orders or ()],
-        {status: counts.get(status.value, 0) for status in Status},
-        [Driver(*one) for one in row.drivers],
-    )
-
-
-def _values(filters: Filters) -> dict[str, Any]:
-    """The filters that narrow, ready to be bound."""
-    values = {
-        "status": filters.status.value if filters.status else None,
-        "text": orders.containing(filters.text) if filters.text else None,
-        "driver_id": filters.driver_id,
-        "unassigned": filters.unassigned or None,
-        "customer": orders.containing(filters.customer) if filters.customer else None,
-        "customer_id": filters.customer_id,
-        "placed_from": filters.placed_from,
-        "placed_before": filters.placed_before,
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _visible(filters: Filters, scope: DriverScope) -> str:
-    if filters.deleted:
-        return "a.role = 'admin' AND o.deleted_at IS NOT NULL"
-    visible = "a.role <> 'user' AND o.deleted_at IS NULL"
-    if scope is DriverScope.ASSIGNED:
-        visible += " AND (a.role = 'admin' OR o.driver_id = a.id OR o.customer_id = a.id)"
-    return visible
-
-
-def _facts(values: list[Any]) -> Facts:
-    *head, created_at, updated_at, deleted_at = values
-    times = map(datetime.fromisoformat, (created_at, updated_at))
-    return Facts(*tuple[Any, ...]([*head, *times, deleted_at is not None]))
+    page, counts = lists.overview(principal, filters, scope, before=before, limit=limit)
+    return Board(page, counts, [Driver(*one) for one in _LIST_DRIVERS.one().drivers])
 
 
 def export(principal: Principal, filters: Filters, scope: DriverScope) -> Iterator[OrderView]:
@@ -351,11 +236,11 @@ def export(principal: Principal, filters: Filters, scope: DriverScope) -> Iterat
     """
     before = None
     while True:
-        found = board(principal, filters, scope, before=before, limit=EXPORT_BATCH).orders
-        yield from found
-        if len(found) < EXPORT_BATCH:
+        page = lists.staff_page(principal, filters, scope, before=before, limit=EXPORT_BATCH)
+        yield from page.orders
+        before = page.older
+        if before is None:
             return
-        before = found[-1].id
 
 
 # --- several at once ---------------------------------------------------------------------------

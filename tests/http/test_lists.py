@@ -2,14 +2,17 @@
 
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from ordertrack.services import lists
 from tests.support.http import Api
-from tests.support.people import People
+from tests.support.people import People, Person
+from tests.support.waiting import eventually
 
 
 def ids(orders: list[dict[str, Any]]) -> list[str]:
@@ -83,25 +86,34 @@ def test_the_link_header_leads_through_all_pages(people: People) -> None:
 def test_pages_neither_skip_nor_repeat_while_orders_come_and_go(people: People) -> None:
     owner = people.customer()
     made = [owner.order()["id"] for _ in range(30)]
-    reading = threading.Event()
-    reading.set()
+    ending = threading.Event()
 
-    def place_more() -> None:
-        while reading.is_set():
+    def place_more() -> int:
+        rounds = 0
+        while not ending.is_set():
             owner.delete(owner.order("added meanwhile"))
             owner.order("added meanwhile")
+            rounds += 1
+        return rounds
 
-    writer = threading.Thread(target=place_more)
-    writer.start()
-    try:
-        for limit in (1, 2, 7):
-            found = all_pages(owner.api, "/api/orders", limit)
-            assert len(found) == len(set(found))
-            assert [one for one in found if one in made] == made[::-1]
-            assert found == sorted(found, key=int, reverse=True)
-    finally:
-        reading.clear()
-        writer.join()
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(place_more)
+        try:
+            for limit in (1, 2, 7):
+                # Something was placed and deleted since the last time.
+                number = len(all_of(owner))
+                eventually(lambda n=number: writing.done() or len(all_of(owner)) > n)
+                found = all_pages(owner.api, "/api/orders", limit)
+                assert len(found) == len(set(found))
+                assert [one for one in found if one in made] == made[::-1]
+                assert found == sorted(found, key=int, reverse=True)
+        finally:
+            ending.set()
+        assert writing.result() >= 3
+
+
+def all_of(owner: Person) -> list[str]:
+    return all_pages(owner.api, "/api/orders", 100)
 
 
 def test_a_page_goes_on_where_it_was_even_if_its_last_order_is_gone(people: People) -> None:
@@ -185,3 +197,19 @@ def test_customers_have_no_staff_list_and_no_staff_filters(people: People) -> No
     owner = people.customer()
     assert owner.api.get("/api/admin/orders").code == "forbidden"
     assert owner.api.get(f"/api/orders?customer={owner.id}").code == "validation_failed"
+
+
+def test_a_page_that_ends_early_has_a_cursor_and_the_rest_follows(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "SCANNED", 6)  # two of one customer's
+    owner = people.customer()
+    old = owner.order("a quetzalcoatl")["id"]
+    for _ in range(5):
+        owner.order()
+    path = "/api/orders?q=quetzalcoatl"
+    answer = owner.api.get(path)
+    assert answer.json()["orders"] == []
+    assert answer.json()["next_cursor"] is not None
+    assert 'rel="next"' in answer.headers["Link"]
+    assert all_pages(owner.api, path, limit=50) == [old]

@@ -12,7 +12,7 @@ from socketio import SimpleClient
 
 from ordertrack import logs
 from ordertrack.blueprints import requests
-from ordertrack.services import accounts, orders
+from ordertrack.services import accounts, lists
 from tests.support.http import Answer, Api
 from tests.support.people import People
 from tests.support.servers import ROOT, Server
@@ -320,7 +320,7 @@ def test_an_unexpected_exception_is_logged_once_with_its_traceback_and_answered_
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("the sum of \r\n\x1b all fears")
 
-    monkeypatch.setattr(orders, "own_page", fail)
+    monkeypatch.setattr(lists, "own_page", fail)
     answer = customer.api.get("/api/orders", headers={"X-Request-ID": "bad-1"})
     assert answer.status_code == 500
     assert answer.code == "internal_error"

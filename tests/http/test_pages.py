@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import html
 import io
 import re
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from werkzeug.test import TestResponse
 
 from ordertrack import errors
 from ordertrack.app import create_app
+from ordertrack.blueprints.pages import board
 from ordertrack.blueprints.pages.errors import error_page
 from ordertrack.extensions import db
+from ordertrack.services import lists, screens
 from ordertrack.services.screens import TRAIL_PAGE
 from tests.support.databases import settings_for
 from tests.support.people import PASSWORD, People, Person
@@ -365,6 +368,56 @@ def test_the_boards_filters_narrow_together(browser: Browser, people: People) ->
     assert window.open("/board?from=yesterday").status_code == 422
     assert window.open("/board?statsu=Pending").status_code == 422
     assert browser(driver).open("/board?deleted=yes").status_code == 403
+
+
+def test_the_board_says_how_far_it_looked_and_goes_on(
+    browser: Browser, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "SCANNED", 6)  # two of one customer's
+    customer, admin = people.customer(), people.admin()
+    old = customer.order("a quetzalcoatl")
+    for _ in range(5):
+        customer.order()
+    window = browser(admin)
+    path = f"/board?customer={customer.id}&q=quetzalcoatl"
+    found: set[str] = set()
+    while path:
+        page = window.open(path).text
+        found |= set(re.findall(r'data-order="(\d+)"', page))
+        link = re.search(r'href="([^"]+)">Search older orders</a>', page)
+        assert bool(link) == ("Searched back to order #" in page)
+        path = html.unescape(link[1]) if link else ""
+    assert found == {str(old["id"])}
+
+
+def test_the_board_writes_large_counts_as_at_least(
+    browser: Browser, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "COUNTED", 1)
+    customer, admin = people.customer(), people.admin()
+    customer.order()
+    customer.order()
+    page = browser(admin).open("/board").text
+    assert re.search(r'data-status="Pending"[^>]*><span class="count-number">1\+</span>', page)
+
+
+def test_the_boards_pages_join_and_the_export_has_them_all(
+    browser: Browser, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "PAGE", 3)
+    monkeypatch.setattr(screens, "EXPORT_BATCH", 3)
+    customer, admin = people.customer(), people.admin()
+    made = [str(customer.order()["id"]) for _ in range(7)][::-1]
+    window = browser(admin)
+    path, found = f"/board?customer={customer.id}", []
+    while path:
+        page = window.open(path).text
+        found.append(re.findall(r'data-order="(\d+)"', page))
+        link = re.search(r'href="([^"]+)">Older orders</a>', page)
+        path = html.unescape(link[1]) if link else ""
+    assert found == [made[:3], made[3:6], made[6:]]
+    exported = window.open(f"/board.csv?customer={customer.id}").text
+    assert [row["id"] for row in csv.DictReader(io.StringIO(exported))] == made
 
 
 def test_the_export_has_every_order_of_the_filters_and_no_formula(

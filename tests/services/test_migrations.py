@@ -4,20 +4,31 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any
 
+import psycopg2
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from flask import Flask
 from flask_migrate import downgrade, upgrade
+from psycopg2 import errors
+from psycopg2.extensions import parse_dsn
 from sqlalchemy.exc import SAWarning
 
 from ordertrack.app import create_app
 from ordertrack.extensions import db
-from tests.support.databases import Postgres, settings_for
+from ordertrack.models import SEARCH_INDEXES
+from tests.support.databases import (
+    APPLICATION_ROLE,
+    Postgres,
+    migrate,
+    settings_for,
+)
 from tests.support.servers import ROOT, environment
+from tests.support.waiting import eventually
 
 # What a schema is, as PostgreSQL itself writes it down.
 CATALOG = {
@@ -27,13 +38,16 @@ CATALOG = {
     "constraints": """
         SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
           FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n'""",
-    "indexes": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+    "indexes": f"""
+        SELECT indexname, indexdef FROM pg_indexes
+         WHERE schemaname = 'public' AND indexname NOT IN {SEARCH_INDEXES}""",
 }
 CODE = {
     "triggers": """
         SELECT tgname, pg_get_triggerdef(oid), tgenabled FROM pg_trigger WHERE NOT tgisinternal""",
     "functions": """
-        SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace""",
+        SELECT proname, prosrc FROM pg_proc f WHERE pronamespace = 'public'::regnamespace
+           AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = f.oid AND deptype = 'e')""",
 }
 
 
@@ -63,7 +77,12 @@ def schema(postgres: Postgres, dsn: str, catalog: dict[str, str]) -> dict[str, s
 def test_alembic_finds_nothing_to_migrate(fresh_database: Callable[[], str]) -> None:
     with application(fresh_database()), db.engine.connect() as connection:
         context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "compare_server_default": True}
+            connection,
+            opts={
+                "compare_type": True,
+                "compare_server_default": True,
+                "include_name": lambda name, *_: name not in SEARCH_INDEXES,
+            },
         )
         with warnings.catch_warnings():
             # SQLAlchemy reads xid8 as no type that it knows.
@@ -108,3 +127,79 @@ def test_servers_that_start_together_migrate_once(postgres: Postgres, empty_data
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 0, said
     assert len(postgres.execute("SELECT * FROM alembic_version", dsn=empty_database)) == 1
+
+
+# --- 0002: indexes of a table that is in use -----------------------------------------------------
+
+LISTED = "SELECT indexdef FROM pg_indexes WHERE indexname = %s"
+VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
+
+
+def test_indexes_are_built_beside_writers(postgres: Postgres, empty_database: str) -> None:
+    migrate(empty_database, "0001")
+    place = (
+        "WITH u AS (INSERT INTO users (name, email, password_hash) VALUES ('A', %s, 'x')"
+        " RETURNING id) INSERT INTO orders (customer_id, description) SELECT id, 'a lamp' FROM u"
+    )
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+        " AND query LIKE 'CREATE INDEX CONCURRENTLY%%'"
+    )
+    name = parse_dsn(empty_database)["dbname"]
+    with closing(psycopg2.connect(empty_database)) as held, ThreadPoolExecutor(1) as pool:
+        held.cursor().execute(place, ["held@example.org"])  # and does not commit
+        migrating = pool.submit(migrate, empty_database)
+        try:
+            eventually(lambda: postgres.execute(waits, name) == [(1,)])
+            with closing(psycopg2.connect(empty_database)) as writer, writer:
+                cursor = writer.cursor()
+                cursor.execute("SET lock_timeout = '2s'")
+                cursor.execute(place, ["writer@example.org"])
+            assert not migrating.done()
+        finally:
+            held.commit()
+        migrating.result(timeout=60)
+    assert postgres.execute(VALID, "ix_orders_live_status", dsn=empty_database) == [(True,)]
+
+
+def test_an_index_that_an_interrupted_migration_left_is_built_anew(
+    postgres: Postgres, empty_database: str
+) -> None:
+    migrate(empty_database, "0001")
+    postgres.execute(
+        "WITH u AS (INSERT INTO users (name, email, password_hash) VALUES ('A', 'a@x', 'x')"
+        " RETURNING id) INSERT INTO orders (customer_id, description)"
+        " SELECT id, 'a lamp' FROM u, generate_series(1, 2)",
+        dsn=empty_database,
+    )
+    with pytest.raises(errors.UniqueViolation):
+        postgres.execute(
+            "CREATE UNIQUE INDEX CONCURRENTLY ix_orders_live_status ON orders (status)",
+            dsn=empty_database,
+        )
+    assert postgres.execute(VALID, "ix_orders_live_status", dsn=empty_database) == [(False,)]
+    migrate(empty_database)
+    assert postgres.execute(VALID, "ix_orders_live_status", dsn=empty_database) == [(True,)]
+    [(definition,)] = postgres.execute(LISTED, "ix_orders_live_status", dsn=empty_database)
+    assert "(status, id) WHERE (deleted_at IS NULL)" in definition
+
+
+def test_without_pg_trgm_the_rest_is_migrated_and_that_is_said(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Trusted extensions want CREATE on the database, which its owner has; another role has not.
+    dsn = postgres.create()
+    name = parse_dsn(dsn)["dbname"]
+    postgres.execute(f"ALTER DATABASE {name} OWNER TO CURRENT_USER")
+    postgres.execute(
+        f"GRANT ALL ON SCHEMA public TO {APPLICATION_ROLE}", dsn=postgres.as_superuser(dsn)
+    )
+    try:
+        with caplog.at_level("WARNING"):
+            migrate(dsn)
+        assert "Without pg_trgm" in caplog.text
+        for index in SEARCH_INDEXES:
+            assert postgres.execute(LISTED, index, dsn=dsn) == []
+        assert postgres.execute(VALID, "ix_orders_live_created", dsn=dsn) == [(True,)]
+    finally:
+        postgres.drop(dsn)

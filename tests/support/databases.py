@@ -93,11 +93,11 @@ class Postgres:
             self.execute(f"CREATE ROLE {APPLICATION_ROLE} LOGIN PASSWORD %s", APPLICATION_PASSWORD)
 
 
-def migrate(dsn: str) -> None:
-    """Bring the database to the latest migration, as a starting server does."""
+def migrate(dsn: str, revision: str = "head") -> None:
+    """Bring the database to the latest migration, as a starting server does, or to *revision*."""
     app = create_app(settings_for(dsn))
     with app.app_context():
-        upgrade()
+        upgrade(revision=revision)
         db.engine.dispose()
 
 

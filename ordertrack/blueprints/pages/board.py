@@ -17,8 +17,9 @@ from ordertrack.errors import ValidationFailed
 from ordertrack.lifecycle import Status
 from ordertrack.payloads import MAX_ID, DriverForm, StatusForm, present_time
 from ordertrack.services import screens
+from ordertrack.services.lists import Count, Filters
 from ordertrack.services.orders import OrderView
-from ordertrack.services.screens import Filters, Outcome
+from ordertrack.services.screens import Outcome
 
 blueprint = Blueprint("board", __name__)
 
@@ -39,19 +40,22 @@ def show() -> Response:
         filters,
         scope(),
         before=integer("before", low=1),
-        limit=PAGE + 1,
+        limit=PAGE,
     )
+    page, older = found.page, found.page.older
     return render(
         "board.html",
-        viewer=found.actor,
-        orders=found.orders[:PAGE],
+        viewer=page.actor,
+        orders=page.orders,
+        cut_short=page.cut_short,
+        searched_to=older,
         counts=found.counts,
-        total=sum(found.counts.values()),
+        total=sum(found.counts.values(), start=Count(0)),
         drivers=found.drivers,
         filters=filters,
         chosen={name: request.args.get(name, "") for name in FILTERS},
         is_filtered=any(request.args.get(name) for name in FILTERS),
-        older=_address(before=found.orders[PAGE - 1].id) if len(found.orders) > PAGE else None,
+        older=_address(before=older) if older is not None else None,
         newest=_address() if "before" in request.args else None,
         here=_address(before=request.args.get("before")),
         address=_address,
@@ -76,13 +80,13 @@ def _filters() -> Filters:
     until = _day("to")
     return Filters(
         status=Status(wanted) if wanted else None,
-        text=arguments.get("q", "").strip()[:200] or None,
+        words=arguments.get("q", "").strip()[:200] or None,
         driver_id=None if driver in ("", "none") else integer("driver", low=1),
         unassigned=driver == "none",
         customer=None if is_id else customer or None,
         customer_id=int(customer) if is_id else None,
-        placed_from=_day("from"),
-        placed_before=until + timedelta(days=1) if until else None,
+        created_from=_day("from"),
+        created_before=until + timedelta(days=1) if until else None,
         deleted=arguments.get("deleted") == "yes",
     )
 

@@ -33,7 +33,8 @@ from ordertrack.errors import (
 from ordertrack.lifecycle import STEPS, TERMINAL, Status
 from ordertrack.payloads import MAX_VERSION, DriverForm, OrderForm, StatusForm
 from ordertrack.problems import STATUS as HTTP_STATUS
-from ordertrack.services import orders, screens
+from ordertrack.services import lists, orders, screens
+from ordertrack.services.lists import Filters
 
 blueprint = Blueprint("order_pages", __name__)
 
@@ -56,19 +57,19 @@ def own() -> Response:
 def _own(status: int = 200, *, typed: str = "", error: str | None = None) -> Response:
     wanted = request.args.get("status")
     chosen = Status(wanted) if wanted in list(Status) else None
-    found = screens.own(
+    found = lists.own_page(
         identity.principal(),
+        Filters(status=chosen),
         scope(),
-        status=chosen,
         before=integer("before", low=1),
-        limit=PAGE + 1,
+        limit=PAGE,
     )
     return render(
         "orders.html",
         status,
         viewer=found.actor,
-        orders=found.orders[:PAGE],
-        older=found.orders[PAGE - 1].id if len(found.orders) > PAGE else None,
+        orders=found.orders,
+        older=found.older,
         is_first_page="before" not in request.args,
         chosen=chosen,
         typed=typed,

@@ -1,0 +1,139 @@
+"""Each page, endpoint and background read looks at a bounded part of the tables.
+
+On two hundred thousand orders: enough for PostgreSQL to weigh its plans as it does with more.
+`tests/faults/by_hand/plans.py` does the same at any size, and measures the time as well.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import psycopg2
+import pytest
+from flask import Flask
+
+from ordertrack.app import create_app
+from ordertrack.errors import Forbidden
+from ordertrack.extensions import db
+from ordertrack.lifecycle import Status
+from ordertrack.policy import DriverScope
+from ordertrack.services import lists, screens
+from ordertrack.services.lists import Filters
+from tests.support import reads
+from tests.support.bulk import ABSENT, Size, fill
+from tests.support.databases import Postgres, settings_for
+from tests.support.plans import Plan, recorded, recording
+from tests.support.reads import Callers
+
+pytestmark = pytest.mark.safety("large-log")
+
+SIZE = Size(200_000, events_per_order=2)
+
+# For one page: what a walk looks at for the page, again for the place where it stopped, again for
+# the counts, in each of three walks of a driver who sees only some, and what an index search finds.
+MOST_ROWS = 3 * 3 * lists.SCANNED + lists.CANDIDATES
+# The counts of the plain board come from the index of the statuses.
+MOST_COUNTED = 5 * (lists.COUNTED + 1)
+
+BIG_TABLES = ("orders", "order_events", "users")
+
+
+@dataclass(frozen=True)
+class Large:
+    app: Flask
+    dsn: str
+    callers: Callers
+
+
+@pytest.fixture(scope="module")
+def large(postgres: Postgres) -> Iterator[Large]:
+    dsn = postgres.clone()
+    fill(postgres.as_superuser(dsn), SIZE)
+    app = create_app(settings_for(dsn))
+    with app.app_context():
+        yield Large(app, dsn, reads.sign_in(dsn))
+        db.engine.dispose()
+    postgres.drop(dsn)
+
+
+def test_no_read_goes_through_a_whole_table_or_a_large_part_of_it(large: Large) -> None:
+    asked = (
+        *reads.list_reads(large.callers, SIZE),
+        *reads.order_reads(large.callers, SIZE),
+        *reads.other_reads(large.callers, SIZE),
+    )
+    with recorded(db.engine) as plans:
+        for name, read in asked:
+            plans.clear()
+            read()
+            assert plans, name
+            _require_bounded(name, plans)
+
+
+def test_the_relay_reads_the_end_of_the_log_only(large: Large) -> None:
+    plans: list[Plan] = []
+    options = "-c enable_seqscan=off -c plan_cache_mode=force_generic_plan"
+    with closing(
+        psycopg2.connect(large.dsn, options=options, cursor_factory=recording(plans))
+    ) as connection:
+        connection.autocommit = True
+        for name, read in reads.tail_reads(connection.cursor(), 2):
+            plans.clear()
+            read()
+            _require_bounded(name, plans)
+            assert sum(plan.rows_read("order_events") for plan in plans) <= 5_000, name
+
+
+def _require_bounded(name: str, plans: list[Plan]) -> None:
+    for plan in plans:
+        assert not plan.scanned_whole(*BIG_TABLES), f"{name}: {plan.shape}"
+    read = sum(plan.rows_read("orders") for plan in plans)
+    assert read <= max(MOST_ROWS, MOST_COUNTED), f"{name} looked at {read} orders"
+
+
+def _no_order(plans: list[Plan]) -> bool:
+    return bool(plans) and all(
+        plan.rows_read("orders") == plan.rows_read("order_events") == 0 for plan in plans
+    )
+
+
+@pytest.mark.parametrize("scope", DriverScope)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda caller, scope: lists.staff_page(
+            caller, Filters(text=ABSENT), scope, before=None, limit=50
+        ),
+        lambda caller, scope: lists.staff_page(
+            caller, Filters(words="4711", driver_id=25), scope, before=None, limit=50
+        ),
+        lambda caller, scope: lists.staff_page(
+            caller,
+            Filters(driver_id=25, status=Status.COMPLETED),
+            scope,
+            before=None,
+            limit=50,
+        ),
+        lambda caller, scope: screens.board(
+            caller, Filters(words=ABSENT), scope, before=None, limit=50
+        ),
+        lambda caller, scope: screens.waiting(caller, scope, mine=False),
+        lambda caller, scope: next(screens.export(caller, Filters(), scope)),
+    ],
+    ids=["list", "list by number", "list by two filters", "board", "deliveries", "export"],
+)
+def test_for_a_customer_who_asks_for_a_staff_list_no_order_is_looked_at(
+    large: Large, ask: Callable[..., object], scope: DriverScope
+) -> None:
+    with recorded(db.engine) as plans:
+        with pytest.raises(Forbidden):
+            ask(large.callers.customer, scope)
+        assert _no_order(plans)
+
+
+def test_for_a_driver_who_asks_for_deleted_orders_no_order_is_looked_at(large: Large) -> None:
+    wanted = Filters(deleted=True, words=ABSENT)
+    with recorded(db.engine) as plans:
+        with pytest.raises(Forbidden):
+            lists.staff_page(large.callers.driver, wanted, DriverScope.ALL, before=None, limit=50)
+        assert _no_order(plans)

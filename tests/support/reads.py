@@ -1,0 +1,168 @@
+"""What the application asks its database, each with a name: for plans on the tables of `bulk`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+import psycopg2
+
+from ordertrack import eventlog
+from ordertrack.eventlog import Cursor
+from ordertrack.lifecycle import Status
+from ordertrack.policy import DriverScope, Principal
+from ordertrack.services import accounts, actors, audit, lists, orders, screens
+from ordertrack.services.lists import Filters
+from tests.support.bulk import ABSENT, ADMINS, COMMON, DRIVERS, RARE, Size
+
+Read = Callable[[], object]
+
+_ALL, _ASSIGNED = DriverScope.ALL, DriverScope.ASSIGNED
+
+
+@dataclass(frozen=True)
+class Callers:
+    """People of `bulk`, with a session each."""
+
+    admin: Principal
+    driver: Principal
+    customer: Principal
+
+
+def session_of(dsn: str, user_id: int) -> Principal:
+    """A new session of a user."""
+    with closing(psycopg2.connect(dsn)) as connection, connection:
+        cursor = connection.cursor()
+        cursor.execute(
+            "INSERT INTO sessions (user_id, expires_at) VALUES (%s, now() + interval '1 day')"
+            " RETURNING id",
+            [user_id],
+        )
+        return Principal(user_id, cursor.fetchone()[0])
+
+
+def sign_in(dsn: str) -> Callers:
+    """Sessions for an admin, a driver, and a customer with many orders."""
+    ids = (1, ADMINS + 5, ADMINS + DRIVERS + 1)
+    return Callers(*(session_of(dsn, user_id) for user_id in ids))
+
+
+def filters(driver_id: int) -> dict[str, Filters]:
+    """What staff narrow lists to."""
+    year_ago = datetime.now(UTC) - timedelta(days=365)
+    long_ago = datetime.now(UTC) - timedelta(days=1000)
+    return {
+        "everything": Filters(),
+        **{f"status {status}": Filters(status=status) for status in Status},
+        "driver": Filters(driver_id=driver_id),
+        "driver with few": Filters(driver_id=ADMINS + DRIVERS),
+        "driver, Cancelled": Filters(driver_id=driver_id, status=Status.CANCELLED),
+        "driver, Shipped": Filters(driver_id=driver_id, status=Status.SHIPPED),
+        "nobody's": Filters(unassigned=True),
+        "nobody's, Completed": Filters(unassigned=True, status=Status.COMPLETED),
+        "customer with many": Filters(customer_id=ADMINS + DRIVERS + 1),
+        "customer with few": Filters(customer_id=ADMINS + DRIVERS + 777),
+        "since a year": Filters(created_from=year_ago),
+        "before a year ago": Filters(created_before=year_ago),
+        "long ago, Pending": Filters(created_before=long_ago, status=Status.PENDING),
+        "long ago, driver": Filters(created_before=long_ago, driver_id=driver_id),
+        "a day long ago": Filters(
+            created_from=long_ago, created_before=long_ago + timedelta(days=1)
+        ),
+        "common text": Filters(text=COMMON),
+        "rare text": Filters(text=RARE),
+        "absent text": Filters(text=ABSENT),
+        "two letters": Filters(text="qz"),
+        "common syllables": Filters(text="or the and"),
+        "rare word": Filters(words=RARE),
+        "absent word": Filters(words=ABSENT),
+        "number": Filters(words="#4711"),
+        "digits": Filters(words="4711"),
+        "name": Filters(words="farida"),
+        "rare customer": Filters(customer="user4711@"),
+        "common customer": Filters(customer="example"),
+        "absent customer": Filters(customer=ABSENT),
+        "deleted": Filters(deleted=True),
+        "deleted, absent text": Filters(deleted=True, words=ABSENT),
+        "deleted, Shipped": Filters(deleted=True, status=Status.SHIPPED),
+    }
+
+
+def list_reads(callers: Callers, size: Size) -> Iterator[tuple[str, Read]]:
+    """Lists: of REST, of the board, of drivers, of customers, and where they begin to be far."""
+    admin, driver = callers.admin, callers.driver
+    middle = size.orders // 2
+    for name, narrowed in filters(driver.user_id).items():
+        for before in (None, middle):
+            yield (
+                f"list: {name}{', from the middle' if before else ''}",
+                lambda n=narrowed, b=before: lists.staff_page(admin, n, _ALL, before=b, limit=100),
+            )
+        yield (
+            f"board: {name}",
+            lambda n=narrowed: screens.board(admin, n, _ALL, before=None, limit=50),
+        )
+        if not narrowed.deleted:
+            yield (
+                f"assigned only: {name}",
+                lambda n=narrowed: lists.overview(driver, n, _ASSIGNED, before=None, limit=50),
+            )
+    yield "export: two batches", lambda: list(islice(screens.export(admin, Filters(), _ALL), 1500))
+    for text in (None, ABSENT):
+        for status in (None, Status.PENDING):
+            yield (
+                f"own: {text or 'everything'}, {status or 'any'}",
+                lambda t=text, s=status: lists.own_page(
+                    callers.customer, Filters(text=t, status=s), _ALL, before=None, limit=100
+                ),
+            )
+    for mine in (True, False):
+        for scope in DriverScope:
+            yield (
+                f"deliveries: {'mine' if mine else 'all'}, {scope}",
+                lambda m=mine, s=scope: screens.waiting(driver, s, mine=m),
+            )
+
+
+def order_reads(callers: Callers, size: Size) -> Iterator[tuple[str, Read]]:
+    """One order, its history, its page, and catching up with two hundred."""
+    admin, middle = callers.admin, size.orders // 2
+    many: dict[int, int | None] = {middle + n * 7: 1 for n in range(200)}
+    yield "order", lambda: orders.get(admin, middle, _ALL)
+    yield "history", lambda: orders.history(admin, middle, _ALL, after=0, limit=100)
+    yield "order page", lambda: screens.order(admin, middle, _ALL)
+    yield "trail page", lambda: screens.trail(admin, middle, _ALL)
+    yield "200 subscriptions", lambda: orders.catch_up(admin, many, _ALL)
+    yield "who asks", lambda: actors.identify(admin)
+
+
+def other_reads(callers: Callers, size: Size) -> Iterator[tuple[str, Read]]:
+    """People, and the audit of a batch of orders."""
+    admin = callers.admin
+    yield "users: first page", lambda: accounts.list_users(admin, limit=101)
+    yield (
+        "users: from the middle",
+        lambda: accounts.list_users(admin, after=size.users // 2, limit=101),
+    )
+
+    def audit_a_batch() -> None:
+        # The generated events are not what audit wants; how it reads them is what is looked at.
+        with suppress(audit.LogDamaged):
+            next(audit.verify())
+
+    yield "audit: a batch", audit_a_batch
+
+
+def tail_reads(cursor: object, transactions: int) -> Iterator[tuple[str, Read]]:
+    """The relay's reads, on a DB-API cursor in autocommit: of nothing, and of *transactions*."""
+    events, access = eventlog.events(), eventlog.ended_access()
+    yield "tail: open", lambda: (events.open(cursor), access.open(cursor))
+    yield "tail: nothing new", lambda: (events.read(cursor), access.read(cursor))
+
+    def behind() -> None:
+        assert events.place is not None
+        events.place = Cursor(max(events.place.last - transactions, 3), frozenset())
+        events.read(cursor)
+
+    yield f"tail: {transactions} transactions behind", behind
