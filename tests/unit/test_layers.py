@@ -26,6 +26,7 @@ LAYERS = (
         "green",
         "histogram",
         "logs",
+        "origins",
         "turns",
     },
 )
