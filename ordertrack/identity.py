@@ -9,7 +9,6 @@ from datetime import timedelta
 from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import jwt as pyjwt
 from flask import Flask, Response, current_app, g, request
@@ -29,6 +28,7 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from ordertrack import logs
 from ordertrack.config import Settings
 from ordertrack.errors import CsrfFailed, DomainError, InvalidToken, TokenExpired
+from ordertrack.origins import Origins
 from ordertrack.policy import Principal
 from ordertrack.services import accounts, passwords
 from ordertrack.services.accounts import SignIn
@@ -214,15 +214,7 @@ def refuse_other_sites() -> None:
     the others. Clients that are no browsers say nothing, and have no cookies to abuse.
     """
     settings: Settings = current_app.extensions["ordertrack_settings"]
-    origin = request.headers.get("Origin")
-    if origin in settings.allowed_origins:
-        return
-    fetched_from = request.headers.get("Sec-Fetch-Site")
-    if fetched_from is not None:
-        is_own = fetched_from in ("same-origin", "none")
-    else:
-        is_own = origin is None or urlsplit(origin).netloc == request.host
-    if not is_own:
+    if not Origins(frozenset(settings.allowed_origins)).permit(request.environ):
         raise CsrfFailed("The request came from another site.")
 
 

@@ -1,11 +1,11 @@
 """Socket.IO on `transport`: Flask-SocketIO above, our own connections beneath.
 
-Three libraries lie between an order's event and a browser, each replaced at one seam only:
+Three libraries lie between an order's event and a browser:
 
 - Flask-SocketIO: `SocketIO` below is its class; `init_app` gives it our `Server`.
-- python-socketio: `Server` changes what a disconnect means and what is remembered of a handshake;
-  `RoomManager` keeps the rooms. Packets, events, acknowledgements and namespaces stay stock.
-- python-engineio: `sessions.EngineServer`, which the `Server` makes for itself.
+- python-socketio: `Server` is its class, with a dispatch of its own; `RoomManager` keeps the rooms.
+  Packets, the registry of handlers and the interface for applications stay stock.
+- python-engineio: `endpoint.Endpoint` stands in its server's place; packets and payloads stay.
 
 What is used of the libraries beyond their documentation is listed in tests/realtime/test_canary.py,
 which fails first when a new release changes it.
@@ -13,16 +13,18 @@ which fails first when a new release changes it.
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import flask
 import flask_socketio
 import socketio
+from engineio.packet import MESSAGE, Packet
 from socketio import packet as sio_packet
+from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack.realtime import transport
+from ordertrack.realtime.endpoint import Endpoint
 from ordertrack.realtime.sessions import (
-    EngineServer,
     EngineSocket,
     MalformedPacketError,
     Outgoing,
@@ -33,24 +35,48 @@ __all__ = ["EngineSocket", "Outgoing", "RoomManager", "Server", "SocketIO", "enc
 
 log = logging.getLogger(__name__)
 
+# Of the handshake, what Flask needs for an event when CONNECT has been handled.
+_BARE_ENVIRON: Final = {
+    "REQUEST_METHOD": "GET",
+    "PATH_INFO": "/",
+    "SERVER_NAME": "localhost",
+    "SERVER_PORT": "0",
+    "wsgi.url_scheme": "http",
+}
+
+
+_INVALID_NAMESPACE: Final = {"message": "Invalid namespace"}
+_ALREADY_CONNECTED: Final = {"message": "Already connected"}
+
 
 class Server(socketio.Server):  # type: ignore[misc]
-    """python-socketio's server; a disconnect closes the connection, a handshake is not kept."""
+    """python-socketio's server, with a connection that ends when its last namespace is left.
+
+    Handlers of one client run one after the other, the connect handler first and the disconnect
+    handler last, and that one whenever the client had been let in.
+    """
 
     flask_app: flask.Flask | None = None
     manager: "RoomManager"
-    eio: EngineServer
+    eio: Endpoint
 
-    def _engineio_server_class(self) -> type[EngineServer]:
-        return EngineServer
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.eio.receiver = self
+
+    def _engineio_server_class(self) -> type[Endpoint]:
+        return Endpoint
 
     def disconnect(
         self, sid: str, namespace: str | None = None, ignore_queue: bool = False
     ) -> None:
-        """Send DISCONNECT, run the handlers, and close the connection, which stock would keep."""
-        session = self.manager.socket(sid, namespace or "/")
-        super().disconnect(sid, namespace=namespace, ignore_queue=ignore_queue)
-        if session is not None:
+        """Send DISCONNECT, run the handler, and close the connection, which stock would keep."""
+        del ignore_queue
+        namespace = namespace or "/"
+        session = self.manager.socket(sid, namespace)
+        if session is not None and self.manager.is_connected(sid, namespace):
+            self._tell(session, sio_packet.DISCONNECT, namespace)
+            self._leave(sid, namespace, self.reason.SERVER_DISCONNECT)
             session.close(reason=self.reason.SERVER_DISCONNECT)
 
     def get_environ(self, sid: str, namespace: str | None = None) -> dict[str, Any] | None:
@@ -58,78 +84,114 @@ class Server(socketio.Server):  # type: ignore[misc]
         session = self.manager.socket(sid, namespace or "/")
         if session is None:
             return None
-        return self.environ.get(session.sid) or {
-            "flask.app": self.flask_app,
-            "REQUEST_METHOD": "GET",
-            "PATH_INFO": "/",
-            "SERVER_NAME": "localhost",
-            "SERVER_PORT": "0",
-            "wsgi.url_scheme": "http",
-        }
+        return session.handshake or {"flask.app": self.flask_app, **_BARE_ENVIRON}
 
-    def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
-        namespace = namespace or "/"
-        try:
-            super()._handle_connect(eio_sid, namespace, data)
-        except Exception:  # the stock server would leave the client half connected
-            log.exception("A CONNECT handler failed")
-            refusal = self.packet_class(
-                sio_packet.CONNECT_ERROR, {"message": "internal error"}, namespace=namespace
-            )
-            self._send_packet(eio_sid, refusal)
-            self.manager.forget(eio_sid)
-            return
-        session = self.eio.sockets.get(eio_sid)
-        if session is None or session.closed:
-            # It went away while the handler ran, so nobody else will clean up.
-            self._handle_eio_disconnect(eio_sid, self.reason.TRANSPORT_CLOSE)
-        elif self.manager.sid_from_eio_sid(eio_sid, namespace) is not None:
-            session.joined = True
-            self.environ.pop(eio_sid, None)
+    # As the receiver of an Endpoint ---------------------------------------------------------------
 
-    def _handle_disconnect(
-        self, eio_sid: str, namespace: str | None, reason: str | None = None
-    ) -> None:
-        super()._handle_disconnect(eio_sid, namespace, reason)
-        session = self.eio.sockets.get(eio_sid)
-        if session is not None:  # the client has left the one namespace there is
-            session.close(reason=self.reason.CLIENT_DISCONNECT)
-
-    def _handle_eio_message(self, eio_sid: str, data: str) -> None:
-        """The stock dispatch without binary packets, which no event of ours has."""
+    def on_message(self, session: EngineSocket, data: str) -> None:
+        """Handle a packet. Raises `MalformedPacketError`; there are no binary ones."""
         try:
             packet = self.packet_class(encoded_packet=data)
             kind = packet.packet_type
-            if kind == sio_packet.EVENT and not _is_event(packet.data):
+            if kind == sio_packet.EVENT and not self._is_event(packet.data):
                 raise ValueError("An event is a list that begins with a name of the client's own")
             if kind == sio_packet.ACK and not isinstance(packet.data, list):
                 raise ValueError("An acknowledgement is a list")
         except (ValueError, IndexError, TypeError, RecursionError) as error:
             raise MalformedPacketError(str(error)) from None
+        namespace = packet.namespace or "/"
+        if kind == sio_packet.CONNECT:
+            self._connect(session, namespace, packet.data)
+            return
+        sid = self.manager.sid_from_eio_sid(session.sid, namespace)
         if kind == sio_packet.EVENT:
-            self._handle_event(eio_sid, packet.namespace, packet.id, packet.data)
-        elif kind == sio_packet.CONNECT:
-            self._handle_connect(eio_sid, packet.namespace, packet.data)
+            self._event(session, sid, namespace, packet)
         elif kind == sio_packet.DISCONNECT:
-            self._handle_disconnect(eio_sid, packet.namespace, self.reason.CLIENT_DISCONNECT)
+            left = self._leave(sid, namespace, self.reason.CLIENT_DISCONNECT)
+            if left and not self.manager.namespaces_of(session.sid):
+                session.close(reason=self.reason.CLIENT_DISCONNECT)
         elif kind == sio_packet.ACK:
-            self._handle_ack(eio_sid, packet.namespace, packet.id, packet.data)
+            self.manager.trigger_callback(sid, packet.id, packet.data)
         else:
             raise MalformedPacketError("This kind of packet is not accepted")
 
-    def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
-        super()._handle_eio_disconnect(eio_sid, reason)
-        self.manager.forget(eio_sid)
+    def on_end(self, session: EngineSocket, reason: str | None) -> None:
+        for namespace, sid in self.manager.namespaces_of(session.sid):
+            self._leave(sid, namespace, reason)
+        self.manager.forget(session.sid)
 
+    def _is_event(self, data: object) -> bool:
+        # Stock would run the connect handler, with whatever the client sends as its environ.
+        return (
+            isinstance(data, list)
+            and bool(data)
+            and isinstance(data[0], str)
+            and data[0] not in self.reserved_events
+        )
 
-def _is_event(data: object) -> bool:
-    # Stock would run the connect handler, with whatever the client sends as its environ.
-    return (
-        isinstance(data, list)
-        and bool(data)
-        and isinstance(data[0], str)
-        and data[0] not in Server.reserved_events
-    )
+    def _connect(self, session: EngineSocket, namespace: str, auth: Any) -> None:
+        """Ask the connect handler whether a client may join a namespace, and tell the client."""
+        if namespace not in self.handlers and namespace not in self.namespace_handlers:
+            self._tell(session, sio_packet.CONNECT_ERROR, namespace, data=_INVALID_NAMESPACE)
+            return
+        sid = self.manager.pre_connect(session.sid, namespace)
+        if sid is None:
+            self._tell(session, sio_packet.CONNECT_ERROR, namespace, data=_ALREADY_CONNECTED)
+            return
+        self.eio.session_asks(session)
+        refusal = self._ask(sid, namespace, auth)
+        if refusal is not None:
+            self._tell(session, sio_packet.CONNECT_ERROR, namespace, data=refusal)
+            self.manager.basic_disconnect(sid, namespace)
+            self.eio.session_refused(session)
+            return
+        self._tell(session, sio_packet.CONNECT, namespace, data={"sid": sid})
+        self.manager.connect(sid, namespace)
+        session.joined = True
+        session.handshake = None  # the cookies in it are not needed any more
+
+    def _ask(self, sid: str, namespace: str, auth: Any) -> Any:
+        """Run the connect handler; why it refuses, or None."""
+        environ = self.get_environ(sid, namespace)
+        try:
+            if self._trigger_event("connect", namespace, sid, environ, auth) is False:
+                return Refused().error_args
+        except Refused as refused:
+            return refused.error_args
+        except Exception:  # the client must not stay half connected
+            log.exception("A connect handler failed")
+            return {"message": "internal error"}
+        return None
+
+    def _event(self, session: EngineSocket, sid: str | None, namespace: str, packet: Any) -> None:
+        """Run an event's handler; what it returns is the acknowledgement, if one is wanted."""
+        if sid is None or not self.manager.is_connected(sid, namespace):
+            return
+        answer = self._trigger_event(packet.data[0], namespace, sid, *packet.data[1:])
+        if packet.id is None or answer is self.not_handled:
+            return
+        arguments = (
+            list(answer) if isinstance(answer, tuple) else [] if answer is None else [answer]
+        )
+        self._tell(session, sio_packet.ACK, namespace, id=packet.id, data=arguments)
+
+    def _leave(self, sid: str | None, namespace: str, reason: str | None) -> bool:
+        """A client leaves a namespace; False if it was not in it."""
+        if sid is None or not self.manager.is_connected(sid, namespace):
+            return False
+        self.manager.pre_disconnect(sid, namespace)
+        try:
+            self._trigger_event("disconnect", namespace, sid, reason)
+        except Exception:  # it is gone all the same
+            log.exception("A disconnect handler failed")
+        self.manager.basic_disconnect(sid, namespace)
+        return True
+
+    def _tell(self, session: EngineSocket, kind: int, namespace: str, **content: Any) -> None:
+        """Send a Socket.IO packet now."""
+        encoded = self.packet_class(kind, namespace=namespace, **content).encode()
+        for part in encoded if isinstance(encoded, list) else [encoded]:
+            session.send(Packet(MESSAGE, part))
 
 
 class _Client:
@@ -222,9 +284,9 @@ class RoomManager(socketio.Manager):  # type: ignore[misc]
 
     def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
         session = self.server.eio.sockets.get(eio_sid)
-        sids = self._sids.setdefault(eio_sid, {})
-        if session is None or namespace in sids:
+        if session is None or namespace in self._sids.get(eio_sid, {}):
             return None
+        sids = self._sids.setdefault(eio_sid, {})
         sid: str = self.server.eio.generate_id()
         sids[namespace] = sid
         self._clients.setdefault(namespace, {})[sid] = _Client(session)
@@ -271,9 +333,13 @@ class RoomManager(socketio.Manager):  # type: ignore[misc]
         if not sids:
             self._sids.pop(client.session.sid, None)
 
+    def namespaces_of(self, eio_sid: str) -> list[tuple[str, str]]:
+        """Where a session's client is, or is about to be: namespaces, and its ids in them."""
+        return list(self._sids.get(eio_sid, {}).items())
+
     def forget(self, eio_sid: str) -> None:
         """Remove whatever is left of a session in any namespace."""
-        for namespace, sid in list(self._sids.get(eio_sid, {}).items()):
+        for namespace, sid in self.namespaces_of(eio_sid):
             self.basic_disconnect(sid, namespace)
         self._sids.pop(eio_sid, None)
 
@@ -319,9 +385,10 @@ class RoomManager(socketio.Manager):  # type: ignore[misc]
 class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
     """Flask-SocketIO on our transport. Its documented interface is unchanged.
 
-    Beyond the library's options `init_app` takes `origins` (`transport.Origins`) and `limits`
-    (`transport.Limits`). Events whose handlers need no Flask request are best registered on
-    `server.on`, which saves a request context for each.
+    Of the library's options `init_app` takes those that are set below, and beyond them `origins`
+    (`Origins`), `limits` (`transport.Limits`) and `credential_cookie` (see `Endpoint`). Events
+    whose handlers need no Flask request are best registered on `server.on`, which saves a request
+    context for each.
     """
 
     server: Server

@@ -5,6 +5,7 @@ sockets that lived on it.
 """
 
 import heapq
+import logging
 import threading
 import time
 from typing import Protocol
@@ -12,6 +13,8 @@ from typing import Protocol
 from ordertrack.errors import DomainError, InvalidToken, TokenExpired, TooManyRequests
 from ordertrack.eventlog import AccessEnded
 from ordertrack.identity import Credential
+
+log = logging.getLogger(__name__)
 
 _REASONS = {
     "signed_out": "You have been signed out.",
@@ -93,7 +96,7 @@ class Guests:
         """Close what lived on a right that ended."""
         for guest in list(self._by_user.get(right.user_id, ())):
             if right.session_id in (None, guest.credential.principal.session_id):
-                guest.sign_out(InvalidToken(_REASONS[right.reason]))
+                self._sign_out(guest, InvalidToken(_REASONS[right.reason]))
 
     def silence_all(self, error: DomainError) -> list[Guest]:
         """Let everybody go at once, without a word; the caller hangs up on each when it likes.
@@ -110,8 +113,17 @@ class Guests:
         """Close what has expired. Tokens expire by the wall clock."""
         now = time.time()
         while self._seconds and self._seconds[0] <= now:
-            for guest in self._expiring.pop(heapq.heappop(self._seconds)):
-                guest.sign_out(TokenExpired("The token has expired. Connect with a new one."))
+            for guest in list(self._expiring.pop(heapq.heappop(self._seconds))):
+                self._sign_out(
+                    guest, TokenExpired("The token has expired. Connect with a new one.")
+                )
+
+    def _sign_out(self, guest: Guest, error: DomainError) -> None:
+        try:
+            guest.sign_out(error)
+        except Exception:  # the rights of the others have ended, too
+            log.exception("A connection could not be signed out")
+            self.leave(guest)
 
     def _expect(self, guest: Guest) -> None:
         second = int(guest.credential.expires_at)

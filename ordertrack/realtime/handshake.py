@@ -8,15 +8,20 @@ import binascii
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+from ordertrack.origins import Origins
 
 _ACCEPT_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY_BYTES: Final = 16
 
 
 class Refused(Exception):
-    """A handshake that gets an HTTP answer instead of a WebSocket."""
+    """A handshake that gets an HTTP answer instead of a WebSocket.
+
+    Make a new one for each refusal: an exception that is raised again keeps every frame that it has
+    passed through, with the request in it.
+    """
 
     def __init__(
         self, status: str, code: str, detail: str, headers: Iterable[tuple[str, str]] = ()
@@ -28,46 +33,22 @@ class Refused(Exception):
         self.headers = tuple(headers)
 
 
-@dataclass(frozen=True, slots=True)
-class Origins:
-    """Which web pages may open sockets: those of this server, and the `allowed` origins.
-
-    Programs that are not browsers send no Origin and are not concerned. Behind a proxy that is
-    trusted, scheme and host are what it says in X-Forwarded-Proto and X-Forwarded-Host.
-    """
-
-    allowed: frozenset[str] = frozenset()
-    behind_proxy: bool = False
-
-    def permit(self, environ: Mapping[str, Any]) -> bool:
-        origin = environ.get("HTTP_ORIGIN")
-        if origin is None:
-            return True
-        origin = _without_default_port(origin.lower())
-        return origin in self.allowed or origin == self._own(environ)
-
-    def _own(self, environ: Mapping[str, Any]) -> str | None:
-        scheme, host = environ.get("wsgi.url_scheme", "http"), environ.get("HTTP_HOST", "")
-        if self.behind_proxy:
-            scheme = _nearest(environ.get("HTTP_X_FORWARDED_PROTO")) or scheme
-            host = _nearest(environ.get("HTTP_X_FORWARDED_HOST")) or host
-        return _without_default_port(f"{scheme}://{host}".lower()) if host else None
-
-    def check(self, environ: Mapping[str, Any]) -> None:
-        """Raises `Refused` (403 `forbidden`) for a foreign page."""
-        if not self.permit(environ):
-            raise Refused("403 Forbidden", "forbidden", "This origin may not open sockets here")
+def bad_request(detail: str) -> Refused:
+    return Refused("400 Bad Request", "malformed_request", detail)
 
 
-def _nearest(header: str | None) -> str:
-    """The value that the nearest proxy added; what stands before it anybody may have written."""
-    return header.rpartition(",")[2].strip() if header else ""
+def too_many() -> Refused:
+    """The refusal of a connection for which there is no room now."""
+    return Refused(
+        "503 Service Unavailable", "unavailable", "No more connections are taken now",
+        [("Retry-After", "5")],
+    )  # fmt: skip
 
 
-def _without_default_port(origin: str) -> str:
-    if origin.startswith("http://"):
-        return origin.removesuffix(":80")
-    return origin.removesuffix(":443") if origin.startswith("https://") else origin
+def check_origin(origins: Origins, environ: Mapping[str, Any]) -> None:
+    """Raises `Refused` (403 `forbidden`) for a foreign page."""
+    if not origins.permit(environ):
+        raise Refused("403 Forbidden", "forbidden", "This origin may not open sockets here")
 
 
 def check_handshake(environ: Mapping[str, Any]) -> bytes:
@@ -97,15 +78,9 @@ def check_handshake(environ: Mapping[str, Any]) -> bytes:
     except (binascii.Error, ValueError):
         size = 0
     if size != _KEY_BYTES:
-        raise Refused("400 Bad Request", "malformed_request", "Sec-WebSocket-Key is not 16 bytes")
+        raise bad_request("Sec-WebSocket-Key is not 16 bytes")
     digest = hashlib.sha1(key.encode() + _ACCEPT_GUID, usedforsecurity=False).digest()
     return base64.b64encode(digest)
-
-
-TOO_MANY: Final = Refused(
-    "503 Service Unavailable", "unavailable", "No more connections are taken now",
-    [("Retry-After", "5")],
-)  # fmt: skip
 
 
 def refuse(start_response: Callable[..., Any], refused: Refused) -> list[bytes]:

@@ -24,9 +24,16 @@ CHUNK = 256
 
 def take_due(queue: Deadlines[T], now: float, pause: Callable[[], object]) -> Iterator[T]:
     """Take what is due off the front, calling `pause` now and then to let others run."""
+    for _, one in _take_due(queue, now, pause):
+        yield one
+
+
+def _take_due(
+    queue: Deadlines[T], now: float, pause: Callable[[], object]
+) -> Iterator[tuple[float, T]]:
     taken = 0
     while queue and queue[0][0] <= now:
-        yield queue.popleft()[1]
+        yield queue.popleft()
         taken += 1
         if taken % CHUNK == 0:
             pause()
@@ -68,20 +75,25 @@ class Heartbeat:
         self._to_ping.append((time.monotonic() + self._interval, connection))
 
     def sweep(self, now: float) -> None:
-        """To be called every `period` seconds, with the monotonic time."""
+        """To be called every `period` seconds, with the monotonic time.
+
+        The times count from when a ping was due; only what is later than a `period` is not taken
+        from the client's time.
+        """
         for connection in take_due(self._to_check, now, self._pause):
             try:
                 if connection.alive and not connection.heard:
                     self._expire(connection)
             except Exception:  # its own misfortune: the others are due as well
                 log.exception("A connection could not be expired")
-        for connection in take_due(self._to_ping, now, self._pause):
+        for due, connection in _take_due(self._to_ping, now, self._pause):
             try:
                 if connection.alive:
                     connection.heard = False
                     self._ping(connection)
-                    self._to_check.append((now + self._timeout, connection))
-                    self._to_ping.append((now + self._interval, connection))
+                    began = max(due, now - self.period)
+                    self._to_check.append((began + self._timeout, connection))
+                    self._to_ping.append((began + self._interval, connection))
             except Exception:
                 log.exception("A connection could not be pinged")
                 # Nobody would look after it any more: it is due with the next sweep.

@@ -9,6 +9,7 @@ from ordertrack.config import Settings
 from ordertrack.errors import Unavailable
 from ordertrack.eventlog import Event
 from ordertrack.histogram import Histogram
+from ordertrack.origins import Origins
 from ordertrack.policy import DriverScope
 from ordertrack.realtime import transport
 from ordertrack.realtime.engine import SocketIO
@@ -16,7 +17,7 @@ from ordertrack.realtime.fanout import Fanout, Watcher
 from ordertrack.realtime.guests import Guest, Guests
 from ordertrack.realtime.relay import Relay
 from ordertrack.realtime.rooms import Rooms
-from ordertrack.realtime.transport import Limits, Origins
+from ordertrack.realtime.transport import Limits
 from ordertrack.realtime.websocket import OrderSockets, RawRooms
 from ordertrack.services.orders import Budget
 
@@ -47,10 +48,9 @@ def init_app(app: Flask, settings: Settings) -> Live:
         max_queue_bytes=settings.queue_max_bytes,
         max_queue_seconds=settings.queue_max_seconds,
         max_connections=settings.max_connections,
+        max_newcomers=settings.max_connections,
     )
-    origins = Origins(
-        allowed=frozenset(settings.allowed_origins), behind_proxy=settings.trusted_proxies > 0
-    )
+    origins = Origins(frozenset(settings.allowed_origins))
     guests = Guests(
         most=settings.max_connections,
         per_user=settings.max_connections_per_user,
@@ -62,7 +62,12 @@ def init_app(app: Flask, settings: Settings) -> Live:
         return [*rooms.members(room), *raw_rooms.members(room)]
 
     fanout = Fanout(members, scope, Budget(bytes=limits.max_answer_bytes))
-    socketio = SocketIO(app, origins=origins, limits=limits)
+    socketio = SocketIO(
+        app,
+        origins=origins,
+        limits=limits,
+        credential_cookie=app.config["JWT_ACCESS_COOKIE_NAME"],
+    )
     rooms = Rooms(app, socketio, fanout, guests, scope)
     app.wsgi_app = OrderSockets(  # type: ignore[method-assign]
         app,

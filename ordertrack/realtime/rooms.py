@@ -5,14 +5,21 @@ Handlers are registered on python-socketio's server and get no Flask request con
 token, not a request. Nothing here changes an order; that is REST's alone.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from flask import Flask
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack import identity
-from ordertrack.errors import DomainError, InvalidToken, Unavailable, ValidationFailed
+from ordertrack.errors import (
+    DomainError,
+    InvalidToken,
+    NotFound,
+    Unavailable,
+    ValidationFailed,
+)
 from ordertrack.identity import Credential
 from ordertrack.payloads import (
     Form,
@@ -33,6 +40,9 @@ from ordertrack.services.orders import CaughtUp
 
 SIGNED_OUT = 1008  # policy violation, RFC 6455
 
+# Of an unknown event's name.
+MAX_NAME_SHOWN = 50
+
 Ack = dict[str, Any]
 
 
@@ -51,6 +61,11 @@ class SocketWatcher:
         self.actor: Actor | None = None
         self.is_connected = False
         self.ended: DomainError | None = None  # why it must not connect any more
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is still a client to be answered, as far as is known."""
+        return self._socket.alive
 
     def deliver(self, announcement: Announcement) -> None:
         self._socket.send_outgoing(announcement.outgoing)
@@ -95,6 +110,7 @@ class Rooms:
             "authenticate": self._authenticate,
         }.items():
             self.server.on(name, self._answering(handler))
+        self.server.on("*", self._unknown)
         self.server.on("connect", self._connect)
         self.server.on("disconnect", self._disconnect)
 
@@ -120,14 +136,15 @@ class Rooms:
                 watcher = SocketWatcher(self, sid, socket, identity.from_token(token))
                 self._guests.admit(watcher)
                 self._watchers[sid] = watcher
-                self._identify(watcher.credential.principal)
+                self._identify(watcher)
             if not self.knows(sid):
                 raise watcher.ended or actors.signed_out()
             watcher.is_connected = True
         except Exception as error:
             self.forget(sid)
             shown = from_exception(error)
-            stats.refuse(shown.code)
+            if socket.alive:
+                stats.refuse(shown.code)
             if isinstance(shown, Unavailable):
                 # Refused, the stock clients would not come back; closed, they do.
                 socket.close_with(TRY_AGAIN_LATER, shown.code, goodbye=False)
@@ -151,26 +168,36 @@ class Rooms:
     def _join(
         self, watcher: SocketWatcher, wanted: Iterable[OrderWanted]
     ) -> dict[int, CaughtUp | DomainError]:
-        principal = watcher.credential.principal
         return self._fanout.subscribe(
             watcher,
             {one.order_id: one.after for one in wanted},
-            lambda some: self._catch_up(principal, some),
+            lambda some: self._catch_up(watcher, some),
         )
 
     def _catch_up(
-        self, principal: Principal, wanted: Wanted
+        self, watcher: SocketWatcher, wanted: Wanted
     ) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
-        with self._guests.door:
-            return orders.catch_up(principal, wanted, self._scope, self._fanout.budget)
+        with self._door(watcher):
+            return orders.catch_up(
+                watcher.credential.principal, wanted, self._scope, self._fanout.budget
+            )
 
-    def _identify(self, principal: Principal) -> Actor:
+    def _identify(self, watcher: SocketWatcher, principal: Principal | None = None) -> Actor:
+        """Who the watcher is now, or would be as *principal*."""
+        with self._door(watcher):
+            return actors.identify(principal or watcher.credential.principal)
+
+    @contextlib.contextmanager
+    def _door(self, watcher: SocketWatcher) -> Iterator[None]:
+        """Wait for a turn at the database; who has gone meanwhile takes none from the others."""
         with self._guests.door:
-            return actors.identify(principal)
+            if not watcher.is_there:
+                raise Unavailable("The connection has ended.")
+            yield
 
     def _subscribe_feed(self, watcher: SocketWatcher, data: dict[str, Any]) -> Ack:
         _require_feed(data)
-        watcher.actor = self._identify(watcher.credential.principal)
+        watcher.actor = self._identify(watcher)
         watcher.join(feed_room(watcher.actor, self._scope))
         return {"ok": True}
 
@@ -185,15 +212,20 @@ class Rooms:
 
     def _authenticate(self, watcher: SocketWatcher, data: Any) -> Ack:
         credential = identity.from_token(parse(data, Renewal).token)
-        self._identify(credential.principal)
+        self._identify(watcher, credential.principal)
         self._guests.renew(watcher, credential)
         try:
             # Had it ended just before, the watcher was not found by it.
-            self._identify(credential.principal)
+            self._identify(watcher)
         except InvalidToken as error:
             watcher.sign_out(error)
             raise
         return {"ok": True}
+
+    def _unknown(self, event: str, _sid: str, *_arguments: Any) -> Ack:
+        """An event that there is not: a typing error must not wait for its answer for ever."""
+        error = NotFound(f"There is no event {event[:MAX_NAME_SHOWN]!r}.")
+        return {"ok": False, "error": problem(error)}
 
     # --- around every event -------------------------------------------------------------------
 

@@ -1,34 +1,24 @@
 """Engine.IO sessions: one per client, whichever transport carries it.
 
-`EngineServer` is the library's server with `EngineSocket` in place of its own sockets, one check of
-the origin, and no task, timer or queue per client. Long-polling requests still run through the
-library's `handle_request`; WebSocket handshakes do not.
-
 A WebSocket gets frames that are built once per broadcast; a polling client gets packets in a queue
 with the same bounds as a WebSocket's backlog; a client that upgrades from one to the other gets
 what was queued first. On every path the order of calls is the order of arrival.
+
+A session's handlers run one after the other, and `Endpoint.session_ended` after the last of them.
 """
 
-import logging
-import urllib.parse
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
 
-import engineio
-from engineio import exceptions as eio_exceptions
-from engineio.packet import MESSAGE, NOOP, OPEN, Packet
+from engineio.packet import CLOSE, MESSAGE, NOOP, PING, Packet
 from engineio.payload import Payload
 from socketio import packet as sio_packet
 
 from ordertrack.realtime import transport
-from ordertrack.realtime.heartbeat import Deadlines, Heartbeat, take_due
+from ordertrack.realtime.handshake import bad_request
 from ordertrack.realtime.transport import (
-    DEFAULT_LIMITS,
-    Limits,
     Message,
-    Origins,
-    Refused,
     Signal,
     WebSocket,
     binary_frame,
@@ -37,39 +27,18 @@ from ordertrack.realtime.transport import (
     text_frame,
 )
 
-log = logging.getLogger(__name__)
-
-# A client that has not been let into a namespace by then is closed.
-CONNECT_SECONDS: Final = 10.0
-
-# How long a polling client may take to fetch the last packets of a session that is over.
-FAREWELL_SECONDS: Final = 5.0
+if TYPE_CHECKING:
+    from ordertrack.realtime.endpoint import Endpoint
 
 _PING_FRAME: Final = text_frame("2")
 _PROBE_ANSWER: Final = text_frame("3probe")
-_CLOSE_PACKET: Final = Packet(1)
+_CLOSE_PACKET: Final = Packet(CLOSE)
 _NOOP_PACKET: Final = Packet(NOOP)
-_PING_PACKET: Final = Packet(2)
+_PING_PACKET: Final = Packet(PING)
 
-# What a CONNECT handler may want of the handshake; the rest of it is not kept, and this only until
-# CONNECT has been handled.
-_KEPT: Final = (
-    "flask.app",
-    "wsgi.url_scheme",
-    "QUERY_STRING",
-    "REMOTE_ADDR",
-    "REMOTE_PORT",
-    "HTTP_AUTHORIZATION",
-    "HTTP_COOKIE",
-    "HTTP_HOST",
-    "HTTP_ORIGIN",
-    "HTTP_SEC_FETCH_SITE",
-    "HTTP_USER_AGENT",
-    "HTTP_X_FORWARDED_FOR",
-    "HTTP_X_FORWARDED_HOST",
-    "HTTP_X_FORWARDED_PROTO",
-    "HTTP_X_REQUEST_ID",
-)
+
+class MalformedPacketError(ValueError):
+    """A client sent something that is no Socket.IO packet that we accept."""
 
 
 class Outgoing:
@@ -144,7 +113,8 @@ class _PollQueue:
 class EngineSocket:
     """One Engine.IO session. Serves as the `transport.Handler` of its own WebSocket.
 
-    `sid` is the Engine.IO session id. `ws` is its WebSocket; None while it is polling.
+    `sid` is the Engine.IO session id. `ws` is its WebSocket; None while it is polling. `handshake`
+    is what is kept of the first request until the client has been let in.
     """
 
     __slots__ = (
@@ -156,8 +126,11 @@ class EngineSocket:
         "_probed",
         "_queue",
         "_reason",
+        "address",
+        "beating",
         "closing",
-        "connected",
+        "deadline",
+        "handshake",
         "joined",
         "server",
         "session",
@@ -165,13 +138,16 @@ class EngineSocket:
         "ws",
     )
 
-    def __init__(self, server: "EngineServer", sid: str) -> None:
+    def __init__(self, server: "Endpoint", sid: str, handshake: dict[str, Any]) -> None:
         self.server = server
         self.sid = sid
+        self.handshake: dict[str, Any] | None = handshake
+        self.address: str = handshake.get("REMOTE_ADDR", "")
+        self.deadline = 0.0  # by when it has to have been let in
         self.ws: WebSocket | None = None
         self.session: dict[str, Any] = {}
-        self.connected = False  # the Engine.IO handshake is done
         self.joined = False  # Socket.IO let it into a namespace
+        self.beating = False  # it gets pings
         self.closing = False  # nothing is sent any more
         self._queue: _PollQueue | None = None
         self._posting = False  # a request's packets are being handled
@@ -191,7 +167,8 @@ class EngineSocket:
 
     @property
     def alive(self) -> bool:
-        return not self.closing
+        """Whether the client can still be told anything, as far as is known."""
+        return not self.closing and (self.ws is None or self.ws.alive)
 
     @property
     def heard(self) -> bool:
@@ -274,23 +251,31 @@ class EngineSocket:
             self._put(_CLOSE_PACKET, 1)
             self._end()
 
-    def close(self, wait: bool = True, abort: bool = False, reason: str | None = None) -> None:
-        """The library's way to end a session; it never waits."""
-        del wait
+    def close(self, reason: str | None = None) -> None:
+        """End the session in order; `reason` is what the disconnect handler is told."""
         self._reason = self._reason or reason
-        if abort and self.ws is not None and not self.closing:
-            self.closing = True
-            self.ws.close(1000)
-        else:
-            self.close_with(1000, goodbye=False)
+        self.close_with(1000, goodbye=False)
 
     def expire(self) -> None:
-        """The client has not answered a ping."""
-        self._reason = self.server.reason.PING_TIMEOUT
+        """The client has not answered a ping, as far as has been read."""
+        self.read_what_is_there()
+        if not self.heard:
+            self.drop(self.server.reason.PING_TIMEOUT)
+
+    def read_what_is_there(self) -> None:
+        """Before a client is called late: a busy loop may be behind with reading."""
+        if self.ws is not None and self.ws.alive:
+            self.ws.on_readable()
+
+    def drop(self, reason: str) -> None:
+        """End the session at once, without a word to the client."""
+        self._reason = self._reason or reason
         if self.ws is not None:
-            self.closing = True
+            self.closing = self._over = True
+            self.server.session_over(self)
             self.ws.abort()
         else:
+            self.discard_queue()
             self._end()
 
     def too_slow(self) -> None:
@@ -321,19 +306,19 @@ class EngineSocket:
         if self._queue is not None:
             self._queue.ready.set()
         self.server.waiting.discard(self)
-        if not self.closed:
-            self.server.farewells.append((monotonic() + FAREWELL_SECONDS, self))
-        transport.spawn(self.server.session_ended, self, self._reason)
+        self.server.session_over(self)
+        if not self._posting:
+            transport.spawn(self.server.session_ended, self, self._reason)
 
     # As the handler of a WebSocket ----------------------------------------------------------------
 
     def on_open(self, ws: WebSocket) -> None:
-        if self.connected:
+        if self._queue is not None:
             self._probe, self._probed = ws, False  # polling so far: wait for the probe
-            self.server.probes.append((monotonic() + CONNECT_SECONDS, ws))
+            self.server.wait_for_probe(ws)
             return
         self.ws = ws
-        self.connected = True
+        self.server.session_began(self)
         ws.write(_frame(self.server.open_packet(self.sid, upgrades=False)))
 
     def on_message_in_loop(self, ws: WebSocket, message: Message) -> bool:
@@ -350,7 +335,10 @@ class EngineSocket:
             return
         kind = message[:1]
         if kind == "4":
-            self.server.receive(self, message[1:])
+            try:
+                self.server.receive(self, message[1:])
+            except MalformedPacketError:
+                self.close_with(1002, "malformed packet", goodbye=False)
         elif kind == "1":
             self._reason = self.server.reason.CLIENT_DISCONNECT
             ws.close(1000)
@@ -366,6 +354,7 @@ class EngineSocket:
         if ws is not self.ws:
             return  # a probe that failed: polling goes on
         self.closing = self._over = True
+        self.server.session_over(self)
         if self._reason is None:
             why = self.server.reason
             self._reason = why.CLIENT_DISCONNECT if code in (1000, 1001) else why.TRANSPORT_CLOSE
@@ -380,7 +369,8 @@ class EngineSocket:
             self._probed = True
             if self._queue is not None and self._queue.polling:
                 self._queue.ready.set()
-        elif message == "5" and self._probed:
+        elif message == "5" and self._probed and not self._posting:
+            # With a request's packets still in the making, the next ones would overtake them.
             queue, self._queue = self._queue, None
             self._probe, self.ws = None, ws
             self.server.waiting.discard(self)
@@ -390,44 +380,35 @@ class EngineSocket:
                 queue.clear()
                 queue.ready.set()
         else:
+            self._probe = None  # polling goes on
             ws.close(1002, "unexpected packet while upgrading")
 
-    # As the library's polling socket --------------------------------------------------------------
+    # Long polling ---------------------------------------------------------------------------------
+
+    @property
+    def polling(self) -> bool:
+        """Whether requests carry the session, rather than a WebSocket."""
+        return self._queue is not None
 
     def start_polling(self) -> None:
-        self.connected = True
         self._queue = _PollQueue()
+        self.server.session_began(self)
         self.send(self.server.open_packet(self.sid, upgrades=True))
 
-    def handle_get_request(
-        self, environ: Mapping[str, Any], start_response: Callable[..., Any]
-    ) -> list[Packet] | tuple[bytes, ...]:
-        """Answer packets as soon as there are any; or a response, when the request upgrades."""
-        if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
-            if self.upgrading or self.upgraded:
-                raise eio_exceptions.EngineIOError("upgraded already")
-            limits = self.server.limits
-            return tuple(
-                transport.accept(environ, start_response, self, limits=limits, heartbeat=False)
-            )
-        if self._queue is None or self.upgrading:
-            return [_NOOP_PACKET]
-        if self._queue.polling:
-            raise eio_exceptions.EngineIOError("one poll at a time")
-        return self.poll()
-
-    def poll(self) -> list[Packet]:
-        """Wait for packets. Raises the library's `QueueEmpty` when none came for too long."""
+    def fetch(self) -> list[Packet]:
+        """What a GET answers: packets, waited for. Raises `Refused`, which ends the session."""
         queue = self._queue
-        assert queue is not None
+        if queue is None or self.upgrading:
+            return [_NOOP_PACKET]
+        if queue.polling:
+            raise bad_request("One poll at a time")
         self._heard = True
         queue.polling = True
         try:
             deadline = monotonic() + self.server.ping_interval + self.server.ping_timeout
             while not queue.packets and not self._over and not self.upgrading:
                 if not queue.ready.wait(deadline - monotonic()):
-                    self.close(reason=self.server.reason.TRANSPORT_ERROR)
-                    raise eio_exceptions.QueueEmpty
+                    raise bad_request("No ping was due, so the session is broken")
                 if self._queue is None:
                     return [_NOOP_PACKET]  # upgraded meanwhile
         finally:
@@ -437,170 +418,42 @@ class EngineSocket:
             self.server.waiting.discard(self)
         return packets or [_NOOP_PACKET]
 
-    def handle_post_request(self, environ: Mapping[str, Any]) -> None:
-        """Handle the packets in a request's body. Raises the library's `EngineIOError`."""
-        try:
-            length = int(environ.get("CONTENT_LENGTH") or 0)
-        except ValueError:
-            length = -1
-        if not 0 <= length <= self.server.limits.max_message_bytes:
-            raise eio_exceptions.ContentTooLongError
-        self._heard = True
-        try:
-            packets = environ["wsgi.input"].read(length).decode().split("\x1e")
-        except UnicodeDecodeError as error:
-            raise eio_exceptions.EngineIOError("not UTF-8") from error
-        if len(packets) > Payload.max_decode_packets:
-            raise eio_exceptions.EngineIOError("too many packets")
+    def handle(self, payload: str) -> None:
+        """Handle the packets of a POST. Raises `Refused`, which ends the session."""
         if self._posting:
             # Two at once have no order, and one's events must not be handled beside the other's.
-            raise eio_exceptions.EngineIOError("one POST at a time")
+            raise bad_request("One POST at a time")
+        self._heard = True
         self._posting = True
         try:
-            self._handle(packets)
+            for packet in payload.split("\x1e"):  # each is taken off the client's allowance
+                self._handle_packet(packet)
         finally:
             self._posting = False
+            if self._over:
+                transport.spawn(self.server.session_ended, self, self._reason)
 
-    def _handle(self, packets: list[str]) -> None:
-        for packet in packets:
-            kind = packet[:1]
-            if kind == "1":
-                self._reason = self._reason or self.server.reason.CLIENT_DISCONNECT
-                self.discard_queue()
-                self._end()
-            elif self.closing:
-                return
-            elif not self._afford():
-                self.close_with(1008, goodbye=False)
-            elif kind == "4":
+    def _handle_packet(self, packet: str) -> None:
+        kind = packet[:1]
+        if kind == "1":
+            self._reason = self._reason or self.server.reason.CLIENT_DISCONNECT
+            self.discard_queue()
+            self._end()
+        elif self.closing:
+            raise bad_request("The session has ended before this packet was handled")
+        elif not self._afford():
+            self.close_with(1008, goodbye=False)
+            raise bad_request("Too many messages")
+        elif kind == "4":
+            try:
                 self.server.receive(self, packet[1:])
-            elif kind not in ("3", "6"):
-                raise eio_exceptions.UnknownPacketError
+            except MalformedPacketError:
+                raise bad_request("Malformed Socket.IO packet") from None
+        elif kind not in ("3", "6"):
+            raise bad_request("Unknown kind of packet")
 
     def _afford(self) -> bool:
         """Whether a polling client may send one more packet. A WebSocket sees to it itself."""
         allowance = self.server.limits.afford(self._allowance)
         self._allowance = allowance or self._allowance
         return allowance is not None
-
-
-class MalformedPacketError(ValueError):
-    """A client sent something that is no Socket.IO packet that we accept."""
-
-
-class EngineServer(engineio.Server):  # type: ignore[misc]
-    """The library's server with our sockets, one origin check and no task or timer per client."""
-
-    def __init__(
-        self, *, origins: Origins | None = None, limits: Limits = DEFAULT_LIMITS, **options: Any
-    ) -> None:
-        self.origins = origins or Origins()
-        self.limits = limits
-        options["monitor_clients"] = False
-        options["max_http_buffer_size"] = limits.max_message_bytes
-        # Refusing is done before the library sees the request; this makes it answer the headers.
-        options["cors_allowed_origins"] = lambda _origin, environ: self.origins.permit(environ)
-        super().__init__(**options)
-        self.waiting: set[EngineSocket] = set()  # polling clients that have something to fetch
-        self.farewells: Deadlines[EngineSocket] = deque()  # over, with a rest to fetch
-        self.probes: Deadlines[WebSocket] = deque()  # opened in order to upgrade
-        self._newcomers: Deadlines[EngineSocket] = deque()
-        self._heartbeat = Heartbeat(
-            self.ping_interval,
-            self.ping_timeout,
-            ping=EngineSocket.ping,
-            expire=EngineSocket.expire,
-            pause=transport.pause,
-        )
-        transport.every(self._heartbeat.period, self._sweep)
-
-    def open_packet(self, sid: str, *, upgrades: bool) -> Packet:
-        return Packet(
-            OPEN,
-            {
-                "sid": sid,
-                "upgrades": ["websocket"] if upgrades and self.allow_upgrades else [],
-                "pingTimeout": int(self.ping_timeout * 1000),
-                "pingInterval": int(self.ping_interval * 1000),
-                "maxPayload": self.max_http_buffer_size,
-            },
-        )
-
-    def handle_request(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        """The WSGI application: long-polling requests and WebSocket handshakes."""
-        try:
-            self.origins.check(environ)
-            if environ["REQUEST_METHOD"] == "GET" and "HTTP_UPGRADE" in environ:
-                query = urllib.parse.parse_qs(environ.get("QUERY_STRING", ""))
-                if "sid" not in query and query.get("transport") == ["websocket"]:
-                    if query.get("EIO") != ["4"]:
-                        raise Refused(
-                            "400 Bad Request", "malformed_request", "Only EIO=4 is spoken here"
-                        )
-                    return self._open_websocket(environ, start_response)
-            return super().handle_request(environ, start_response)
-        except Refused as refused:
-            return transport.refuse(start_response, refused)
-
-    def _open_websocket(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> list[bytes]:
-        session = self._new_session(environ)
-        try:
-            transport.take_over(environ, session, limits=self.limits, heartbeat=False)
-        finally:
-            if not session.connected:
-                session.close()  # refused
-        return []
-
-    def _handle_connect(
-        self,
-        environ: dict[str, Any],
-        _start_response: Callable[..., Any],
-        _transport: str,
-        jsonp_index: int | None = None,
-    ) -> Any:
-        """The library's step for a new client; only polling ones come here."""
-        session = self._new_session(environ)
-        session.start_polling()
-        return self._ok(session.poll(), jsonp_index=jsonp_index)
-
-    def _new_session(self, environ: dict[str, Any]) -> EngineSocket:
-        transport.start()
-        if transport.full(self.limits) or len(self.sockets) >= self.limits.max_connections:
-            raise transport.TOO_MANY
-        session = EngineSocket(self, self.generate_id())
-        self.sockets[session.sid] = session
-        self._trigger_event("connect", session.sid, {k: environ[k] for k in _KEPT if k in environ})
-        self._newcomers.append((monotonic() + CONNECT_SECONDS, session))
-        self._heartbeat.add(session)
-        return session
-
-    def session_ended(self, session: EngineSocket, reason: str | None) -> None:
-        """Tell Socket.IO, and forget the session as soon as nothing waits to be fetched."""
-        if session.closed:
-            self.sockets.pop(session.sid, None)
-        self._trigger_event("disconnect", session.sid, reason)
-
-    def receive(self, session: EngineSocket, packet: str) -> None:
-        """Hand an Engine.IO message to Socket.IO and wait until it has been handled."""
-        try:
-            self.handlers["message"](session.sid, packet)
-        except MalformedPacketError:
-            session.close_with(1002, "malformed packet", goodbye=False)
-        except Exception:  # a handler's fault is no reason to end the connection
-            log.exception("A Socket.IO handler failed")
-
-    def _sweep(self, now: float) -> None:
-        self._heartbeat.sweep(now)
-        for session in take_due(self._newcomers, now, transport.pause):
-            if not session.joined:
-                session.close_with(1008, "not authenticated in time", goodbye=False)
-        for ws in take_due(self.probes, now, transport.pause):
-            if isinstance(ws.handler, EngineSocket) and ws.handler.ws is not ws:
-                ws.abort()
-        for session in take_due(self.farewells, now, transport.pause):
-            session.discard_queue()
-            self.sockets.pop(session.sid, None)
-        for session in list(self.waiting):
-            session.check_age(now)

@@ -65,18 +65,16 @@ import eventlet.semaphore
 from ordertrack.realtime import frames, readiness
 from ordertrack.realtime.backlog import Backlog
 from ordertrack.realtime.frames import binary_frame, close_frame, text_frame
-from ordertrack.realtime.handshake import TOO_MANY, Origins, Refused, check_handshake
+from ordertrack.realtime.handshake import Refused, check_handshake, too_many
 from ordertrack.realtime.handshake import refuse as _refuse
 from ordertrack.realtime.heartbeat import Deadlines, Heartbeat, take_due
 from ordertrack.realtime.stats import Stats, stats
 
 __all__ = [
     "TAKE_OVER",
-    "TOO_MANY",
     "Handler",
     "Heartbeat",
     "Limits",
-    "Origins",
     "Refused",
     "Signal",
     "Stats",
@@ -85,9 +83,11 @@ __all__ = [
     "binary_frame",
     "check_handshake",
     "connections",
+    "draining",
     "every",
     "every_second",
     "flush",
+    "make_room_with",
     "monotonic",
     "one_by_one",
     "pause",
@@ -97,6 +97,7 @@ __all__ = [
     "stats",
     "take_over",
     "text_frame",
+    "too_many",
     "wait_readable",
 ]
 
@@ -162,6 +163,13 @@ class Limits:
 
     # Connections of the process; another one is answered 503.
     max_connections: int = 10_000
+
+    # Socket.IO sessions that have not asked to be let in yet, beside those connections: in all, and
+    # from one address. Such a session needs no token, so the oldest goes when another one comes. A
+    # client that means it is among them for a round trip: in all there is room for everybody who
+    # may be connected to come back at once, and for a thousand from behind one proxy.
+    max_newcomers: int = 10_000
+    max_newcomers_per_address: int = 1_000
 
     @property
     def max_answer_bytes(self) -> int:
@@ -610,6 +618,7 @@ class _Loop:
         self.stalled: set[WebSocket] = set()
         self.closing: Deadlines[WebSocket] = deque()
         self.sweeps: list[_Sweep] = []
+        self.room_makers: list[Callable[[], bool]] = []
         self.draining = False
         self._flushing = False
         self._readiness: readiness.Readiness | None = None
@@ -758,7 +767,7 @@ def take_over(
     """
     answer = check_handshake(environ)
     if full(limits):
-        raise TOO_MANY
+        raise too_many()
     give = environ.get(TAKE_OVER)
     if give is None:
         raise RuntimeError("WebSockets need OrderTrack's own server, ordertrack.serving")
@@ -813,8 +822,25 @@ def accept(
 
 
 def full(limits: Limits) -> bool:
-    """Whether a new connection has to be refused (`TOO_MANY`)."""
-    return _loop.draining or stats.open >= limits.max_connections
+    """Whether a new connection has to be refused, with `too_many`.
+
+    Before that, one that has not authenticated is ended to make room, if there is any.
+    """
+    if draining():
+        return True
+    return stats.open >= limits.max_connections and not any(
+        make_room() for make_room in _loop.room_makers
+    )
+
+
+def draining() -> bool:
+    """Whether the process is about to end, and takes nobody in."""
+    return _loop.draining
+
+
+def make_room_with(end_one: Callable[[], bool]) -> None:
+    """Call `end_one` when there is no room; it ends a connection at once, or answers False."""
+    _loop.room_makers.append(end_one)
 
 
 def close_all(code: int, reason: str, seconds: float) -> None:

@@ -15,6 +15,7 @@ from ordertrack import identity
 from ordertrack.errors import DomainError, InvalidToken, Unavailable, ValidationFailed
 from ordertrack.eventlog import Event
 from ordertrack.identity import Credential
+from ordertrack.origins import Origins
 from ordertrack.payloads import MAX_ID, MAX_VERSION
 from ordertrack.policy import Actor, DriverScope, Principal
 from ordertrack.problems import answer, from_exception
@@ -27,7 +28,8 @@ from ordertrack.realtime.fanout import (
     order_room,
 )
 from ordertrack.realtime.guests import Guests
-from ordertrack.realtime.transport import Limits, Origins, Refused, WebSocket
+from ordertrack.realtime.handshake import check_origin
+from ordertrack.realtime.transport import Limits, Refused, WebSocket
 from ordertrack.services import orders
 from ordertrack.services.orders import REPLAY_LIMIT, CaughtUp
 
@@ -235,7 +237,7 @@ class OrderSockets:
 
     def _open(self, environ: dict[str, Any], order_id: int) -> Iterable[bytes]:
         transport.check_handshake(environ)
-        self._origins.check(environ)
+        check_origin(self._origins, environ)
         credential, subprotocol = _credential(environ)
         after = _after(environ)
         watcher = RawWatcher(

@@ -1,13 +1,15 @@
 """docs/protocol.md speaks of what the server has: every code, every route, the lifecycle."""
 
+import ast
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from flask import Flask
 
-from ordertrack import problems
+from ordertrack import errors, problems
 from ordertrack.payloads import MAX_SUBSCRIPTIONS
 from ordertrack.realtime.transport import CONTROL_COST
 from ordertrack.realtime.transport import DEFAULT_LIMITS as LIMITS
@@ -15,6 +17,7 @@ from ordertrack.services.orders import REPLAY_LIMIT, Budget, Reset
 from tests.support.people import People
 from tests.support.servers import ROOT
 
+PACKAGE = ROOT / "ordertrack"
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 
 
@@ -28,11 +31,39 @@ def test_the_picture_of_the_lifecycle_is_drawn_from_its_table() -> None:
     assert f"```mermaid\n{drawn}```\n" in PROTOCOL
 
 
-def test_every_code_is_in_the_table_with_its_status() -> None:
+def test_every_code_that_is_sent_is_in_the_table_with_its_status() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\d{3}) \|", PROTOCOL, re.MULTILINE)
-    assert {code: int(status) for code, status in rows} == {
-        code: status.value for code, status in problems.STATUS.items()
-    }
+    assert len(rows) == len(dict(rows))
+    assert {(code, int(status)) for code, status in rows} == sent_by_name() | set(sent_as_text())
+
+
+def sent_by_name() -> set[tuple[str, int]]:
+    """What the application's errors become."""
+    classes, known = [errors.DomainError], set()
+    while classes:
+        one = classes.pop()
+        classes += one.__subclasses__()
+        known.add((one.code, problems.STATUS[one.code].value))
+    assert {code for code, _ in known} == problems.STATUS.keys(), "a code that nothing raises"
+    return known
+
+
+def sent_as_text() -> Iterator[tuple[str, int]]:
+    """What the server below the application refuses by itself, read from its source."""
+    found = 0
+    for path in [*PACKAGE.glob("realtime/*.py"), *PACKAGE.glob("serving/*.py")]:
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Refused", "BadRequest"):
+                texts = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                if re.fullmatch(r"\d{3} .*", str(texts[:1][0] if texts else "")):
+                    found += 1
+                    yield str(texts[1]), int(str(texts[0])[:3])
+        # `malformed_request` is what the HTTP server calls everything that it cannot read.
+        for code in re.findall(r'"code":\s*"(\w+)"', source):
+            found += 1
+            yield code, problems.STATUS[code].value
+    assert found >= 8, "they are written in another way now: read that here"
 
 
 def test_every_route_of_the_api_is_described(app: Flask) -> None:

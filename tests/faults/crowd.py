@@ -30,7 +30,15 @@ class Client:
         self._number = 0
 
     async def connect(self, port: int, token: str) -> None:
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
+        """Connect, and wait until the server has let it in."""
+        await self.ask(port, token)
+        await self.expect("40")
+
+    async def ask(self, port: int, token: str, *, source: str = "127.0.0.1") -> None:
+        """As far as sending CONNECT; *source* is the address that it comes from, one of ours."""
+        self._reader, self._writer = await asyncio.open_connection(
+            "127.0.0.1", port, local_addr=(source, 0)
+        )
         key = base64.b64encode(os.urandom(16)).decode()
         self._writer.write(
             f"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
@@ -40,9 +48,8 @@ class Client:
         head = await self._reader.readuntil(b"\r\n\r\n")
         if b" 101 " not in head.split(b"\r\n", 1)[0]:
             raise ConnectionError(head.decode())
-        await self._expect("0")
+        await self.expect("0")
         self._send("40" + json.dumps({"token": token}))
-        await self._expect("40")
 
     def _send(self, text: str) -> None:
         payload = text.encode()
@@ -50,8 +57,9 @@ class Client:
         size = bytes([0x80 | length]) if length < 126 else struct.pack("!BH", 0xFE, length)
         self._writer.write(b"\x81" + size + MASK + payload)
 
-    async def _expect(self, prefix: str) -> None:
-        message = await self.receive()
+    async def expect(self, prefix: str) -> None:
+        while (message := await self.receive()) == "2":  # the answer may take longer than that
+            self._send("3")
         if not message.startswith(prefix):
             raise ConnectionError(message)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,16 @@ class Echo:
         raise AssertionError("no VmRSS")
 
 
-@contextlib.contextmanager
-def running(**settings: Any) -> Iterator[Echo]:
+def running(**settings: Any) -> AbstractContextManager[Echo]:
     """The application as a process. `settings` are `Limits`, and what echo_app takes out first."""
+    return running_module("tests.realtime.echo_app", json.dumps(settings))
+
+
+@contextlib.contextmanager
+def running_module(name: str, *arguments: str) -> Iterator[Echo]:
+    """A program that prints its port first, as a process."""
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.realtime.echo_app", json.dumps(settings)],
+        [sys.executable, "-W", "ignore", "-m", name, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

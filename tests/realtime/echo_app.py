@@ -7,11 +7,13 @@ The argument is JSON: fields of `Limits`, and what is popped from `settings` bel
 
 # ruff: noqa: E402 (patching comes first)
 import eventlet
+import eventlet.patcher
 
 eventlet.monkey_patch()
 
 import dataclasses
 import errno
+import gc
 import json
 import sys
 from typing import Any
@@ -21,14 +23,13 @@ import flask_socketio
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack import serving
-from ordertrack.realtime import engine, readiness, sessions, transport
+from ordertrack.origins import Origins
+from ordertrack.realtime import endpoint, engine, handshake, readiness, transport
 from ordertrack.serving import connection
 from tests.realtime import faults
 
 settings: dict[str, Any] = json.loads(sys.argv[1])
-origins = transport.Origins(
-    frozenset(settings.pop("origins", ())), behind_proxy=settings.pop("behind_proxy", False)
-)
+origins = Origins(frozenset(settings.pop("origins", ())))
 drain_seconds = settings.pop("drain_seconds", 4.0)
 serving_options = {
     name: settings.pop(name)
@@ -43,7 +44,7 @@ engine_options = {
     name: settings.pop(name) for name in ("ping_interval", "ping_timeout") if name in settings
 }
 if "connect_seconds" in settings:
-    sessions.CONNECT_SECONDS = settings.pop("connect_seconds")
+    endpoint.CONNECT_SECONDS = settings.pop("connect_seconds")
 if "close_seconds" in settings:
     transport.CLOSE_SECONDS = settings.pop("close_seconds")  # type: ignore[misc]
 if "flush_chunk" in settings:
@@ -57,9 +58,12 @@ limits = transport.Limits(**settings)
 
 app = flask.Flask("echo")
 socketio = engine.SocketIO()
-socketio.init_app(app, origins=origins, limits=limits, **engine_options)
+socketio.init_app(
+    app, origins=origins, limits=limits, credential_cookie="credential", **engine_options
+)
 server = socketio.server
 ended: list[Any] = []  # connections: how
+asking: set[str] = set()  # clients whose connect handler is at work
 begun: list[float] = []  # requests for /slow
 
 
@@ -116,6 +120,10 @@ def connect(sid: str, environ: dict[str, Any], auth: Any = None) -> None:
         raise Refused("no", {"code": "invalid_token"})
     if auth == {"token": "broken"}:
         raise RuntimeError("a bug in connect")
+    if isinstance(auth, dict) and "wait" in auth:
+        asking.add(sid)
+        transport.sleep(auth["wait"])
+        asking.discard(sid)
     kept = {"cookie": environ.get("HTTP_COOKIE"), "auth": auth}
     server.save_session(sid, kept)
 
@@ -183,11 +191,20 @@ def stats() -> Any:
     return dataclasses.asdict(transport.stats) | {
         "ended": ended,
         "begun": begun,
+        "asking": len(asking),
         "sessions": len(server.eio.sockets),
-        "environs": len(server.environ),
+        "environs": sum(one.handshake is not None for one in server.eio.sockets.values()),
         "rooms": {room: len(members) for room, members in rooms.rooms.get("/", {}).items()},
         "clients": len(rooms._clients.get("/", {})),
     }
+
+
+@app.get("/alive")
+def alive() -> Any:
+    """How many requests' environs are still referred to, this one's included."""
+    gc.collect()
+    environs = [one for one in gc.get_objects() if type(one) is dict and "wsgi.input" in one]
+    return {"environs": len(environs)}
 
 
 @app.get("/cast/<room>/<int:count>")
@@ -212,6 +229,13 @@ def slow(seconds: float) -> Any:
     begun.append(seconds)
     transport.sleep(seconds)
     return {"slept": seconds}
+
+
+@app.get("/freeze/<float:seconds>")
+def freeze(seconds: float) -> Any:
+    """Soon nothing at all runs, for a while."""
+    eventlet.spawn_after(0.1, eventlet.patcher.original("time").sleep, seconds)
+    return {}
 
 
 @app.post("/body")
@@ -284,7 +308,7 @@ def application(environ: dict[str, Any], start_response: Any) -> Any:
         return odd(environ, start_response)
     if environ["PATH_INFO"] == "/ws":
         try:
-            origins.check(environ)
+            handshake.check_origin(origins, environ)
         except transport.Refused as refused:
             return transport.refuse(start_response, refused)
         protocol = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "").split(",")[0] or None

@@ -140,6 +140,9 @@ def test_a_client_that_leaves_is_forgotten(
 ) -> None:
     client = connect(transports)
     client.call("join", ["gone soon"])
+    # The acknowledgement may be here before its POST has been answered, and a client whose writer
+    # still waits for that leaves without a word.
+    client.eio.queue.join()
     client.disconnect()
     eventually(lambda: "gone soon" not in server.stats()["rooms"])
     eventually(lambda: server.stats()["sessions"] == 0)
@@ -290,10 +293,25 @@ def test_a_goodbye_tells_the_client_not_to_come_back_and_why(server: Echo) -> No
     client.close()
 
 
-def test_other_namespaces_are_refused(server: Echo) -> None:
-    client = Speaker(server.port, join=False)
+def test_other_namespaces_are_refused_and_the_client_is_told_why(server: Echo) -> None:
+    client = socketio.Client(reconnection=False)
+    seen: list[Any] = []
+    client.on("connect_error", seen.append, namespace="/admin")
+    with pytest.raises(socketio.exceptions.ConnectionError):
+        client.connect(server.url, namespaces=["/admin"], transports=["websocket"])
+    assert seen == [{"message": "Invalid namespace"}]
+    client.disconnect()
+
+
+def test_what_goes_wrong_in_another_namespace_leaves_the_connection_alone(server: Echo) -> None:
+    client = Speaker(server.port)
+    client.text("40")
+    assert client.packet() == '44{"message":"Already connected"}'
     client.text("40/admin,")
-    assert client.packet().startswith("44/admin,")
+    assert client.packet() == '44/admin,{"message":"Invalid namespace"}'
+    for ignored in ("41/admin", '42/admin,1["numbers",1]', "43/admin,1[]", "431[]"):
+        client.text(ignored)
+    assert client.call(7, "numbers", 0) == [0]
     client.close()
 
 
@@ -345,6 +363,54 @@ def test_bad_handshakes_are_refused_before_the_upgrade(
     with peer(server.port, opening=handshake(path, server.port, **headers)) as client:
         assert client.status == status
     assert server.stats()["sessions"] == 0
+
+
+COOKIE = "a=b; credential=secret"
+OTHER = "https://shop.example.com"  # an allowed origin
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        # With the cookie: the browser has to say that the page is ours.
+        ({"Cookie": COOKIE}, False),
+        ({"Cookie": COOKIE, "Sec-Fetch-Site": "same-origin"}, True),
+        ({"Cookie": COOKIE, "Sec-Fetch-Site": "none"}, True),
+        ({"Cookie": COOKIE, "Sec-Fetch-Site": "same-site"}, False),
+        ({"Cookie": COOKIE, "Sec-Fetch-Site": "cross-site"}, False),
+        ({"Cookie": COOKIE, "Sec-Fetch-Site": "cross-site", "Origin": OTHER}, True),
+        ({"Cookie": COOKIE, "Sec-Fetch-Site": "same-site", "Origin": "http://{own}"}, False),
+        ({"Cookie": COOKIE, "Origin": "http://{own}"}, True),
+        ({"Cookie": COOKIE, "Origin": "http://LOCALHOST:{port}"}, True),
+        ({"Cookie": COOKIE, "Origin": "http://localhost:1"}, False),
+        ({"Cookie": COOKIE, "Origin": "http://www.localhost:{port}"}, False),
+        ({"Cookie": COOKIE, "Origin": "null"}, False),
+        ({"Cookie": COOKIE, "Referer": "http://{own}/orders?x=1"}, True),
+        ({"Cookie": COOKIE, "Referer": "http://localhost:1/"}, False),
+        ({"Cookie": COOKIE, "Referer": "http://{own}.evil.example/"}, False),
+        ({"Cookie": COOKIE, "Referer": "http://{own}/", "Origin": "http://evil.example"}, False),
+        # Without it: programs say nothing, and browsers tell of foreign pages.
+        ({}, True),
+        ({"Cookie": "session=1"}, True),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": OTHER}, True),
+    ],
+    ids=str,
+)
+@pytest.mark.safety("jsonp-and-cookies")
+def test_a_foreign_page_begins_no_session_and_least_with_the_cookie(
+    server: Echo, headers: dict[str, str], allowed: bool
+) -> None:
+    own = f"localhost:{server.port}"
+    sent = {name: text.format(own=own, port=server.port) for name, text in headers.items()}
+    polled = requests.get(Poller.base_of(server), headers={"Host": own} | sent, timeout=10)
+    assert polled.status_code == (200 if allowed else 403)
+    path = "/socket.io/?EIO=4&transport=websocket"
+    with peer(server.port, opening=handshake(path, server.port, **sent)) as client:
+        assert client.status == (101 if allowed else 403)
+        if not allowed:
+            assert client.body["code"] == "forbidden"
 
 
 # Polling ----------------------------------------------------------------------------------------

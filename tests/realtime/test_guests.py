@@ -85,3 +85,31 @@ def test_who_leaves_leaves_nothing_behind(guests: Guests) -> None:
     assert len(guests) == 0
     assert sum(map(len, guests._expiring.values())) == 0
     assert guests._by_user == {}
+
+
+class Stubborn(Visitor):
+    def sign_out(self, error: DomainError) -> None:
+        raise RuntimeError("a bug in signing out")
+
+
+def test_one_that_cannot_be_told_does_not_keep_the_others_in(guests: Guests) -> None:
+    """Neither when tokens expire in the same second, nor when an account ends."""
+    expires_at = time.time() - 1
+    told: list[Visitor] = []
+    for number in range(3):
+        guest = Stubborn(user=number) if number % 2 else Visitor(user=number)
+        guest.credential = Credential(Principal(number, 1), expires_at)
+        guests.admit(guest)
+        told.append(guest)
+    guests.sweep(0)
+    assert [guest.told for guest in told] == ["token_expired", None, "token_expired"]
+    assert len(guests) == 2, "whoever could not be told has no right any more, either"
+
+
+def test_one_that_cannot_be_told_of_an_end_does_not_keep_the_others_in(guests: Guests) -> None:
+    stubborn, good = Stubborn(1), Visitor(1)
+    guests.admit(stubborn)
+    guests.admit(good)
+    guests.end_access(AccessEnded(1, 1, None, "deactivated"))
+    assert good.told == "invalid_token"
+    assert stubborn not in guests._by_user.get(1, ())

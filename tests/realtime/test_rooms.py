@@ -6,8 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import requests
 from flask import Flask
 
+from ordertrack.errors import Unavailable
+from ordertrack.realtime.engine import EngineSocket
+from ordertrack.realtime.guests import Guests
+from ordertrack.realtime.rooms import Rooms, SocketWatcher
 from tests.support.databases import Postgres
 from tests.support.http import Api
 from tests.support.people import People, Person
@@ -55,6 +60,16 @@ def test_without_a_token_one_is_refused_with_the_problem(server: Server, auth: A
     }
 
 
+def upgrading() -> dict[str, str]:
+    """The headers of a WebSocket's handshake."""
+    return {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+
+
 def test_a_session_that_was_signed_out_connects_no_more(server: Server, owner: Person) -> None:
     for _ in range(10):  # in some of them the relay tells of it while CONNECT is being answered
         session = owner.signed_in_again()
@@ -65,10 +80,12 @@ def test_a_session_that_was_signed_out_connects_no_more(server: Server, owner: P
 
 
 def test_the_dashboards_cookie_connects(server: Server, owner: Person) -> None:
-    headers = {"Cookie": f"theme=dark; access_token_cookie={owner.token}"}
-    watcher = Watcher(server, None, headers=headers)
-    with contextlib.closing(watcher):
-        assert watcher.watch(owner.order())["version"] == 1
+    cookie = {"Cookie": f"theme=dark; access_token_cookie={owner.token}"}
+    # The library adds the Origin itself where it makes a WebSocket.
+    for transport, origin in (("websocket", {}), ("polling", {"Origin": server.url})):
+        watcher = Watcher(server, None, headers=cookie | origin, transports=[transport])
+        with contextlib.closing(watcher):
+            assert watcher.watch(owner.order())["version"] == 1
 
 
 def test_a_token_goes_before_a_cookie(server: Server, owner: Person, driver: Person) -> None:
@@ -76,8 +93,9 @@ def test_a_token_goes_before_a_cookie(server: Server, owner: Person, driver: Per
     with watching(server, owner.token, headers=headers) as watcher:
         other = server.people.customer().order()
         assert refusal(watcher.call("subscribe", {"order_id": other["id"]})) == (404, "not_found")
-    with pytest.raises(Refused), watching(server, "forged", headers=headers):
+    with pytest.raises(Refused) as refused, watching(server, "forged", headers=headers):
         pass
+    assert refused.value.code == "invalid_token"
 
 
 def test_polling_works_where_websockets_do_not(
@@ -95,13 +113,70 @@ def test_polling_works_where_websockets_do_not(
     "origin",
     ["https://evil.example", "null", "http://127.0.0.1.evil.example", "http://127.0.0.1:1", "x"],
 )
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
 def test_a_page_of_another_site_cannot_use_the_cookie(
-    server: Server, owner: Person, origin: str
+    server: Server, owner: Person, origin: str, transport: str
 ) -> None:
-    headers = {"Cookie": f"access_token_cookie={owner.token}", "Origin": origin}
-    for transport in ("websocket", "polling"):
-        with pytest.raises(Refused):
-            Watcher(server, None, headers=headers, transports=[transport])
+    """The same request from a page of ours is let in."""
+    address = f"{server.url}/socket.io/?EIO=4&transport={transport}"
+    sent = {"Cookie": f"access_token_cookie={owner.token}", "Origin": origin}
+    sent |= upgrading() if transport == "websocket" else {}
+    refused = requests.get(address, headers=sent, timeout=10)
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    sent["Origin"] = server.url
+    with requests.get(address, headers=sent, timeout=10, stream=True) as admitted:
+        assert admitted.status_code == (101 if transport == "websocket" else 200)
+
+
+def test_behind_two_trusted_proxies_our_pages_are_those_that_the_browser_sees(
+    database: str, start_server: Any
+) -> None:
+    """Forms and sockets alike. Each proxy has added what it was asked for."""
+    server = start_server(database, TRUSTED_PROXIES="2")
+    told = {
+        "X-Forwarded-For": "203.0.113.9, 10.0.0.2",
+        "X-Forwarded-Proto": "https, http",
+        "X-Forwarded-Host": "track.example, inner:8080",
+    }
+    cookie = {"Cookie": f"access_token_cookie={server.people.customer().token}"}
+    for origin, ours in [
+        ("https://track.example", True),
+        ("http://track.example", False),
+        ("http://inner:8080", False),
+        (server.url, False),
+    ]:
+        sent = told | {"Origin": origin}
+        address = f"{server.url}/socket.io/?EIO=4&transport=polling"
+        polled = requests.get(address, headers=sent | cookie, timeout=10)
+        assert polled.status_code == (200 if ours else 403), origin
+        raw = requests.get(f"{server.url}/ws/orders/1", headers=sent | upgrading(), timeout=10)
+        assert raw.status_code == (401 if ours else 403), (
+            "a token is asked for, or the page refused"
+        )
+        form = requests.post(f"{server.url}/login", headers=sent, data={}, timeout=10)
+        assert (form.status_code == 403) is not ours
+
+
+def test_an_event_that_there_is_not_is_answered_with_a_problem(watcher: Watcher) -> None:
+    for name in ("subscrib", "message", "*", "x" * 1000):
+        answer = watcher.call(name, {"order_id": "1"})
+        assert refusal(answer) == (404, "not_found"), name
+        assert len(answer["error"]["detail"]) < 100
+    watcher.emit("subscrib", {})  # without one it is ignored
+    assert watcher.call("unsubscribe", {"feed": "orders"}) == {"ok": True}
+
+
+def test_who_has_gone_takes_no_turn_at_the_database() -> None:
+    """Thousands that come back at once wait at the door, some of them for longer than they live."""
+    rooms = object.__new__(Rooms)
+    rooms._guests = Guests(most=1, per_user=1)
+    watcher = object.__new__(SocketWatcher)
+    watcher._socket = EngineSocket(None, "sid", {})  # type: ignore[arg-type]
+    with rooms._door(watcher):
+        pass
+    watcher._socket.closing = True
+    with pytest.raises(Unavailable), rooms._door(watcher):
+        pytest.fail("a turn was given to nobody")
 
 
 # --- subscribing to one order ------------------------------------------------------------------
@@ -390,10 +465,10 @@ def test_a_feed_shows_customers_their_own_orders_and_staff_all(
 
 @pytest.mark.safety("orders-of-others")
 def test_every_event_that_a_client_may_send_is_one_of_those_tested_here(app: Flask) -> None:
-    """A new event needs its place in the table below."""
+    """A new event needs its place in the table below; `*` answers those that there are not."""
     handlers = app.extensions["socketio"].server.handlers
     assert set(handlers) == {"/"}
-    assert set(handlers["/"]) == {"connect", "disconnect", *EVENTS}
+    assert set(handlers["/"]) == {"connect", "disconnect", "*", *EVENTS}
 
 
 # Callers: stranger, owner, driver, assigned driver, admin. True: it is told of the order's changes.
