@@ -172,6 +172,8 @@ class RawWatcher:
         except DomainError as error:
             self.sign_out(error)
             return False
+        if self._ended is not None:
+            return False  # silenced while that page was read, maybe from another database
         if events is None:
             self._pages = None
             self._go_live(ws)
