@@ -286,7 +286,7 @@ def board(
         narrowed="".join(f" AND {condition}" for condition in conditions.values()),
         counted="".join(f" AND {one}" for name, one in conditions.items() if name != "status"),
     )
-    number = int(filters.text) if filters.text and filters.text.isdecimal() else None
+    number = _number(filters.text or "")
     rows = db.fetch_all(
         text(statement),
         {
@@ -312,6 +312,12 @@ def board(
         {status: counts.get(status.value, 0) for status in Status},
         [Driver(*one) for one in row.drivers],
     )
+
+
+def _number(words: str) -> int | None:
+    """The order's number that *words* may mean: 12, or #12 as the pages write it."""
+    digits = words.removeprefix("#")
+    return int(digits) if digits.isascii() and digits.isdecimal() else None
 
 
 def _values(filters: Filters) -> dict[str, Any]:
@@ -367,6 +373,32 @@ class Outcome:
 
     order_id: int
     refused: DomainError | None
+
+
+def chosen(principal: Principal, order_ids: Sequence[int], scope: DriverScope) -> Listing:
+    """Those of *order_ids* that the caller may see, in that order, to ask before changing them.
+
+    Raises `Forbidden` for customers, `InvalidToken`.
+    """
+    actor, found = orders.catch_up(principal, dict.fromkeys(order_ids), scope)
+    actors.require_staff(actor)
+    answers = (found[order_id] for order_id in dict.fromkeys(order_ids))
+    return Listing(actor, [one.order for one in answers if isinstance(one, orders.CaughtUp)])
+
+
+_ALL_DRIVERS = db.Statement(
+    f"WITH {actors.ACTOR_CTE} SELECT a.id, a.name, a.role, {_DRIVERS} AS drivers FROM actor a",
+    **actors.CALLER,
+)
+
+
+def drivers(principal: Principal) -> list[Driver]:
+    """The drivers that orders can be given to. Raises `Forbidden` unless an admin asks."""
+    row = _ALL_DRIVERS.one(user=principal.user_id, session=principal.session_id)
+    if row is None:
+        raise actors.signed_out()
+    actors.require_admin(Actor(row.id, row.name, policy.Role(row.role)))
+    return [Driver(*values) for values in row.drivers]
 
 
 def move_many(
