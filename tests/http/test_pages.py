@@ -257,7 +257,9 @@ def test_a_notice_is_shown_once_and_nobody_else_can_write_it(
     window = browser(people.customer())
     page = window.send("/orders", description="a lamp").location
     assert page is not None
-    assert "Your order is placed" in window.open(page).text
+    assert '<p class="notice notice-done" role="status">Your order is placed' in (
+        window.open(page).text
+    )
     assert "Your order is placed" not in window.open(page).text
     for value, shown in (
         (
@@ -507,7 +509,7 @@ def test_several_orders_are_changed_only_after_a_question(browser: Browser, peop
     answer = bulk(window, "/board/assign", [late["id"]], driver_id="none")
     assert "Take the driver off 1 order?" in answer.text
     assert bulk(window, "/board/move", [], status="Shipped", back=here).location == here
-    assert "No order was selected." in window.open(here).text
+    assert '"notice notice-warning" role="status">No order was selected.' in window.open(here).text
     for path, fields in (("move", {"status": "Processing"}), ("assign", {"driver_id": "none"})):
         refused = bulk(browser(ana), f"/board/{path}", ids, **fields)
         assert refused.status_code == 403
