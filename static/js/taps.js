@@ -37,7 +37,7 @@ export class Taps extends EventTarget {
     for (const tap of JSON.parse(localStorage.getItem(STORE) ?? "[]")) this.#taps.set(tap.id, tap);
     addEventListener("online", () => this.flush());
     document.addEventListener("visibilitychange", () => document.hidden && this.#hurry());
-    addEventListener("pagehide", () => this.#hurry());
+    addEventListener("pagehide", () => this.#hurry()); // older Safari tells only this
   }
 
   get all() {

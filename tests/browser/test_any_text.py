@@ -56,6 +56,7 @@ def test_no_page_is_wider_than_its_screen(
                 *pages,
                 f"{pages[3]}/history",
                 f"/users?after={int(customer.id) - 1}",
+                "/account",
             ],
         ),
     ):

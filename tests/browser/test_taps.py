@@ -66,8 +66,11 @@ def test_a_place_that_has_just_changed_takes_no_tap(visit: Visit, server: Server
                     document.querySelector('[data-stage="Pending"] .job');
                 if (there?.dataset.order !== second) return;
                 observer.disconnect();
-                tapAt(x, y);
-                window.tapped = true;
+                tapAt(x, y); // at once, and at the pace of a finger
+                setTimeout(() => {
+                    tapAt(x, y);
+                    window.tapped = true;
+                }, 600);
             }).observe(document.querySelector(".stages"), { childList: true, subtree: true });
         }""",
         orders[1]["id"],
