@@ -9,7 +9,7 @@ def sign_in(window: Visitor, email: str, password: str) -> None:
     page = window.page
     page.fill("#email", email)
     page.fill("#password", password)
-    page.click("main button")
+    page.click("main .btn-primary")
     page.wait_for_url(lambda url: "/login" not in url)
 
 

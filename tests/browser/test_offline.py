@@ -80,6 +80,6 @@ def test_a_form_still_signs_in_places_and_signs_out_through_the_worker(
     page.wait_for_url("**/login?next=/orders")
     page.fill("#email", customer.email)
     page.fill("#password", customer.password)
-    page.click("main button")
+    page.click("main .btn-primary")
     page.wait_for_url("**/orders")
     assert "through the worker" in window.text("main")

@@ -57,7 +57,7 @@ def test_the_cookies_are_out_of_reach_for_scripts_and_other_sites(
     page = window.open("/login")
     page.fill("#email", customer.email)
     page.fill("#password", customer.password)
-    page.click("main button")
+    page.click("main .btn-primary")
     page.wait_for_url("**/orders")
     tokens = [one for one in window.context.cookies() if "token" in one["name"]]
     assert len(tokens) == 2
