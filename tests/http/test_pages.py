@@ -697,7 +697,7 @@ def test_without_a_network_there_is_a_page_of_ours_and_nothing_of_anybodys(
         assert "Set-Cookie" not in answers[1].headers
     assert "You are offline" in window.open("/offline").text
     assert 'rel="stylesheet"' in window.open("/offline").text
-    for href in re.findall(r'href="(/static/[^"]+)"', window.open("/offline").text):
+    for href in re.findall(r'(?:href|src)="(/static/[^"]+)"', window.open("/offline").text):
         assert href in kept, f"{href} would be missing"
 
 

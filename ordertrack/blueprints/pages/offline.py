@@ -14,6 +14,7 @@ FILES: Final = (
     "favicon.svg",
     "vendor/bootstrap/bootstrap.min.css",
     "css/ordertrack.css",
+    "js/offline.js",
 )
 
 
