@@ -59,6 +59,7 @@ class Scene:
             "reset": (None, "/reset?token=example"),
             "audit-trail": (admin, f"/orders/{ours['id']}/history"),
             "not-found": (customer, "/orders/999999"),
+            "offline": (None, "/offline"),
         }
 
 

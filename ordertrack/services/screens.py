@@ -254,6 +254,32 @@ class Outcome:
     refused: DomainError | None
 
 
+def chosen(principal: Principal, order_ids: Sequence[int], scope: DriverScope) -> Listing:
+    """Those of *order_ids* that the caller may see, in that order, to ask before changing them.
+
+    Raises `Forbidden` for customers, `InvalidToken`.
+    """
+    actor, found = orders.catch_up(principal, dict.fromkeys(order_ids), scope)
+    actors.require_staff(actor)
+    answers = (found[order_id] for order_id in dict.fromkeys(order_ids))
+    return Listing(actor, [one.order for one in answers if isinstance(one, orders.CaughtUp)])
+
+
+_ALL_DRIVERS = db.Statement(
+    f"WITH {actors.ACTOR_CTE} SELECT a.id, a.name, a.role, {_DRIVERS} AS drivers FROM actor a",
+    **actors.CALLER,
+)
+
+
+def drivers(principal: Principal) -> list[Driver]:
+    """The drivers that orders can be given to. Raises `Forbidden` unless an admin asks."""
+    row = _ALL_DRIVERS.one(user=principal.user_id, session=principal.session_id)
+    if row is None:
+        raise actors.signed_out()
+    actors.require_admin(Actor(row.id, row.name, policy.Role(row.role)))
+    return [Driver(*values) for values in row.drivers]
+
+
 def move_many(
     principal: Principal, order_ids: Sequence[int], target: Status, scope: DriverScope
 ) -> list[Outcome]:

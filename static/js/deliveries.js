@@ -1,17 +1,33 @@
 /**
- * A driver's screen: the server's list with the taps that are under way laid over it. A tap shows at
- * once; the server's answer confirms it, or takes it back and says why.
+ * A driver's screen: the server's list with the taps that are under way laid over it. A card stays
+ * where it was tapped, with a way back, until the server has confirmed the step. What became of a
+ * tap is said at the lower edge, where the thumb is; a refusal stays there until it has been read.
  */
 
-import { announce, stream } from "./live.js";
+import { deed, stream } from "./live.js";
+import { get, viewer } from "./session.js";
+import { isSettling, settle, settleAround } from "./settle.js";
 import { refresher } from "./swap.js";
 import { Taps } from "./taps.js";
+import { setTime } from "./times.js";
+
+const CARDS = ".job";
+
+/** Milliseconds for which a success is said. */
+const SAID = 6000;
 
 const taps = new Taps();
-const refused = new Map(); // order id → why
 
-const card = (id) => document.querySelector(`.job[data-order="${id}"]`);
-const soon = refresher(overlay, 250);
+const card = (id) => document.querySelector(`${CARDS}[data-order="${id}"]`);
+const soon = refresher({
+  pause: 250,
+  around: (change) =>
+    settleAround(CARDS, () => {
+      change();
+      forgetWhatIsShown();
+      overlay();
+    }),
+});
 
 stream.feed({ onEvent: soon, onResume: soon });
 stream.addEventListener("state", ({ detail }) => detail.state === "live" && taps.flush());
@@ -20,57 +36,196 @@ document.addEventListener("submit", (event) => {
   const form = event.target;
   if (!form.matches("[data-move]")) return;
   event.preventDefault();
-  const job = form.closest(".job");
-  refused.delete(job.dataset.order);
+  const job = form.closest(CARDS);
   taps.add({
     id: job.dataset.order,
     status: form.elements.status.value,
     note: form.elements.note.value.trim(),
     version: Number(form.elements.version.value),
-    state: "sending",
   });
+  settle(job); // the second tap of a double one must not undo the first
+  job.querySelector(".undo")?.focus({ preventScroll: true });
 });
 
-taps.addEventListener("changed", overlay);
-taps.addEventListener("answered", soon);
-
-taps.addEventListener("refused", ({ detail: { tap, problem } }) => {
-  refused.set(tap.id, problem.detail);
-  announce(`Order #${tap.id} was not changed. ${problem.detail}`);
+document.addEventListener("click", (event) => {
+  const undo = event.target.closest(".undo");
+  if (!undo) return;
+  const job = undo.closest(CARDS);
+  if (isSettling(job)) return;
+  taps.undo(job.dataset.order);
+  settle(job);
+  job.querySelector(".btn-job")?.focus({ preventScroll: true });
 });
 
-/** Show what was tapped as done, and what was refused as it is. */
+taps.addEventListener("changed", () => settleAround(CARDS, overlay));
+
+// --- the cards -----------------------------------------------------------------------------------
+
+const WORDS = {
+  held: "",
+  sending: " – saving …",
+  waiting: " – waiting for the network …",
+  done: "",
+  refused: " – not changed",
+};
+
+/** Show what was tapped as tapped. */
 function overlay() {
-  for (const tap of taps.all) {
-    const job = card(tap.id);
-    if (!job) continue;
-    job.dataset.pending = "";
-    job.dataset.status = tap.status;
-    const list = document.querySelector(`[data-stage="${tap.status}"] .jobs`);
-    if (list && job.parentElement !== list) list.append(job);
-    for (const part of job.querySelectorAll("form, .confirm")) part.hidden = true;
-    const word = tap.state === "waiting" ? "waiting for the network" : "saving";
-    say(job, `${tap.status} – ${word} …`);
+  for (const job of document.querySelectorAll(CARDS)) {
+    const tap = taps.get(job.dataset.order);
+    const line = job.querySelector('[data-slot="pending"]');
+    const shown = tap ? `${tap.status}${WORDS[tap.state]}` : "";
+    // As high as what it stands for, so that what is below stays where it is.
+    if (tap && line.hidden) line.style.minHeight = `${acts(job)?.offsetHeight ?? 0}px`;
+    job.toggleAttribute("data-pending", tap !== undefined);
+    line.hidden = !tap;
+    if (line.dataset.shown === `${shown} ${tap?.state}`) continue;
+    line.dataset.shown = `${shown} ${tap?.state}`;
+    line.replaceChildren(shown);
+    if (tap?.state === "held") line.append(button("undo btn btn-outline", "Undo", `of #${tap.id}`));
   }
-  for (const [id, why] of refused) {
+  showWaiting();
+}
+
+/** What moves the order, as the server rendered it. */
+const acts = (job) => job.querySelector(":scope > form, :scope > .confirm");
+
+/** An answered tap is of no use once the list shows the order as the answer left it. */
+function forgetWhatIsShown() {
+  for (const { id, version, state } of taps.all) {
     const job = card(id);
-    if (job) say(job, why, "refused");
-    else refused.delete(id);
-  }
-  for (const stage of document.querySelectorAll(".stage")) {
-    const number = stage.querySelectorAll(".job").length;
-    stage.querySelector(".empty-line").hidden = number > 0;
-    const count = stage.querySelector(".count");
-    if (!count.textContent.endsWith("+")) count.textContent = number;
+    const isShown = !job || Number(job.dataset.version) > version;
+    if (isShown && (state === "done" || state === "refused")) taps.forget(id);
   }
 }
 
-function say(job, text, kind = "pending") {
-  const line = job.querySelector('[data-slot="pending"]');
-  line.textContent = text;
+function button(classes, text, more) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.className = classes;
+  const hidden = document.createElement("span");
+  hidden.className = "visually-hidden";
+  hidden.textContent = ` ${more}`;
+  made.append(text, hidden);
+  return made;
+}
+
+// --- the lower edge ------------------------------------------------------------------------------
+
+const STORE = `ordertrack-refusals-${viewer}`;
+const bar = document.getElementById("tap-bar");
+const news = bar.querySelector(".tap-news");
+const refusals = new Map(JSON.parse(localStorage.getItem(STORE) ?? "[]")); // order id → parts
+
+taps.addEventListener("confirmed", ({ detail: { tap } }) => {
+  const line = item("done");
+  line.append(`Order #${tap.id} is ${tap.status}.`);
+  add(line);
+  setTimeout(() => remove(line), SAID);
+  soon();
+});
+
+taps.addEventListener("refused", async ({ detail: { tap, problem } }) => {
+  const head = `Order #${tap.id} was not set to ${tap.status}.`;
+  // Said at once and kept, in case there is no second answer; then in full.
+  refuse(tap.id, { head, events: [], detail: plain(problem) });
+  soon();
+  const events = await happenedSince(tap);
+  if (events.length > 0) refuse(tap.id, { head, events, detail: "" });
+});
+
+/** Why, as far as the refusal itself tells. */
+function plain({ status, detail }) {
+  if (status === 404) return "It has been deleted, or it is not yours any more.";
+  if (status === 409 || status === 412) return "It was changed before your tap arrived.";
+  return detail;
+}
+
+/** What others did with the order while the tap was on its way; nothing when that cannot be had. */
+async function happenedSince({ id, version }) {
+  try {
+    const response = await get(`/api/orders/${id}/history?after=${version}&limit=500`);
+    if (!response.ok) return [];
+    const { events } = await response.json();
+    return events.slice(-3);
+  } catch {
+    return [];
+  }
+}
+
+function refuse(id, parts) {
+  refusals.set(id, parts);
+  save();
+  const old = news.querySelector(`[data-order="${id}"]`);
+  const line = refusalLine(id, parts);
+  if (old) old.replaceWith(line);
+  else add(line);
+}
+
+function refusalLine(id, { head, events, detail }) {
+  const line = item("refused");
+  line.dataset.order = id;
+  const text = document.createElement("div");
+  const strong = document.createElement("strong");
+  strong.textContent = head;
+  text.append(strong, " ", detail);
+  for (const event of events) {
+    const what = document.createElement("p");
+    what.dir = "auto";
+    const time = document.createElement("time");
+    setTime(time, event.updated_at);
+    what.append(`${deed(event)}, `, time);
+    if (event.note) what.append(`: “${event.note}”`);
+    text.append(what);
+  }
+  const read = button("read btn btn-outline", "OK", `, I have read what happened to #${id}`);
+  read.addEventListener("click", () => {
+    refusals.delete(id);
+    save();
+    remove(line);
+  });
+  line.append(text, read);
+  return line;
+}
+
+function save() {
+  localStorage.setItem(STORE, JSON.stringify([...refusals]));
+}
+
+function item(kind) {
+  const line = document.createElement("li");
   line.dataset.kind = kind;
-  line.hidden = false;
+  return line;
 }
 
+function add(line) {
+  news.append(line);
+  const said = [...news.querySelectorAll('[data-kind="done"]')];
+  for (const old of said.slice(0, -2)) old.remove();
+  settle(bar);
+  showBar();
+}
+
+function remove(line) {
+  line.remove();
+  settle(bar);
+  showBar();
+}
+
+function showWaiting() {
+  const number = taps.all.filter((tap) => tap.state === "waiting").length;
+  const line = bar.querySelector(".tap-waiting");
+  const text = number > 0 ? `${number} waiting for the network` : "";
+  if (line.textContent === text) return;
+  line.textContent = text;
+  line.hidden = number === 0;
+  showBar();
+}
+
+function showBar() {
+  bar.hidden = news.children.length === 0 && bar.querySelector(".tap-waiting").hidden;
+}
+
+for (const [id, parts] of refusals) add(refusalLine(id, parts));
 overlay();
 taps.flush();

@@ -9,7 +9,12 @@ import { refresher } from "./swap.js";
 import { setTime } from "./times.js";
 
 const isBoard = document.querySelector(".board, .filters") !== null;
-const soon = refresher(countSelected);
+const soon = refresher({
+  around(change) {
+    change();
+    countSelected();
+  },
+});
 
 stream.feed({
   onEvent(event) {
@@ -43,6 +48,21 @@ function countSelected() {
     number > 0 ? `With the ${number} selected:` : "With the selected orders:";
   pickAll.checked = number > 0 && number === boxes().length;
   pickAll.indeterminate = number > 0 && !pickAll.checked;
+  for (const button of document.querySelectorAll(".bulk button")) button.disabled = number === 0;
+}
+
+/** With the shift key, a click does to every order from the last clicked one on what it does to its own. */
+let last = null;
+function pickRange(event) {
+  const box = event.target;
+  if (!box.matches?.('[name="order"]')) return;
+  if (event.shiftKey && last?.isConnected) {
+    const all = boxes();
+    const ends = [all.indexOf(last), all.indexOf(box)].sort((a, b) => a - b);
+    for (const one of all.slice(ends[0], ends[1] + 1)) one.checked = box.checked;
+    countSelected();
+  }
+  last = box;
 }
 
 if (pickAll) {
@@ -51,5 +71,7 @@ if (pickAll) {
     for (const box of boxes()) box.checked = pickAll.checked;
   });
   document.addEventListener("change", countSelected);
+  document.addEventListener("click", pickRange);
+  addEventListener("pageshow", countSelected); // browsers bring back what was ticked
   countSelected();
 }

@@ -12,7 +12,6 @@ const WORDS = {
   reconnecting: "Reconnecting …",
   polling: "Polling",
   offline: "Offline",
-  signed_out: "Signed out",
 };
 const HINTS = {
   live: "Changes appear by themselves.",
@@ -42,7 +41,7 @@ function show(state) {
   badge.dataset.state = state;
   badge.textContent = WORDS[state] ?? state;
   badge.title = HINTS[state] ?? "";
-  badge.hidden = false;
+  badge.hidden = state === "signed_out"; // the page itself says so, and why
   if (state === "live") tellTransport(socket.io.engine);
 }
 
@@ -79,7 +78,10 @@ export function announce(text, status) {
   const line = document.createElement("p");
   line.className = "toast-line";
   if (status) line.append(glyph(status));
-  line.append(text);
+  const words = document.createElement("span");
+  words.dir = "auto";
+  words.textContent = text;
+  line.append(words);
   toasts.append(line);
   while (toasts.children.length > 3) toasts.firstChild.remove();
   setTimeout(() => line.remove(), TOAST);
@@ -128,6 +130,23 @@ export function highlight(element) {
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   const from = getComputedStyle(document.documentElement).getPropertyValue("--accent-soft");
   element.animate([{ backgroundColor: from }, {}], { duration: 1800, easing: "ease-out" });
+}
+
+/** What somebody did with an order, in one line without its number. */
+export function deed({ type, status, actor, changes }) {
+  const who = actor?.name ?? "Somebody";
+  switch (type) {
+    case "status_changed":
+      return status === "Cancelled" ? `${who} cancelled it` : `${who} moved it to ${status}`;
+    case "description_changed":
+      return `${who} changed the description`;
+    case "driver_assigned":
+      return changes?.driver ? `${who} assigned it to ${changes.driver.name}` : `${who} took the driver off it`;
+    case "deleted":
+      return `${who} deleted it`;
+    default:
+      return `${who} changed it`;
+  }
 }
 
 /** What an event says in one line. */

@@ -3,6 +3,7 @@
  */
 
 import { announce, glyph, highlight, sentence, setChip, setTitle, stream } from "./live.js";
+import { keep, renewPage, typedIn } from "./kept.js";
 import { viewer } from "./session.js";
 import { setTime } from "./times.js";
 
@@ -11,9 +12,10 @@ const slot = (root, name) => root.querySelector(`[data-slot="${name}"]`);
 
 stream.watch(page.dataset.order, Number(page.dataset.version), {
   onEvent: apply,
-  onReset: () => location.reload(),
+  onReset: () => renewPage("So much has changed that this page has to be loaded again."),
   // Not ours to see any more: the server's page says so.
-  onError: ({ status }) => (status === 403 || status === 404) && location.reload(),
+  onError: ({ status }) =>
+    (status === 403 || status === 404) && renewPage("This order is not yours to see any more."),
 });
 
 function apply(event) {
@@ -32,7 +34,10 @@ function apply(event) {
 
 function addEntry(event) {
   const removed = event.type === "driver_assigned" && event.changes.driver === null;
-  const template = document.getElementById(`entry-${removed ? "driver_removed" : event.type}`);
+  const cancelled = event.type === "status_changed" && event.status === "Cancelled";
+  const kind = removed ? "driver_removed" : cancelled ? "cancelled" : event.type;
+  const template = document.getElementById(`entry-${kind}`);
+  if (!template) return; // a type of event that this page does not know
   const entry = template.content.firstElementChild.cloneNode(true);
   entry.dataset.version = event.version;
   entry.dataset.status = event.status;
@@ -78,9 +83,15 @@ function moveTo({ status, updated_at, actor, order_id }) {
       stop.querySelector(".stop-who").textContent = "not reached";
     }
   }
+  const lost = [];
   for (const part of document.querySelectorAll("[data-when]")) {
     part.hidden = !part.dataset.when.split(" ").includes(status);
+    if (part.hidden) lost.push(...typedIn(part));
   }
+  const what = status === "Cancelled" ? "cancelled the order" : `moved the order to ${status}`;
+  keep(lost, `${actor.name} ${what}, so this cannot be sent any more.`);
+  if (status !== "Cancelled") page.dataset.mover = actor.name;
+  showDriver();
 }
 
 function addStopAfter(stop, status) {
@@ -105,9 +116,18 @@ function setDescription(description) {
 }
 
 function setDriver(driver) {
-  document.getElementById("driver-name").textContent = driver?.name ?? "Nobody yet";
+  page.dataset.driver = driver?.name ?? "";
+  showDriver();
   const choice = document.getElementById("driver");
   if (choice) choice.value = driver?.id ?? "";
+}
+
+/** Whose order it is to deliver; where nobody is assigned, whoever has moved it so far. */
+function showDriver() {
+  const { driver, mover, status } = page.dataset;
+  const nobody = status === "Completed" || status === "Cancelled" ? "Nobody" : "Nobody yet";
+  document.getElementById("driver-label").textContent = mover && !driver ? "Moved by" : "Driver";
+  document.getElementById("driver-name").textContent = driver || mover || nobody;
 }
 
 /** The forms act on the state that is shown now. */
@@ -119,5 +139,7 @@ function showGone(event) {
   const notice = document.getElementById("gone");
   slot(notice, "actor").textContent = event.actor.name;
   notice.hidden = false;
-  document.getElementById("actions").hidden = true;
+  const actions = document.getElementById("actions");
+  keep(typedIn(actions), `${event.actor.name} deleted the order, so this cannot be sent any more.`);
+  actions.hidden = true;
 }

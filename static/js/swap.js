@@ -6,32 +6,53 @@
  * in the browser, and what is shown is what a reload would show.
  */
 
+import { keep, renewPage, typedIn } from "./kept.js";
 import { showTimes } from "./times.js";
 
-/** Fetch a copy and take it over. Rejects when there is none to be had. */
-async function refresh() {
+/** Fetch a copy and take it over within `around`. Rejects when there is none to be had. */
+async function refresh(around) {
   const response = await fetch(location.href, {
     headers: { Accept: "text/html" },
     cache: "no-store",
     signal: AbortSignal.timeout(10_000),
   });
-  if (response.status === 403) location.reload(); // a right is gone: the server's page says so
+  // A right is gone: the server's page says so.
+  if (response.status === 403) renewPage("You do not have access to this page any more.");
   if (!response.ok || response.redirected) return; // signed out: the stream will say so
   const copy = new DOMParser().parseFromString(await response.text(), "text/html");
   showTimes(copy);
+  around(() => takeOver(copy));
+}
+
+function takeOver(copy) {
   const focused = document.activeElement;
+  const typed = typedIn(document.getElementById("main"));
   for (const region of document.querySelectorAll("[data-swap]")) {
     const fresh = copy.querySelector(`[data-swap="${region.dataset.swap}"]`);
     if (fresh) morph(region, fresh);
   }
   if (focused !== document.activeElement && focused?.isConnected) focused.focus();
+  const lost = typed.filter(({ field }) => !field.isConnected && !moveTo(field));
+  keep(lost, "The list has changed while you were writing.");
+}
+
+/** Go on in the field that has come for a removed one, in another place of the page. */
+function moveTo(field) {
+  const next = field.id && document.getElementById(field.id);
+  if (!next) return false;
+  next.value = field.value;
+  for (let part = next.closest("details"); part; part = part.parentElement.closest("details")) {
+    part.open = true;
+  }
+  return true;
 }
 
 /**
- * Makes a function that asks for a refresh soon; many calls make one. `after` runs behind each.
- * `pause`: milliseconds between two, so that a busy hour does not become a busy server.
+ * Makes a function that asks for a refresh soon; many calls make one. `around` is handed what changes
+ * the page, and runs it. `pause`: milliseconds between two, so that a busy hour does not become a
+ * busy server.
  */
-export function refresher(after = () => {}, pause = 1000) {
+export function refresher({ around = (change) => change(), pause = 1000 } = {}) {
   let timer = null;
   let running = false;
   let again = false;
@@ -39,8 +60,7 @@ export function refresher(after = () => {}, pause = 1000) {
     timer = null;
     running = true;
     try {
-      await refresh();
-      after();
+      await refresh(around);
     } catch {
       // No network, or no server: when the stream is back it asks again.
     }
@@ -63,6 +83,7 @@ function morph(old, fresh) {
     old.nodeValue = fresh.nodeValue;
     return;
   }
+  if (old.dataset.script !== undefined) return; // filled by a script, and by nobody else
   for (const { name } of [...old.attributes]) {
     if (name !== "open" && !fresh.hasAttribute(name)) old.removeAttribute(name);
   }

@@ -2,6 +2,9 @@
  * What a driver has tapped and the server has not yet confirmed. Kept in the browser's storage, so
  * that a reload or an empty battery loses no tap, and sent until there is an answer.
  *
+ * A tap is held for some seconds before it is sent: until then it can be undone. Leaving the page
+ * ends the wait, so that a phone in a pocket sends what was tapped.
+ *
  * Sending twice is safe: the status that an order already has changes nothing, and `If-Match` keeps
  * an old tap from moving an order that has changed since.
  */
@@ -11,9 +14,20 @@ import { send, viewer } from "./session.js";
 const STORE = `ordertrack-taps-${viewer}`;
 const LONGEST_PAUSE = 15_000;
 
-/** Tells `changed`, `answered`, and `refused` with {tap, problem}. */
+/** Milliseconds in which a tap can be undone. */
+const HOLD = 5000;
+
+/** Answers after which the order on this page is out of date. */
+const STALE = new Set([404, 409, 412]);
+
+/**
+ * A tap is {id, status, note, version, due, state}: `held` until the time `due`, then `sending`, or
+ * `waiting` for the network; at last `done` or `refused`, until the page shows the order as it is now.
+ *
+ * Tells `changed`, `confirmed` with {tap}, and `refused` with {tap, problem}.
+ */
 export class Taps extends EventTarget {
-  #taps = new Map(); // order id → {id, status, note, version}
+  #taps = new Map(); // order id → tap
   #timer;
   #attempts = 0;
   #sending = false;
@@ -22,35 +36,66 @@ export class Taps extends EventTarget {
     super();
     for (const tap of JSON.parse(localStorage.getItem(STORE) ?? "[]")) this.#taps.set(tap.id, tap);
     addEventListener("online", () => this.flush());
+    document.addEventListener("visibilitychange", () => document.hidden && this.#hurry());
+    addEventListener("pagehide", () => this.#hurry()); // older Safari tells only this
   }
 
   get all() {
     return [...this.#taps.values()];
   }
 
-  add(tap) {
-    this.#taps.set(tap.id, tap);
+  get(id) {
+    return this.#taps.get(id);
+  }
+
+  add({ id, status, note, version }) {
+    if (this.#taps.has(id)) return;
+    this.#taps.set(id, { id, status, note, version, due: Date.now() + HOLD, state: "held" });
     this.#save();
     this.flush();
   }
 
-  /** Send what is there, now. */
+  /** Take back a tap that has not been sent. */
+  undo(id) {
+    if (this.#taps.get(id)?.state === "held") this.forget(id);
+  }
+
+  /** The page shows what became of it, or it was taken back. */
+  forget(id) {
+    if (this.#taps.delete(id)) this.#save();
+  }
+
+  /** Send what is due, now. */
   async flush() {
     clearTimeout(this.#timer);
     if (this.#sending) return;
     this.#sending = true;
     let all = true;
-    for (const tap of this.all) all = (await this.#send(tap)) && all;
+    for (const tap of this.#unsent()) {
+      if (remaining(tap) === 0) all = (await this.#send(tap)) && all;
+    }
     this.#sending = false;
     this.#attempts = all ? 0 : this.#attempts + 1;
-    if (this.#taps.size === 0) return;
-    const pause = all ? 0 : Math.min(LONGEST_PAUSE, 500 * 2 ** this.#attempts);
-    this.#timer = setTimeout(() => this.flush(), pause);
+    const pauses = this.#unsent().map(remaining).filter((left) => left > 0);
+    if (!all) pauses.push(Math.min(LONGEST_PAUSE, 500 * 2 ** this.#attempts));
+    if (pauses.length > 0) this.#timer = setTimeout(() => this.flush(), Math.min(...pauses));
+  }
+
+  /** The page is being left: nobody will undo any more, and later may be too late to send. */
+  #hurry() {
+    const held = this.#unsent().filter((one) => one.state === "held");
+    for (const tap of held) tap.due = 0;
+    Promise.all(held.map((tap) => this.#send(tap))).then(() => this.flush());
+  }
+
+  #unsent() {
+    return this.all.filter((tap) => tap.state !== "done" && tap.state !== "refused");
   }
 
   /** False: no answer, or none that decides. */
   async #send(tap) {
     const { id, status, note, version } = tap;
+    if (tap.state === "held") this.#mark(tap, "sending");
     const body = note ? { status, note } : { status };
     let response;
     try {
@@ -63,14 +108,22 @@ export class Taps extends EventTarget {
       this.#mark(tap, "waiting");
       return false;
     }
-    this.#taps.delete(id);
-    this.#save();
-    if (!response.ok) {
-      const problem = await response.json().catch(() => ({ detail: response.statusText }));
-      this.dispatchEvent(new CustomEvent("refused", { detail: { tap, problem } }));
+    if (this.#taps.get(id) !== tap || tap.state === "done") return true; // answered twice
+    if (response.ok) {
+      this.#mark(tap, "done");
+      this.#tell("confirmed", { tap });
+      return true;
     }
-    this.dispatchEvent(new Event("answered"));
+    const unknown = { detail: response.statusText };
+    const problem = { ...(await response.json().catch(() => unknown)), status: response.status };
+    if (STALE.has(response.status)) this.#mark(tap, "refused");
+    else this.forget(id);
+    this.#tell("refused", { tap, problem });
     return true;
+  }
+
+  #tell(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
   #mark(tap, state) {
@@ -79,7 +132,13 @@ export class Taps extends EventTarget {
   }
 
   #save() {
-    localStorage.setItem(STORE, JSON.stringify(this.all));
+    localStorage.setItem(STORE, JSON.stringify(this.#unsent()));
     this.dispatchEvent(new Event("changed"));
   }
+}
+
+/** Milliseconds until a tap is due. A clock that was set back must not hold it for longer. */
+function remaining({ due }) {
+  const left = due - Date.now();
+  return left > 0 && left <= HOLD ? left : 0;
 }

@@ -53,7 +53,7 @@ def test_axe_finds_nothing_on_any_page(
     customer.delete(deleted)
     found = []
     for person, paths in (
-        (None, ["/login", "/register", "/reset?token=x", "/nothing/here"]),
+        (None, ["/login", "/register", "/reset?token=x", "/nothing/here", "/offline"]),
         (people.customer(), ["/orders"]),
         (customer, ["/orders", *(f"/orders/{order['id']}" for order in orders), "/board"]),
         (driver, ["/deliveries", "/deliveries?show=mine", f"/orders/{orders[2]['id']}"]),
@@ -63,6 +63,7 @@ def test_axe_finds_nothing_on_any_page(
                 f"/board?customer={customer.id}",
                 "/board?q=nothing+like+this",
                 f"/board?deleted=yes&customer={customer.id}",
+                "/board?from=2025-08-02&to=2025-08-01",
                 f"/orders/{orders[2]['id']}",
                 f"/orders/{orders[1]['id']}/history",
                 f"/orders/{deleted['id']}/history",
@@ -84,6 +85,14 @@ def test_axe_finds_nothing_on_any_page(
             found += defects(page, axe)
             is_wide = page.evaluate("() => document.documentElement.scrollWidth > innerWidth")
             assert not is_wide, f"{path} is wider than {width} px"
+        if person is admin:
+            # What is asked before several orders change, and what is said of those left alone.
+            window.open(f"/board?customer={customer.id}&picked={orders[0]['id']},{orders[4]['id']}")
+            page.click(".bulk >> text=Move")
+            found += defects(page, axe)
+            page.click("#yes")
+            window.see("text=1 order was left as it is")
+            found += defects(page, axe)
     assert not found, "\n".join(found)
 
 
@@ -99,6 +108,51 @@ def test_toasts_and_badges_are_legible_too(visit: Visit, server: Server, axe: st
         window.context.set_offline(True)
         window.wait_for_state("offline")
         assert not defects(page, axe)
+
+
+def test_what_comes_and_stays_for_a_while_is_legible_too(
+    visit: Visit, server: Server, axe: str
+) -> None:
+    """Held and waiting taps, a refusal, a text that is kept, the end of a session."""
+    people = server.people
+    customer, driver, admin = people.customer(), people.driver(), people.admin("Amir")
+    for scheme in ("light", "dark"):
+        options = {"color_scheme": scheme, "reduced_motion": "reduce"}
+        order, late = customer.order(), customer.order()
+        for one in (order, late):
+            admin.assign(one, driver)
+        phone = visit(driver, **options, viewport={"width": 390, "height": 800})
+        page = phone.open("/deliveries?show=mine", live=True)
+        page.click(f'.job[data-order="{order["id"]}"] .btn-job')
+        phone.see(".undo")
+        found = defects(page, axe)
+        phone.context.set_offline(True)
+        page.click(f'.job[data-order="{late["id"]}"] .btn-job')
+        phone.see("#tap-bar >> text=waiting for the network")
+        found += defects(page, axe)
+        for one in (order, late):
+            admin.move(one, "Cancelled", note="not needed")
+        phone.context.set_offline(False)
+        phone.see("#tap-bar >> text=Amir cancelled it")
+        found += defects(page, axe)
+
+        order = customer.order()
+        window = visit(customer.signed_in_again(), **options)
+        page = window.open(f"/orders/{order['id']}", live=True)
+        page.click("text=Edit the description")
+        page.fill("#description", "too late")
+        driver.move(order, "Processing")
+        window.see(".kept")
+        found += defects(page, axe)
+        page.evaluate(
+            "() => document.querySelector('#description').value = 'written when signed out'"
+        )
+        other = window.another_tab()
+        other.goto(f"{server.url}/orders")
+        other.click("text=Sign out")
+        window.see("text=You are signed out")
+        found += defects(page, axe)
+        assert not found, "\n".join(found)
 
 
 def test_an_order_can_be_placed_and_cancelled_by_keyboard_alone(

@@ -43,7 +43,7 @@ def test_a_session_on_another_device_is_ended_from_here(visit: Visit, server: Se
     window.open("/account")
     window.page.click('button:has-text("End the session of")')
     assert "That session has ended" in window.text(".notice")
-    elsewhere.wait_for_state("signed_out")
+    elsewhere.see("text=You are signed out")
 
 
 def test_a_forgotten_password_is_set_by_an_admins_link(visit: Visit, server: Server) -> None:

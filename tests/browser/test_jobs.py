@@ -9,7 +9,7 @@ def sign_in(window: Visitor, email: str, password: str) -> None:
     page = window.page
     page.fill("#email", email)
     page.fill("#password", password)
-    page.click("main button")
+    page.click("main .btn-primary")
     page.wait_for_url(lambda url: "/login" not in url)
 
 
@@ -43,6 +43,7 @@ def test_an_order_from_sign_up_to_delivery(visit: Visit, server: Server) -> None
     job = f'.job[data-order="{number}"]'
     for status in ("Processing", "Shipped"):
         phone.page.tap(f"{job} .btn-job")
+        phone.see(f"{job} .undo")
         customers.see(f'#state .chip[data-status="{status}"]')
         board.see(f'{row}[data-status="{status}"]')
         phone.see(f'[data-stage="{status}"] {job}:not([data-pending])')
@@ -119,7 +120,7 @@ def test_taps_without_a_network_are_kept_and_sent_when_it_is_back(
     customer, driver, admin = (
         server.people.customer(),
         server.people.driver(),
-        server.people.admin(),
+        server.people.admin("Amir"),
     )
     mine, taken = customer.order("goes well"), customer.order("somebody is quicker")
     for order in (mine, taken):
@@ -130,16 +131,30 @@ def test_taps_without_a_network_are_kept_and_sent_when_it_is_back(
     for order in (mine, taken):
         job = f'.job[data-order="{order["id"]}"]'
         window.page.click(f"{job} .btn-job")
-        window.see(f'[data-stage="Processing"] {job} >> text=waiting for the network')
-    admin.move(taken, "Cancelled")
+    for order in (mine, taken):
+        window.see(f'.job[data-order="{order["id"]}"] >> text=waiting for the network')
+    window.see("#tap-bar >> text=2 waiting for the network")
+    admin.move(taken, "Cancelled", note="They rang, <b>no longer</b> needed")
     window.context.set_offline(False)
 
     eventually(lambda: driver.read(mine)["status"] == "Processing")
     window.see(f'[data-stage="Processing"] .job[data-order="{mine["id"]}"]:not([data-pending])')
-    window.see(f"text=Order #{taken['id']} was not changed")
+    window.see(f"#tap-bar >> text=Order #{taken['id']} was not set to Processing")
+    window.see("#tap-bar >> text=Amir cancelled it")
+    assert "“They rang, <b>no longer</b> needed”" in window.text("#tap-bar")
+    assert "version" not in window.text("#tap-bar")
+    assert "waiting" not in window.text("#tap-bar")
     eventually(lambda: window.page.locator(f'.job[data-order="{taken["id"]}"]').count() == 0)
     assert driver.read(taken)["status"] == "Cancelled"
     assert [event["status"] for event in driver.history(mine)].count("Processing") == 1
+
+    # It stays until it has been read, also through a reload.
+    window.page.reload()
+    window.see("#tap-bar >> text=Amir cancelled it")
+    window.page.click("#tap-bar .read")
+    window.page.wait_for_selector("#tap-bar", state="hidden")
+    window.open("/deliveries", live=True)
+    assert not window.page.is_visible("#tap-bar")
 
 
 def test_a_tap_outlives_a_reload(visit: Visit, server: Server) -> None:
@@ -184,7 +199,8 @@ def test_a_dispatcher_filters_assigns_moves_exports_and_audits(
     assert "2 selected" in window.text("#selected")
     page.select_option("#bulk-driver", driver.id)
     page.click(".bulk >> text=Assign")
-    window.see("text=2 orders changed")
+    page.click("#yes")
+    window.see("text=2 orders assigned")
     assert "No order matches" in window.text("main")
 
     page.goto(f"{server.url}/board?customer={customer.id}")
@@ -193,7 +209,17 @@ def test_a_dispatcher_filters_assigns_moves_exports_and_audits(
         page.check(f"#pick-{order['id']}")
     page.select_option("#bulk-status", "Processing")
     page.click(".bulk >> text=Move")
-    window.see("text=2 orders changed; 1 could not be")
+    window.see("text=Move 2 orders to Processing?")
+    page.click("#yes")
+    window.see("text=1 order was left as it is")
+    assert "2 orders moved to Processing." in window.text("main")
+    assert f"#{orders[0]['id']} An order that is Shipped" in window.text("main")
+    page.click("text=Back to the board")
+    window.wait_for_state("live")
+    assert page.is_checked(f"#pick-{orders[0]['id']}")
+    assert [one.get_attribute("value") for one in page.locator("[name=order]:checked").all()] == [
+        orders[0]["id"]
+    ]
     assert [admin.read(order)["status"] for order in orders] == [
         "Shipped",
         "Processing",
@@ -234,8 +260,13 @@ def test_an_admin_changes_a_role_and_it_counts_at_once(visit: Visit, server: Ser
     theirs.open("/deliveries", live=True)
     page.select_option(f"#role-{customer.id}", "user")
     page.click(f"li:has(#role-{customer.id}) >> text=Save")
-    theirs.see("text=That is not yours to do")
+    theirs.see("text=You do not have access to this page")
     theirs.open("/orders", live=True)
-    page.click(f"li:has(#role-{customer.id}) >> text=Deactivate")
+    page.goto(f"{server.url}/users?after={int(customer.id) - 1}")
+    person = f"li:has(#role-{customer.id})"
+    page.click(f"{person} >> summary")
+    assert not page.is_visible(".notice"), "one click only asks"
+    assert customer.signed_in_again().api.get("/api/me").status_code == 200
+    page.click(f"{person} >> text=Yes, deactivate")
     window.see("text=Saved")
     theirs.see("text=You are signed out")

@@ -89,7 +89,13 @@ def test_a_dispatchers_job(visit: Visit, server: Server) -> None:
         page.check(f"#pick-{order['id']}")
     page.select_option("#bulk-driver", driver.id)
     page.click(".bulk >> text=Assign")
-    assert "2 orders changed" in window.text(".notice")
+    assert "2 orders to" in window.text("h1")
+    page.click("text=No, back to the board")
+    assert page.locator("[name=order]:checked").count() == 2
+    page.select_option("#bulk-driver", driver.id)
+    page.click(".bulk >> text=Assign")
+    page.click("#yes")
+    assert "2 orders assigned" in window.text(".notice")
     page.click(f'tr[data-order="{orders[0]["id"]}"] .c-id a')
     page.select_option("#driver", "")
     page.click(".assign button")
@@ -99,6 +105,7 @@ def test_a_dispatchers_job(visit: Visit, server: Server) -> None:
     assert window.text("#state").strip() == "Cancelled"
     page.click("text=Audit trail")
     assert page.locator("tbody tr").count() == 4
+    assert "cancelled the order" not in window.text("main")
     window.open(f"/users?after={int(customer.id) - 1}")
     page.select_option(f"#role-{customer.id}", "driver")
     page.click(f"li:has(#role-{customer.id}) >> text=Save")

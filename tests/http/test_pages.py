@@ -9,11 +9,11 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
-from flask import Flask
+from flask import Flask, request
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from ordertrack import errors
+from ordertrack import errors, identity
 from ordertrack.app import create_app
 from ordertrack.blueprints.pages import board
 from ordertrack.blueprints.pages.errors import error_page
@@ -21,6 +21,7 @@ from ordertrack.extensions import db
 from ordertrack.services import lists, screens
 from ordertrack.services.screens import TRAIL_PAGE
 from tests.support.databases import settings_for
+from tests.support.http import Api
 from tests.support.people import PASSWORD, People, Person
 
 HTML = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}
@@ -245,7 +246,7 @@ def test_a_bad_form_is_shown_again_with_what_was_typed(browser: Browser, people:
     window = browser(people.customer())
     answer = window.send("/orders", description="   ")
     assert answer.status_code == 422
-    assert "Must not be empty" in answer.text
+    assert "Write what you need." in answer.text
     answer = window.send("/orders", description="y" * 2001)
     assert answer.status_code == 422
     assert "y" * 2001 in answer.text
@@ -259,13 +260,24 @@ def test_a_notice_is_shown_once_and_nobody_else_can_write_it(
     window = browser(people.customer())
     page = window.send("/orders", description="a lamp").location
     assert page is not None
-    assert "Your order is placed" in window.open(page).text
+    assert '<p class="notice notice-done" role="status">Your order is placed' in (
+        window.open(page).text
+    )
     assert "Your order is placed" not in window.open(page).text
-    for value in ("moved~<script>", "moved~1", "<b>", "moved~{0.__class__}~x"):
+    for value, shown in (
+        (
+            "moved~<script>alert(1)</script>~x",
+            "Order #&lt;script&gt;alert(1)&lt;/script&gt; is x now.",
+        ),
+        ("moved~{0.__class__}~x", "Order #{0.__class__} is x now."),
+        ("moved~1", None),
+        ("<b>", None),
+        ("nothing~of~ours", None),
+    ):
         window.client.set_cookie("notice", value)
         text = window.open("/orders").text
-        assert "<script>alert" not in text
-        assert "__class__" not in text or "{0.__class__}" in text
+        notices = re.findall(r'<p class="notice[^>]*>([^\n]*)</p>', text)
+        assert notices == ([] if shown is None else [shown])
 
 
 def test_what_others_changed_meanwhile_is_shown_and_not_overwritten(
@@ -282,8 +294,10 @@ def test_what_others_changed_meanwhile_is_shown_and_not_overwritten(
     assert "coffee</textarea>" in answer.text
     driver.move(order, "Processing")
     answer = window.send(f"{path}/edit", description="cocoa", version="2")
-    assert answer.status_code in (409, 412)
-    assert "<q>cocoa</q>" in answer.text, "it cannot be saved any more, but is not lost"
+    assert answer.status_code == 412
+    assert ">cocoa</q>" in answer.text, "it cannot be saved any more, but is not lost"
+    assert "cocoa</textarea>" not in answer.text
+    assert customer.read(order)["version"] == 3, "nothing was changed"
     answer = window.send(f"{path}/status", status="Cancelled", version="2")
     assert answer.status_code == 412
     answer = browser(driver).send(
@@ -354,12 +368,14 @@ def test_the_boards_filters_narrow_together(browser: Browser, people: People) ->
     assert rows(window, f"customer={quote('zoë 100%')}") == {lamp_id, chair_id}
     assert rows(window, f"{own}&q={quote('50%')}") == {lamp_id}
     assert rows(window, f"{own}&q={lamp_id}") == {lamp_id}
+    assert rows(window, f"{own}&q={quote('#' + lamp_id)}") == {lamp_id}
     assert rows(window, f"{own}&q={quote('zoë')}") == {lamp_id, chair_id}
     assert rows(window, f"{own}&status=Processing") == {chair_id}
     assert rows(window, f"{own}&driver={driver.id}") == {chair_id}
     assert rows(window, f"{own}&driver=none") == {lamp_id}
     assert rows(window, f"{own}&from=2001-01-01&to=2001-01-02") == set()
     assert rows(window, f"{own}&from=2001-01-01") == {lamp_id, chair_id}
+    assert rows(window, f"{own}&from=2001-01-01&to=2001-01-01") == set()
     admin.delete(lamp)
     assert rows(window, own) == {chair_id}
     assert rows(window, f"{own}&deleted=yes") == {lamp_id}
@@ -418,6 +434,222 @@ def test_the_boards_pages_join_and_the_export_has_them_all(
     assert found == [made[:3], made[3:6], made[6:]]
     exported = window.open(f"/board.csv?customer={customer.id}").text
     assert [row["id"] for row in csv.DictReader(io.StringIO(exported))] == made
+
+
+def focused(answer: TestResponse) -> str | None:
+    """The id of the field that has the focus when the page is shown."""
+    found = re.findall(r"<(?:input|textarea)[^>]*\sautofocus[^>]*>", answer.text)
+    assert len(found) <= 1
+    return re.search(r'\sid="([^"]+)"', found[0])[1] if found else None  # type: ignore[index]
+
+
+def test_a_day_before_the_first_is_an_error_and_no_empty_list(
+    browser: Browser, people: People
+) -> None:
+    people.customer().order("never shown")
+    window = browser(people.admin())
+    answer = window.open("/board?from=2025-08-02&to=2025-08-01&q=kept")
+    assert answer.status_code == 422
+    assert "Must not be before the first day." in answer.text
+    assert focused(answer) == "to"
+    assert 'value="2025-08-02"' in answer.text
+    assert 'value="kept"' in answer.text
+    assert "never shown" not in answer.text
+    assert "No order matches" not in answer.text
+    assert window.open("/board.csv?from=2025-08-02&to=2025-08-01").status_code == 422
+    assert focused(window.open("/board?from=yesterday")) == "from"
+    assert focused(window.open("/board")) is None
+
+
+def test_after_a_refused_form_the_field_has_the_focus(browser: Browser, people: People) -> None:
+    customer = people.customer()
+    stranger, window = browser(), browser(customer)
+    order = customer.order("tea")
+    edit = f"/orders/{order['id']}/edit"
+    login = {"email": customer.email, "password": "not this one"}
+    account = {"name": "Ann", "email": "ann@example.org", "password": "long enough"}
+    for answer, field in (
+        (stranger.open("/login"), None),
+        (stranger.send("/login", csrf="", **login), "password"),
+        (stranger.send("/login", csrf="", email="", password="x"), "email"),
+        (stranger.send("/register", csrf="", **{**account, "name": " "}), "name"),
+        (stranger.send("/register", csrf="", **{**account, "email": "no"}), "email"),
+        (stranger.send("/register", csrf="", **{**account, "password": "x"}), "password"),
+        (stranger.send("/register", csrf="", **{**account, "email": customer.email}), "email"),
+        (window.send("/orders", description=" "), "description"),
+        (window.send(edit, description=" ", version="1"), "description"),
+        (window.send(edit, description="y" * 2001, version="1"), "description"),
+        (window.send(edit, description="coffee", version="9"), "description"),
+        (window.open(f"/orders/{order['id']}"), None),
+    ):
+        assert focused(answer) == field, answer.text
+    answer = stranger.send("/register", csrf="", **{**account, "name": " "})
+    assert "Please correct the marked field." in answer.text
+
+
+def test_what_was_written_outlives_the_session_it_was_written_in(
+    browser: Browser, people: People
+) -> None:
+    """Another tab signed out; this one sends its form. What it says is shown, not thrown away."""
+    customer = people.customer()
+    order = customer.order("tea")
+    for path, fields in (
+        ("/orders", {"description": "forty <chairs>"}),
+        (f"/orders/{order['id']}/edit", {"description": "forty <chairs>", "version": "1"}),
+        (f"/orders/{order['id']}/status", {"status": "Cancelled", "note": "forty <chairs>"}),
+    ):
+        window = browser(customer)
+        token = window.csrf()
+        customer_session = window.client.get_cookie("access_token_cookie")
+        assert customer_session is not None
+        Api(people.transport, customer_session.value).post("/api/logout")
+        answer = window.send(
+            path,
+            csrf=token,
+            headers={"Referer": "http://localhost/orders?status=Pending"},
+            **fields,
+        )
+        assert answer.status_code == 401
+        assert "forty &lt;chairs&gt;</textarea>" in answer.text
+        assert "Your session has ended" in answer.text
+        assert 'name="next" value="/orders"' in answer.text
+        assert not window.has("access_token_cookie")
+        # From another site's page the text would be that site's.
+        answer = window.send(path, csrf=token, headers={"Sec-Fetch-Site": "cross-site"}, **fields)
+        assert answer.status_code == 403
+        assert "chairs" not in answer.text
+    assert browser().send("/board/move", csrf="", status="Processing").location == "/login"
+
+
+# --- several at once ---------------------------------------------------------------------------
+
+
+def bulk(window: Window, path: str, orders: list[str], **fields: str) -> TestResponse:
+    data = {"csrf_token": window.csrf(), "order": orders, **fields}
+    return window.client.post(path, data=data, headers=HTML)
+
+
+def test_several_orders_are_changed_only_after_a_question(browser: Browser, people: People) -> None:
+    ana, ben = people.customer("Ana Lee"), people.customer("Ben <Ng>")
+    driver, admin = people.driver("Dewi"), people.admin()
+    orders = [ana.order("one"), ana.order("two"), ben.order("three")]
+    finished = ben.order("four")
+    driver.move(finished, "Processing", "Shipped", "Completed")
+    ids = [order["id"] for order in (*orders, finished)]
+    window = browser(admin)
+    here = "/board?status=Pending"
+
+    answer = bulk(window, "/board/move", ids, status="Cancelled", back=here)
+    assert answer.status_code == 200
+    assert "Cancel 3 orders?" in answer.text
+    assert re.search(r"Ana Lee</bdi> \(2\).*Ben &lt;Ng&gt;</bdi> \(1\)", answer.text, re.DOTALL)
+    assert f"#{finished['id']}" in answer.text
+    assert "It is Completed." in answer.text
+    assert "cannot be taken up again" in answer.text
+    assert f'href="{here}&amp;picked={"%2C".join(ids)}"' in answer.text, "back, still selected"
+    assert {ana.read(order)["status"] for order in orders[:2]} == {"Pending"}, "nothing yet"
+    assert re.findall(r'name="order" value="(\d+)"', answer.text) == ids
+
+    answer = bulk(window, "/board/move", ids[:3], status="Cancelled", back=here, confirmed="yes")
+    assert answer.location == here
+    assert "3 orders cancelled." in window.open(here).text
+    assert {ben.read(orders[2])["status"], ana.read(orders[0])["status"]} == {"Cancelled"}
+
+    late = ana.order("five")
+    answer = bulk(window, "/board/assign", [late["id"]], driver_id=driver.id, back=here)
+    assert "Assign 1 order to Dewi?" in re.sub("</?bdi>", "", answer.text)
+    assert ana.read(late)["driver"] is None
+    answer = bulk(window, "/board/assign", [late["id"]], driver_id="none")
+    assert "Take the driver off 1 order?" in answer.text
+    assert bulk(window, "/board/move", [], status="Shipped", back=here).location == here
+    assert '"notice notice-warning" role="status">No order was selected.' in window.open(here).text
+    for path, fields in (("move", {"status": "Processing"}), ("assign", {"driver_id": "none"})):
+        refused = bulk(browser(ana), f"/board/{path}", ids, **fields)
+        assert refused.status_code == 403
+
+
+def test_what_was_refused_of_several_is_listed_with_its_reason_and_stays_selected(
+    browser: Browser, people: People
+) -> None:
+    customer, driver, admin = people.customer(), people.driver(), people.admin()
+    moved, behind, gone = (customer.order(text) for text in ("moved", "behind", "gone"))
+    driver.move(behind, "Processing", "Shipped")
+    customer.delete(gone)
+    window = browser(admin)
+    here = f"/board?customer={customer.id}"
+    ids = [moved["id"], behind["id"], gone["id"]]
+    answer = bulk(window, "/board/move", ids, status="Processing", back=here, confirmed="yes")
+    assert answer.status_code == 200
+    assert "1 order moved to Processing." in answer.text
+    assert "2 orders were left as they are" in answer.text
+    assert "An order that is Shipped cannot become Processing" in answer.text
+    assert "There is no such order" in answer.text
+    again = f"{here}&picked={behind['id']}%2C{gone['id']}"
+    assert f'href="{again.replace("&", "&amp;")}"' in answer.text
+    text = window.open(again).text
+    checked = re.findall(r'<input[^>]*name="order" value="(\d+)"[^>]*\schecked', text)
+    assert checked == [behind["id"]]
+    assert window.open("/board?picked=x").status_code == 422
+    assert window.open(f"/board?picked={'1,' * 200}1").status_code == 422
+
+
+def test_whoever_moves_an_unassigned_order_is_the_one_who_did(
+    browser: Browser, people: People
+) -> None:
+    customer, driver, admin = people.customer(), people.driver("Dewi"), people.admin("Amir")
+    order, cancelled, given = (customer.order() for _ in range(3))
+    window = browser(customer)
+
+    def fact(order: dict[str, str]) -> str:
+        text = window.open(f"/orders/{order['id']}").text
+        found = re.search(r'id="driver-label">([^<]+)</dt><dd id="driver-name"[^>]*>([^<]+)<', text)
+        assert found is not None
+        return f"{found[1]}: {found[2]}"
+
+    assert fact(order) == "Driver: Nobody yet"
+    driver.move(order, "Processing", "Shipped", "Completed")
+    assert fact(order) == "Moved by: Dewi"
+    customer.api.put(f"/api/orders/{cancelled['id']}/status", json={"status": "Cancelled"})
+    assert fact(cancelled) == "Driver: Nobody"
+    assert "</b> cancelled the order." in window.open(f"/orders/{cancelled['id']}").text
+    admin.assign(given, driver)
+    admin.move(given, "Processing")
+    assert fact(given) == "Driver: Dewi"
+
+
+def test_the_words_are_those_of_people(browser: Browser, people: People) -> None:
+    customer, driver, admin = people.customer(), people.driver(), people.admin()
+    order = customer.order()
+    path = f"/orders/{order['id']}"
+    window = browser(customer)
+
+    def shown() -> str:
+        """What the page shows at once: what is hidden now is left out."""
+        text = window.open(path).text
+        return re.sub(r"<p[^>]* hidden>.*?</p>", "", text)
+
+    driver.move(order, "Processing")
+    assert "We are preparing it." in shown()
+    driver.move(order, "Shipped")
+    assert "We are preparing it." not in shown()
+    assert "It is on its way." in shown()
+    driver.move(order, "Completed")
+    assert "Delivered. Thank you." in shown()
+    assert "Delivered. Thank you." not in browser(driver).open(path).text
+    answer = window.open("/board")
+    assert "You do not have access to this page" in answer.text
+    assert ">Back to my orders</a>" in answer.text
+    assert "Back to my orders" not in browser().open("/nothing/here").text
+    assert ">Show deleted</label>" in browser(admin).open("/board").text
+    users = browser(admin).open(f"/users?after={int(customer.id) - 1}").text
+    assert "Role changes take effect immediately" in users
+    assert '<option value="user" selected>Customer</option>' in users
+    assert ">user<" not in users
+    assert "Customer, #" in browser(driver).open(f"{path}/history").text
+    assert "(Customer)" in window.open(path).text
+
+
+# --- export and trail --------------------------------------------------------------------------
 
 
 def test_the_export_has_every_order_of_the_filters_and_no_formula(
@@ -497,6 +729,95 @@ def test_security_headers_are_on_every_answer(app: Flask, path: str, status: int
     assert answer.headers["Referrer-Policy"] == "same-origin"
     if not path.startswith("/static/js"):
         assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_without_a_network_there_is_a_page_of_ours_and_nothing_of_anybodys(
+    browser: Browser, people: People
+) -> None:
+    """The service worker and what it keeps: public files, the same for everybody."""
+    worker = browser().open("/worker.js")
+    assert worker.status_code == 200
+    assert worker.headers["Content-Type"].startswith("text/javascript")
+    assert worker.headers["Cache-Control"] == "no-cache"
+    assert "worker-src 'self'" in worker.headers["Content-Security-Policy"]
+    kept = re.findall(r'"(/[^"]*)"', worker.text)
+    assert "/offline" in kept
+    window = browser(people.customer("Somebody Private"))
+    for address in kept:
+        answers = [one.open(address) for one in (browser(), window)]
+        assert [answer.status_code for answer in answers] == [200, 200], address
+        assert answers[0].data == answers[1].data, f"{address} is not the same for everybody"
+        assert "Set-Cookie" not in answers[1].headers
+    assert "You are offline" in window.open("/offline").text
+    assert 'rel="stylesheet"' in window.open("/offline").text
+    for href in re.findall(r'(?:href|src)="(/static/[^"]+)"', window.open("/offline").text):
+        assert href in kept, f"{href} would be missing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "headers", "is_secure"),
+    [
+        ({"TRUSTED_PROXIES": "1"}, {"X-Forwarded-Proto": "https"}, True),
+        ({"TRUSTED_PROXIES": "1"}, {"X-Forwarded-Proto": "http"}, False),
+        ({"COOKIE_SECURE": "yes"}, {"X-Forwarded-Proto": "https"}, False),  # nobody to believe
+        ({}, {"X-Forwarded-Proto": "https"}, False),
+    ],
+)
+def test_behind_a_proxy_with_tls_cookies_are_secure_and_browsers_are_told_to_stay(
+    database: str,
+    people: People,
+    changes: dict[str, str],
+    headers: dict[str, str],
+    is_secure: bool,
+) -> None:
+    app = create_app(settings_for(database, HOST="127.0.0.1", **changes))
+    customer = people.customer()
+    fields = {"email": customer.email, "password": PASSWORD}
+    forwarded = {
+        **headers,
+        "X-Forwarded-Host": "orders.example.org",
+        "X-Forwarded-For": "192.0.2.7",
+    }
+    origin = {"Origin": "https://orders.example.org"} if is_secure else {}
+    answer = app.test_client().post("/login", data=fields, headers={**HTML, **forwarded, **origin})
+    assert answer.status_code == 303, "a form from the proxy's own name is from here"
+    cookies = answer.headers.getlist("Set-Cookie")
+    assert len([cookie for cookie in cookies if "token" in cookie]) == 2
+    for cookie in cookies:
+        if "token" in cookie:
+            assert ("; Secure" in cookie) == bool(changes), cookie
+            assert "; HttpOnly" in cookie
+            assert "; SameSite=Lax" in cookie
+    strict = answer.headers.get("Strict-Transport-Security")
+    assert strict == ("max-age=31536000" if is_secure else None)
+    with app.app_context():
+        db.engine.dispose()
+
+
+@pytest.mark.parametrize(("proxies", "host"), [("1", "a.example"), ("2", "b.example")])
+def test_only_what_trusted_proxies_say_is_believed(database: str, proxies: str, host: str) -> None:
+    """Each of *n* proxies appends one value; what a client wrote itself stands before those."""
+    app = create_app(settings_for(database, TRUSTED_PROXIES=proxies))
+    seen: list[tuple[str, str | None, str]] = []
+
+    @app.get("/whoami")
+    @identity.public
+    def whoami() -> str:
+        seen.append((request.scheme, request.remote_addr, request.host))
+        return ""
+
+    app.test_client().get(
+        "/whoami",
+        headers={
+            "X-Forwarded-For": "1.1.1.1, 2.2.2.2, 3.3.3.3",
+            "X-Forwarded-Proto": "gopher, https, http" if proxies == "2" else "gopher, https",
+            "X-Forwarded-Host": "evil.example, b.example, a.example",
+        },
+    )
+    address = {"1": "3.3.3.3", "2": "2.2.2.2"}[proxies]
+    assert seen == [("https", address, host)]
+    with app.app_context():
+        db.engine.dispose()
 
 
 @pytest.mark.safety("scripts-frames-caches")

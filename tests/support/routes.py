@@ -109,12 +109,15 @@ OPERATIONS = {
     "GET /readyz":                           everybody(200),
 }
 
-_ONE = {"order": "{order}"}
+_ONE = {"order": "{order}", "confirmed": "yes"}
 
 # The dashboard. 303 leads on to where the work is, 401 to the sign-in page.
 #                                                    anon out  str  own  drv  asg  adm
 PAGES: dict[str, Row] = {
     "GET /static/<path:name>":                  everybody(200, file="js/order-stream.js"),
+    # Kept by browsers for the time without a network: the same for everybody.
+    "GET /worker.js":                            everybody(200),
+    "GET /offline":                              everybody(200, page=True),
     "GET /":                                     page(401, 401, 303, 303, 303, 303, 303),
     "GET /login":                                page(200, 200, 200, 200, 200, 200, 200),
     "POST /login":                               page(303, 303, 303, 303, 303, 303, 303,

@@ -2,7 +2,7 @@
 
 One module for each thing people do: `session`, `orders` (a customer's, and one order), `deliveries`
 (a driver's phone), `board` (dispatchers), `people` (users and roles), `account` (one's own password
-and sessions). `errors` shows refusals.
+and sessions). `errors` shows refusals, `offline` is what a browser shows without a network.
 """
 
 from flask import Blueprint, Flask
@@ -13,6 +13,7 @@ from ordertrack.blueprints.pages import (
     board,
     deliveries,
     errors,
+    offline,
     orders,
     people,
     session,
@@ -25,6 +26,7 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     board.blueprint,
     people.blueprint,
     account.blueprint,
+    offline.blueprint,
 )
 
 

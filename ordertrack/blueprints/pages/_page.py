@@ -17,7 +17,7 @@ from ordertrack import identity
 from ordertrack.errors import ValidationFailed
 from ordertrack.lifecycle import TERMINAL, Status
 from ordertrack.payloads import MAX_VERSION, parse, present_time
-from ordertrack.policy import Actor
+from ordertrack.policy import Actor, Role
 
 AnyForm = TypeVar("AnyForm", bound=BaseModel)
 
@@ -31,8 +31,7 @@ NOTICES: Final[dict[str, str]] = {
     "deleted": "Order #{0} is deleted.",
     "refused": "Order #{0} was not changed: somebody else was quicker. It is {1} now.",
     "denied": "Order #{0} was not changed: you may not do that with it.",
-    "changed": "{0} changed.",
-    "partly": "{0} changed; {1} could not be. They are shown as they are now.",
+    "changed": "{0} {1}.",
     "none_chosen": "No order was selected.",
     "saved": "Saved.",
     "signed_out": "You are signed out.",
@@ -42,8 +41,15 @@ NOTICES: Final[dict[str, str]] = {
     "session_closed": "That session has ended.",
     "registered": "Welcome! Place your first order below.",
 }
-_WARNINGS: Final = frozenset({"refused", "denied", "partly", "none_chosen", "session_ended"})
+_WARNINGS: Final = frozenset({"refused", "denied", "none_chosen", "session_ended"})
 _COOKIE: Final = "notice"
+
+# What a role is called where people read it.
+ROLES: Final[dict[str, str]] = {
+    Role.USER: "Customer",
+    Role.DRIVER: "Driver",
+    Role.ADMIN: "Admin",
+}
 
 # Fields that every form may have and that are not the form's own.
 _COMMON: Final = ("csrf_token", "back")
@@ -60,6 +66,7 @@ def init_app(app: Flask) -> None:
         entry_templates=cache(lambda: Markup(env.get_template("entries.html").render())),  # noqa: S704
         STATUSES=tuple(Status),
         TERMINAL=TERMINAL,
+        ROLES=ROLES,
     )
 
 

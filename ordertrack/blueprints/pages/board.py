@@ -1,22 +1,24 @@
 """The dispatchers' board: every order, filtered by the address, changed several at a time."""
 
 import csv
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request, stream_with_context
 
 from ordertrack import identity
 from ordertrack.blueprints._http import integer, known_arguments, scope
-from ordertrack.blueprints.pages._page import back, fields, go_to, read, render
+from ordertrack.blueprints.pages._page import back, fields, go_to, messages, read, render
 from ordertrack.errors import ValidationFailed
-from ordertrack.lifecycle import Status
+from ordertrack.lifecycle import TERMINAL, Status
 from ordertrack.payloads import MAX_ID, DriverForm, StatusForm, present_time
-from ordertrack.services import screens
+from ordertrack.services import actors, screens
 from ordertrack.services.lists import Count, Filters
 from ordertrack.services.orders import OrderView
 from ordertrack.services.screens import Outcome
@@ -33,8 +35,18 @@ FILTERS = ("status", "q", "driver", "customer", "from", "to", "deleted")
 
 @blueprint.get("/board")
 def show() -> Response:
-    known_arguments(*FILTERS, "before")
-    filters = _filters()
+    """``picked`` names the orders that are selected when the page is shown."""
+    known_arguments(*FILTERS, "before", "picked")
+    wanted = request.args.get("picked")
+    picked = _ids(wanted.split(","), "/picked") if wanted else []
+    errors: dict[str, str] = {}
+    try:
+        filters = _filters()
+    except ValidationFailed as error:
+        errors = messages(error)
+        if not errors.keys() <= {"from", "to"}:  # what is wrong is in no field of the page
+            raise
+        filters = Filters()
     found = screens.board(
         identity.principal(),
         filters,
@@ -42,17 +54,21 @@ def show() -> Response:
         before=integer("before", low=1),
         limit=PAGE,
     )
-    page, older = found.page, found.page.older
+    page = found.page
+    older = None if errors else page.older
     return render(
         "board.html",
+        422 if errors else 200,
         viewer=page.actor,
-        orders=page.orders,
+        orders=[] if errors else page.orders,
         cut_short=page.cut_short,
         searched_to=older,
         counts=found.counts,
         total=sum(found.counts.values(), start=Count(0)),
         drivers=found.drivers,
         filters=filters,
+        errors=errors,
+        picked=frozenset(picked),
         chosen={name: request.args.get(name, "") for name in FILTERS},
         is_filtered=any(request.args.get(name) for name in FILTERS),
         older=_address(before=older) if older is not None else None,
@@ -77,7 +93,9 @@ def _filters() -> Filters:
     driver = arguments.get("driver", "")
     customer = arguments.get("customer", "").strip()[:200]
     is_id = customer.isascii() and customer.isdecimal() and int(customer) <= MAX_ID
-    until = _day("to")
+    since, until = _day("from"), _day("to")
+    if since and until and until < since:
+        raise ValidationFailed.at("/to", "must not be before the first day")
     return Filters(
         status=Status(wanted) if wanted else None,
         words=arguments.get("q", "").strip()[:200] or None,
@@ -85,7 +103,7 @@ def _filters() -> Filters:
         unassigned=driver == "none",
         customer=None if is_id else customer or None,
         customer_id=int(customer) if is_id else None,
-        created_from=_day("from"),
+        created_from=since,
         created_before=until + timedelta(days=1) if until else None,
         deleted=arguments.get("deleted") == "yes",
     )
@@ -103,38 +121,125 @@ def _day(name: str) -> datetime | None:
 
 # --- several at once ---------------------------------------------------------------------------
 
+# What became of the orders, after their number: "3 orders cancelled".
+_BECAME: Final[dict[Status, str]] = {
+    Status.PENDING: "moved to Pending",
+    Status.PROCESSING: "moved to Processing",
+    Status.SHIPPED: "moved to Shipped",
+    Status.COMPLETED: "completed",
+    Status.CANCELLED: "cancelled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked before several orders are changed.
+
+    ask         the question, around the number of orders: "Cancel {}?"
+    name        somebody's name that ends the question, or nothing
+    hint        what to think of
+    hidden      the field that says what to do
+    """
+
+    ask: str
+    hidden: tuple[str, str]
+    name: str = ""
+    hint: str = ""
+
+
+_MOVES: Final[dict[Status, tuple[str, str]]] = {
+    Status.PENDING: ("Move {} to Pending?", ""),
+    Status.PROCESSING: ("Move {} to Processing?", ""),
+    Status.SHIPPED: ("Move {} to Shipped?", ""),
+    Status.COMPLETED: ("Mark {} as Completed?", "Completed is final."),
+    Status.CANCELLED: ("Cancel {}?", "A cancelled order cannot be taken up again."),
+}
+
 
 @blueprint.post("/board/move")
 def move() -> Response:
-    form = read({"status": fields("order", "driver_id").get("status", "")}, StatusForm)
-    return _done(screens.move_many(identity.principal(), _chosen(), form.status, scope()))
+    values = fields("order", "driver_id", "confirmed")
+    target = read({"status": values.get("status", "")}, StatusForm).status
+    order_ids = _chosen()
+    if order_ids and request.form.get("confirmed") != "yes":
+        ask, hint = _MOVES[target]
+        question = Question(ask, ("status", target.value), hint=hint)
+        return _ask(order_ids, question, lambda order: target in order.next_statuses)
+    outcomes = screens.move_many(identity.principal(), order_ids, target, scope())
+    return _done(outcomes, _BECAME[target])
 
 
 @blueprint.post("/board/assign")
 def assign() -> Response:
-    driver_id = fields("order", "status").get("driver_id", "")
+    driver_id = fields("order", "status", "confirmed").get("driver_id", "")
     form = read({"driver_id": None if driver_id == "none" else driver_id}, DriverForm)
-    return _done(screens.assign_many(identity.principal(), _chosen(), form.driver_id, scope()))
+    order_ids = _chosen()
+    if order_ids and request.form.get("confirmed") != "yes":
+        drivers = screens.drivers(identity.principal())
+        name = next((driver.name for driver in drivers if driver.id == form.driver_id), None)
+        if name is None and form.driver_id is not None:
+            raise ValidationFailed.at("/driver_id", "must be the id of an active driver")
+        ask = "Take the driver off {}?" if name is None else "Assign {} to "
+        question = Question(ask, ("driver_id", driver_id), name=name or "")
+        return _ask(order_ids, question, lambda order: order.status not in TERMINAL)
+    outcomes = screens.assign_many(identity.principal(), order_ids, form.driver_id, scope())
+    return _done(outcomes, "assigned" if form.driver_id else "without a driver now")
 
 
 def _chosen() -> list[int]:
-    raw = request.form.getlist("order")
+    return _ids(request.form.getlist("order"), "/order")
+
+
+def _ids(raw: Sequence[str], pointer: str) -> list[int]:
     if len(raw) > AT_ONCE:
-        raise ValidationFailed.at("/order", f"must be at most {AT_ONCE} orders at once")
+        raise ValidationFailed.at(pointer, f"must be at most {AT_ONCE} orders at once")
     if not all(one.isascii() and one.isdecimal() and int(one) <= MAX_ID for one in raw):
-        raise ValidationFailed.at("/order", "must be ids of orders")
+        raise ValidationFailed.at(pointer, "must be ids of orders")
     return [int(one) for one in raw]
 
 
-def _done(outcomes: list[Outcome]) -> Response:
+def _ask(order_ids: list[int], question: Question, can_be: Callable[[OrderView], bool]) -> Response:
+    """The page that asks. It names the customers concerned, and what will be left as it is."""
+    found = screens.chosen(identity.principal(), order_ids, scope())
+    changing = [order for order in found.orders if can_be(order)]
+    return render(
+        "bulk_ask.html",
+        viewer=found.actor,
+        before_name=question.ask.format(_orders(len(changing))),
+        question=question,
+        path=request.path,
+        order_ids=order_ids,
+        changing=changing,
+        others=[order for order in found.orders if not can_be(order)],
+        missing=len(set(order_ids)) - len(found.orders),
+        customers=Counter((order.customer_id, order.customer_name) for order in changing),
+        back=back("/board"),
+        back_with_selection=_with_picked(back("/board"), order_ids),
+    )
+
+
+def _with_picked(path: str, order_ids: Sequence[int]) -> str:
+    joint = "&" if "?" in path else "?"
+    return f"{path}{joint}{urlencode({'picked': ','.join(map(str, order_ids))})}"
+
+
+def _done(outcomes: list[Outcome], became: str) -> Response:
+    """The board again; when some were refused, a page that lists them first."""
     following = back("/board")
-    refused = sum(one.refused is not None for one in outcomes)
-    changed = _orders(len(outcomes) - refused)
+    refused = [one for one in outcomes if one.refused is not None]
+    changed = _orders(len(outcomes) - len(refused))
     if not outcomes:
         return go_to(following, "none_chosen")
-    if refused:
-        return go_to(following, "partly", changed, refused)
-    return go_to(following, "changed", changed)
+    if not refused:
+        return go_to(following, "changed", changed, became)
+    return render(
+        "bulk_refused.html",
+        viewer=actors.identify(identity.principal()),
+        changed=f"{changed} {became}",
+        left=_orders(len(refused)),
+        refused=refused,
+        back_with_selection=_with_picked(following, [one.order_id for one in refused]),
+    )
 
 
 def _orders(number: int) -> str:

@@ -4,6 +4,7 @@ from typing import Final
 from urllib.parse import quote, urlsplit
 
 from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
 
 from ordertrack import identity
 from ordertrack.blueprints.pages._page import go_to, render, safe_path
@@ -13,16 +14,19 @@ from ordertrack.problems import problem
 # Status → heading and what to do next. What happened is the error's own detail.
 _PAGES: Final[dict[int, tuple[str, str]]] = {
     400: ("That request was not understood", "Go back, reload the page and try again."),
-    403: ("That is not yours to do", "If you think it should be, ask an admin for the role."),
+    403: (
+        "You do not have access to this page",
+        "If you need it, ask an admin for the role.",
+    ),
     404: (
         "There is nothing here",
         "The address may be mistyped, or the order is gone or not yours.",
     ),
-    405: ("That address only listens", "Go back and use the buttons of the page."),
+    405: ("That cannot be done at this address", "Go back and use the buttons of the page."),
     409: ("Somebody was quicker", "Go back and reload the page to see how things stand."),
     412: ("Somebody was quicker", "Go back and reload the page to see how things stand."),
     413: ("That is too long", "Shorten the text and send it again."),
-    422: ("Something is missing", "Go back and check what you entered."),
+    422: ("Something has to be corrected", "Go back and check what you entered."),
     429: ("Slow down a little", "Wait a moment, then try again."),
     500: ("Something broke on our side", "It has been noted. Try again in a moment."),
     503: ("We cannot reach the orders right now", "Nothing is lost. Try again in a moment."),
@@ -47,6 +51,7 @@ def error_page(error: DomainError) -> Response:
         code=error.code,
         request_id=shown.get("request_id"),  # for the one who is asked what broke
         may_retry=status in (429, 500, 503) and request.method == "GET",
+        has_session=identity.has_cookies(),
     )
     if "retry_after" in shown:
         response.headers["Retry-After"] = str(shown["retry_after"])
@@ -54,18 +59,38 @@ def error_page(error: DomainError) -> Response:
 
 
 def _to_sign_in() -> Response:
-    """To the sign-in page and, after it, back to where the visitor was."""
+    """To the sign-in page and, after it, back to where the visitor was.
+
+    What a refused form said is shown there: its page may have been open for days, or another tab
+    has signed out, and nobody should have to write it again.
+    """
     if request.method == "GET":
         wanted = request.full_path.removesuffix("?")
     else:
         wanted = urlsplit(request.referrer or "").path
     following = safe_path(wanted)
     had_session = identity.has_cookies()
+    written = _written()
+    if written:
+        response = render(
+            "login.html", 401, email="", error=None, following=following, written=written
+        )
+        identity.clear_cookies(response)
+        return response
     address = "/login" if following == "/" else f"/login?next={quote(following)}"
     response = go_to(address, "session_ended" if had_session else None)
     if had_session:
         identity.clear_cookies(response)
     return response
+
+
+def _written() -> str:
+    """The text in the form of the present request. Another site's forms never get this far."""
+    try:
+        form = request.form
+    except HTTPException:  # too large to be read
+        return ""
+    return (form.get("description") or form.get("note") or "").strip()
 
 
 def init_app(app: Flask) -> None:

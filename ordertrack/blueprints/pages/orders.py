@@ -1,7 +1,7 @@
 """A customer's orders, and one order: its page, its trail, and what can be done with it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 from uuid import uuid4
@@ -30,6 +30,7 @@ from ordertrack.errors import (
     ValidationFailed,
     VersionMismatch,
 )
+from ordertrack.eventlog import Event
 from ordertrack.lifecycle import STEPS, TERMINAL, Status
 from ordertrack.payloads import MAX_VERSION, DriverForm, OrderForm, StatusForm
 from ordertrack.problems import STATUS as HTTP_STATUS
@@ -93,10 +94,14 @@ def place() -> Response:
         )
     except ValidationFailed as error:
         typed = values.get("description", "")
-        return _own(422, typed=typed, error=" ".join(messages(error).values()))
+        return _own(422, typed=typed, error=_about_description(error, typed))
     except (IdempotencyKeyReused, Conflict):
         return _own(409, typed="", error="This form was sent before. Here is a fresh one.")
     return go_to(f"/orders/{order.id}", "placed")
+
+
+def _about_description(error: ValidationFailed, typed: str) -> str:
+    return " ".join(messages(error).values()) if typed.strip() else "Write what you need."
 
 
 # --- one order ---------------------------------------------------------------------------------
@@ -115,6 +120,7 @@ def show(order_id: int) -> Response:
 def _show(order_id: int, refused: DomainError | None = None) -> Response:
     screen = screens.order(identity.principal(), order_id, scope())
     order = screen.order
+    typed = fields("version").get("description") if refused else None
     return render(
         "order.html",
         200 if refused is None else HTTP_STATUS[refused.code].value,
@@ -127,9 +133,28 @@ def _show(order_id: int, refused: DomainError | None = None) -> Response:
         when=_when(screen),
         drivers=screen.drivers,
         is_owner=order.customer_id == screen.actor.id,
+        mover=_mover(screen.events),
         refused=refused,
-        typed=fields("version").get("description") if refused else None,
+        reason=_reason(refused, typed),
+        typed=typed,
     )
+
+
+def _mover(events: Sequence[Event]) -> str | None:
+    """Who took the latest step of the main flow: who did it, where no driver is assigned."""
+    for event in reversed(events):
+        if event.type == "status_changed" and event.status != Status.CANCELLED:
+            return event.actor_name
+    return None
+
+
+def _reason(refused: DomainError | None, typed: str | None) -> str:
+    """Why a form was refused, in the words of the page."""
+    if not isinstance(refused, ValidationFailed):
+        return refused.detail if refused else ""
+    if typed is not None:
+        return _about_description(refused, typed)
+    return " ".join(messages(refused).values())
 
 
 def _steps(screen: screens.OrderScreen) -> list[tuple[Status, Status]]:
