@@ -34,7 +34,9 @@ from ordertrack import embedded, logs, serving
 from ordertrack.config import Settings, SettingsError, load, secrets_of
 from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
 from ordertrack.green import bound_database_waits
+from ordertrack.services import schema
 from ordertrack.services.restore import LogFromElsewhere, require_own_log
+from ordertrack.services.schema import SchemaTooNew
 from ordertrack.serving import TooFewDescriptors
 
 DOTENV = Path(__file__).with_name(".env")
@@ -50,13 +52,12 @@ def with_database(settings: Settings, stack: ExitStack) -> tuple[Settings, Embed
 
 
 def create_app() -> Flask:
-    """For ``flask --app wsgi``: the application on a migrated database."""
+    """For ``flask --app wsgi``: the application. Commands see to the tables themselves."""
     stack = ExitStack()
     atexit.register(stack.close)
     try:
         settings, _ = with_database(load(os.environ, dotenv=DOTENV), stack)
         app = application.create_app(settings)
-        migrate(app)
     except (SettingsError, EmbeddedError) as error:
         raise ClickException(str(error)) from error  # shown without a traceback
     return app
@@ -65,7 +66,8 @@ def create_app() -> Flask:
 def migrate(app: Flask) -> None:
     with app.app_context():
         try:
-            upgrade()
+            if schema.is_behind():
+                upgrade()
         except OperationalError as error:
             because = str(error.orig).strip()
             raise SettingsError(
@@ -149,5 +151,11 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (SettingsError, EmbeddedError, LogFromElsewhere, TooFewDescriptors) as error:
+    except (
+        SettingsError,
+        EmbeddedError,
+        LogFromElsewhere,
+        SchemaTooNew,
+        TooFewDescriptors,
+    ) as error:
         sys.exit(f"OrderTrack does not start: {error}")

@@ -1,8 +1,10 @@
-"""Runs the migrations on the application's own engine, one process at a time."""
+"""Runs the migrations as the owner of the tables, one process at a time."""
 
 from alembic import context
 from flask import current_app
 from sqlalchemy import text
+
+from ordertrack.services import owner, schema
 
 # Any fixed number: processes that start together queue here, and all but the first find nothing
 # left to do.
@@ -11,7 +13,7 @@ _LOCK = 0x0DE27AC
 
 def run() -> None:
     database = current_app.extensions["migrate"].db
-    with database.engine.connect() as connection:
+    with owner.engine().connect() as connection:
         # A migration may rightly take longer than a request may.
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("SET lock_timeout = '30s'"))
@@ -22,6 +24,7 @@ def run() -> None:
             with context.begin_transaction():
                 context.run_migrations()
             connection.commit()
+            schema.finish(connection)
         finally:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK})
