@@ -35,6 +35,7 @@ from ordertrack.config import Settings, SettingsError, load, secrets_of
 from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
 from ordertrack.green import bound_database_waits
 from ordertrack.services import schema
+from ordertrack.services.housekeeping import Housekeeper
 from ordertrack.services.restore import LogFromElsewhere, require_own_log
 from ordertrack.services.schema import SchemaTooNew
 from ordertrack.serving import TooFewDescriptors
@@ -132,6 +133,8 @@ def main() -> None:
         if postgres is not None:
             relay.revive = postgres.ensure_running
         relay.start()
+        housekeeper = Housekeeper(app.app_context)
+        housekeeper.start()
         app.extensions["ordertrack_loop"].start()
         with port_errors(settings):
             serving.serve(
@@ -145,6 +148,7 @@ def main() -> None:
                 ready=lambda port: announce(settings, port, is_embedded=postgres is not None),
                 drain=app.extensions["ordertrack_drain"],
             )
+        housekeeper.stop()
         relay.stop()
 
 

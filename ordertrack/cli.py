@@ -152,9 +152,9 @@ audits = AppGroup("audit", help="Look after the audit trail.")
 def verify() -> None:
     """Check the history of every order. Names the first bad row and exits with 1."""
     _tables()
-    checked = audit.Checked(0, 0)
+    checked = audit.Checked(0, 0, 0)
     with _errors_for_people():
-        total = audit.count_orders()
+        total = audit.last_order()
         bar = click.progressbar(
             length=total,
             label="Checking",
@@ -164,7 +164,7 @@ def verify() -> None:
         try:
             with bar:
                 for latest in audit.verify():
-                    bar.update(latest.orders - checked.orders)
+                    bar.update(latest.upto - checked.upto)
                     checked = latest
         except audit.LogDamaged as damage:
             raise click.ClickException(str(damage)) from damage

@@ -13,14 +13,25 @@ from typing import Any
 import psycopg2
 import pytest
 
+from ordertrack.app import create_app
+from ordertrack.extensions import db
 from ordertrack.services import accounts
-from tests.support.databases import Postgres
-from tests.support.http import Answer
+from tests.support.databases import Postgres, settings_for
+from tests.support.http import Answer, InProcess
 from tests.support.people import People, Person
 from tests.support.waiting import eventually
 
 WAITERS = """SELECT count(*) FROM pg_stat_activity
               WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+
+
+@pytest.fixture(scope="module")
+def people(database: str) -> Iterator[People]:
+    """People of an application that waits for locks for as long as a busy machine may take."""
+    app = create_app(settings_for(database, LOCK_TIMEOUT_MS="40000", STATEMENT_TIMEOUT_MS="60000"))
+    yield People(database, InProcess(app))
+    with app.app_context():
+        db.engine.dispose()
 
 
 class Held:
