@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import psycopg2
@@ -126,6 +127,110 @@ def test_a_change_that_waited_is_judged_by_the_rights_of_now(
         held.commit()
         assert answer.result().code == code
     assert [event["version"] for event in boss.history(order)] == [1]
+
+
+@pytest.mark.parametrize("wait", [LOCK_ORDER, CHANGE_ORDER], ids=["locked", "changed"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_that_waited_is_of_the_time_when_it_was_made(
+    people: People,
+    holding: Callable[..., Held],
+    postgres: Postgres,
+    database: str,
+    change: str,
+    wait: str,
+) -> None:
+    admin, driver = people.admin(), people.driver()
+    order = people.customer().order()
+    held = holding(wait, order["id"])
+    with in_background(
+        lambda: CHANGES[change](admin, f"/api/orders/{order['id']}", driver)
+    ) as answer:
+        held.await_waiters()
+        [(before,)] = postgres.execute("SELECT clock_timestamp()")
+        held.commit()
+        assert answer.result().status_code in (200, 204)
+    [(event, row)] = postgres.execute(
+        "SELECT e.created_at, o.updated_at FROM order_events e JOIN orders o ON o.id = e.order_id"
+        " WHERE o.id = %s AND e.version = 2",
+        order["id"],
+        dsn=database,
+    )
+    assert event == row > before
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_times_ascend_although_the_clock_was_set_back(
+    people: People, postgres: Postgres, database: str, change: str
+) -> None:
+    admin, driver = people.admin(), people.driver()
+    order = people.customer().order()
+    superuser = postgres.as_superuser(database)
+    connection = psycopg2.connect(superuser)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute("SET session_replication_role = replica")  # the stamp sleeps
+            cursor.execute(
+                "UPDATE orders SET updated_at = updated_at + interval '1 hour' WHERE id = %s"
+                " RETURNING updated_at",
+                [order["id"]],
+            )
+            found = cursor.fetchone()
+    finally:
+        connection.close()
+    assert found is not None
+    path = f"/api/orders/{order['id']}"
+    assert CHANGES[change](admin, path, driver).status_code in (200, 204)
+    [(now,)] = postgres.execute(
+        "SELECT created_at FROM order_events WHERE order_id = %s AND version = 2",
+        order["id"],
+        dsn=database,
+    )
+    assert now - found[0] == timedelta(microseconds=1)
+
+
+def test_an_order_and_its_first_event_are_of_one_time(
+    people: People, postgres: Postgres, database: str
+) -> None:
+    order = people.customer().order()
+    [times] = postgres.execute(
+        "SELECT o.created_at, o.updated_at, e.created_at FROM orders o"
+        " JOIN order_events e ON e.order_id = o.id WHERE o.id = %s",
+        order["id"],
+        dsn=database,
+    )
+    assert len(set(times)) == 1
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_stuck_order_leaves_connections_for_the_others(
+    database: str, holding: Callable[..., Held], change: str
+) -> None:
+    """However many wait to change it: two at the database, the rest without a connection."""
+    app = create_app(
+        settings_for(
+            database,
+            DB_POOL_SIZE="4",
+            DB_POOL_TIMEOUT="20",
+            LOCK_TIMEOUT_MS="40000",
+            STATEMENT_TIMEOUT_MS="60000",
+        )
+    )
+    people = People(database, InProcess(app))
+    admin, driver = people.admin(), people.driver()
+    order, other = (people.customer().order() for _ in range(2))
+    held = holding(LOCK_ORDER, order["id"])
+    with ThreadPoolExecutor(6) as pool:
+        path = f"/api/orders/{order['id']}"
+        waiting = [pool.submit(CHANGES[change], admin, path, driver) for _ in range(6)]
+        held.await_waiters(2)
+        # All of them have come in: four are told that they need not wait.
+        eventually(lambda: sum(future.done() for future in waiting) == 4)
+        assert {future.result().code for future in waiting if future.done()} == {"unavailable"}
+        assert admin.api.get(f"/api/orders/{other['id']}").status_code == 200
+        held.commit()
+    assert {future.result().status_code for future in waiting} & {200, 204}
+    with app.app_context():
+        db.engine.dispose()
 
 
 def test_a_driver_who_is_being_deactivated_gets_no_order(
