@@ -226,6 +226,7 @@ TAMPERINGS = {
 
 
 @pytest.mark.safety("tampering")
+@pytest.mark.safety("serving-role")
 @pytest.mark.parametrize("case", TAMPERINGS)
 def test_the_first_bad_row_is_named(copy: Own, postgres: Postgres, story: Story, case: str) -> None:
     sql, told = TAMPERINGS[case]

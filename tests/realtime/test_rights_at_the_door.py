@@ -74,6 +74,7 @@ def principal_of(app: Flask, person: Person) -> Principal:
         return from_token(person.token).principal
 
 
+@pytest.mark.safety("ended-rights-close-sockets")
 def test_who_is_signed_out_while_being_let_in_is_not_let_in(
     app: Flask, people: People, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +94,7 @@ def test_who_is_signed_out_while_being_let_in_is_not_let_in(
     assert len(door.guests) == 0
 
 
+@pytest.mark.safety("ended-rights-close-sockets")
 def test_who_renews_with_a_session_that_ends_just_then_is_signed_out(
     app: Flask, people: People, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,9 +210,9 @@ def test_a_stuck_order_leaves_connections_for_the_others(
         settings_for(
             database,
             DB_POOL_SIZE="4",
-            DB_POOL_TIMEOUT="20",
-            LOCK_TIMEOUT_MS="40000",
-            STATEMENT_TIMEOUT_MS="60000",
+            DB_POOL_TIMEOUT="60",
+            LOCK_TIMEOUT_MS="80000",
+            STATEMENT_TIMEOUT_MS="120000",
         )
     )
     people = People(database, InProcess(app))
@@ -222,12 +222,14 @@ def test_a_stuck_order_leaves_connections_for_the_others(
     with ThreadPoolExecutor(6) as pool:
         path = f"/api/orders/{order['id']}"
         waiting = [pool.submit(CHANGES[change], admin, path, driver) for _ in range(6)]
-        held.await_waiters(2)
-        # All of them have come in: four are told that they need not wait.
-        eventually(lambda: sum(future.done() for future in waiting) == 4)
-        assert {future.result().code for future in waiting if future.done()} == {"unavailable"}
-        assert admin.api.get(f"/api/orders/{other['id']}").status_code == 200
-        held.commit()
+        try:
+            held.await_waiters(2)
+            # All of them have come in: four are told that they need not wait.
+            eventually(lambda: sum(future.done() for future in waiting) == 4)
+            assert {one.result().code for one in waiting if one.done()} == {"unavailable"}
+            assert admin.api.get(f"/api/orders/{other['id']}").status_code == 200
+        finally:
+            held.close()
     assert {future.result().status_code for future in waiting} & {200, 204}
     with app.app_context():
         db.engine.dispose()

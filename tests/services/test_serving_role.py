@@ -51,6 +51,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.safety("serving-role")
 @pytest.mark.parametrize("case", REFUSED)
 def test_the_serving_role_cannot(case: str, database: str, people: People) -> None:
     owner = people.customer()
@@ -65,6 +66,7 @@ def test_the_serving_role_cannot(case: str, database: str, people: People) -> No
     assert refusal.value.pgcode == "42501", refusal.value  # insufficient_privilege
 
 
+@pytest.mark.safety("serving-role")
 def test_whoever_inserts_an_event_does_not_choose_its_time_or_transaction(
     postgres: Postgres, database: str, people: People
 ) -> None:
