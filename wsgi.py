@@ -39,7 +39,10 @@ from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
 from ordertrack.errors import Unavailable
 from ordertrack.green import bound_database_waits
 from ordertrack.realtime.relay import RelayStuck
+from ordertrack.services import schema
+from ordertrack.services.housekeeping import Housekeeper
 from ordertrack.services.restore import LogFromElsewhere, require_own_log
+from ordertrack.services.schema import SchemaTooNew
 from ordertrack.serving import TooFewDescriptors
 
 DOTENV = Path(__file__).with_name(".env")
@@ -55,13 +58,12 @@ def with_database(settings: Settings, stack: ExitStack) -> tuple[Settings, Embed
 
 
 def create_app() -> Flask:
-    """For ``flask --app wsgi``: the application on a migrated database."""
+    """For ``flask --app wsgi``: the application. Commands see to the tables themselves."""
     stack = ExitStack()
     atexit.register(stack.close)
     try:
         settings, _ = with_database(load(os.environ, dotenv=DOTENV), stack)
         app = application.create_app(settings)
-        migrate(app)
     except (SettingsError, EmbeddedError) as error:
         raise ClickException(str(error)) from error  # shown without a traceback
     return app
@@ -74,7 +76,8 @@ def migrate(app: Flask) -> None:
     with app.app_context():
         try:
             require_own_sessions(connect)
-            upgrade()
+            if schema.is_behind():
+                upgrade()
         except (DBAPIError, psycopg2.Error) as error:
             original = error.orig if isinstance(error, DBAPIError) else error
             if not is_passing(original):
@@ -147,6 +150,8 @@ def main() -> None:
         if postgres is not None:
             relay.revive = postgres.ensure_running
         relay.start()
+        housekeeper = Housekeeper(app.app_context)
+        housekeeper.start()
         app.extensions["ordertrack_loop"].start()
         with port_errors(settings):
             serving.serve(
@@ -160,6 +165,7 @@ def main() -> None:
                 ready=lambda port: announce(settings, port, is_embedded=postgres is not None),
                 drain=app.extensions["ordertrack_drain"],
             )
+        housekeeper.stop()
         relay.stop()
 
 
@@ -172,6 +178,7 @@ if __name__ == "__main__":
         LogFromElsewhere,
         Unavailable,
         RelayStuck,
+        SchemaTooNew,
         TooFewDescriptors,
     ) as error:
         sys.exit(f"OrderTrack does not start: {error}")

@@ -1,4 +1,4 @@
-"""Runs the migrations on the application's own engine, one process at a time.
+"""Runs the migrations as the owner of the tables, one process at a time.
 
 Others may be serving meanwhile, and others may be starting. A change of a table that has to wait
 for somebody's transaction makes everybody else wait behind it, so it waits only for a moment, gives
@@ -15,8 +15,10 @@ from flask import current_app
 from sqlalchemy import Connection, exc, text
 
 from ordertrack.models import SEARCH_INDEXES
+from ordertrack.services import owner, schema
 
 log = logging.getLogger("ordertrack.migrations")
+
 
 # Any fixed number: processes that start together queue here, and all but the first find nothing
 # left to do.
@@ -39,7 +41,7 @@ _IN_THE_WAY = ("55P03", "40P01")
 
 def run() -> None:
     database = current_app.extensions["migrate"].db
-    with database.engine.connect() as connection:
+    with owner.engine().connect() as connection:
         try:
             # A migration may rightly take longer than a request may.
             for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
@@ -48,6 +50,7 @@ def run() -> None:
             connection.commit()
             _take_turn(connection)
             _migrate(connection, database.metadata)
+            schema.finish(connection)
             connection.execute(text("RESET ALL"))
             connection.execute(text("SELECT pg_advisory_unlock_all()"))
             connection.commit()

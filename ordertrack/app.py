@@ -12,6 +12,7 @@ from ordertrack.config import Settings
 from ordertrack.db import engine_options
 from ordertrack.extensions import db, jwt, migrate
 from ordertrack.realtime import live
+from ordertrack.services import owner
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +30,7 @@ def create_app(settings: Settings) -> Flask:
     app.config.update(
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=engine_options(settings),
+        SQLALCHEMY_BINDS=owner.binds(settings),
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
         **identity.jwt_options(settings),
     )

@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
-from flask import Flask
+from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
+from flask_migrate import upgrade
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ordertrack import identity
+from ordertrack.config import Settings, SettingsError
 from ordertrack.errors import DomainError
 from ordertrack.payloads import Registration, parse
 from ordertrack.policy import Role
-from ordertrack.services import accounts, audit, demo, passwords, restore
+from ordertrack.services import accounts, audit, demo, passwords, restore, roles, schema
 from ordertrack.services.accounts import Account
+from ordertrack.services.schema import SchemaTooNew
 
 # Below this a check is over before a bar could be read.
 _ORDERS_WORTH_A_BAR = 5_000
@@ -36,6 +40,27 @@ def _errors_for_people() -> Iterator[None]:
         raise click.ClickException("\n".join(lines) or error.detail) from error
 
 
+def _tables(*, migrate: bool = False) -> None:
+    """See that the tables are there. Commands that only read never change them."""
+    try:
+        with _errors_for_people():
+            if not schema.is_behind():
+                return
+            if not migrate:
+                raise click.ClickException(
+                    "The tables are not up to date, and this command only reads. Start the server,"
+                    " or run: flask --app wsgi db upgrade"
+                )
+            upgrade()
+    except SchemaTooNew as error:
+        raise click.ClickException(str(error)) from error
+    except OperationalError as error:
+        because = str(error.orig).strip()
+        raise click.ClickException(
+            f"DB_DSN names a database that cannot be used: {because}"
+        ) from error
+
+
 # --- users -------------------------------------------------------------------------------------
 
 users = AppGroup("users", help="Make and list users, change their roles.")
@@ -52,6 +77,7 @@ def create_user(email: str, name: str, role: str, password: str | None) -> None:
     """Make a user with any role."""
     if password is None:
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    _tables(migrate=True)
     with _errors_for_people():
         form = parse({"name": name, "email": email, "password": password}, Registration)
         account = accounts.register(form.name, form.email, form.password, Role(role))
@@ -61,6 +87,7 @@ def create_user(email: str, name: str, role: str, password: str | None) -> None:
 @users.command("list")
 def list_users() -> None:
     """Show every user: id, role, address, name."""
+    _tables()
     with _errors_for_people():
         found = accounts.all_users()
     for account in found:
@@ -76,6 +103,7 @@ def _line(account: Account) -> str:
 @click.argument("role", type=_ROLE)
 def set_role(email: str, role: str) -> None:
     """Give the user with the address EMAIL the role ROLE."""
+    _tables(migrate=True)
     with _errors_for_people():
         account = accounts.set_role(email, Role(role))
     click.echo(f"{account.email} is {account.role} now.")
@@ -106,6 +134,7 @@ def make_demo(password: str | None, beside_others: bool) -> None:
     """Make three accounts and some orders to look at."""
     # Made up, because a demo may be reachable from elsewhere: nobody knows it who was not told.
     password = password or secrets.token_urlsafe(9)
+    _tables(migrate=True)
     with _errors_for_people():
         parse({"name": "-", "email": "demo@example.org", "password": password}, Registration)
         made = demo.make(password, beside_others=beside_others)
@@ -122,9 +151,10 @@ audits = AppGroup("audit", help="Look after the audit trail.")
 @audits.command("verify")
 def verify() -> None:
     """Check the history of every order. Names the first bad row and exits with 1."""
-    checked = audit.Checked(0, 0)
+    _tables()
+    checked = audit.Checked(0, 0, 0)
     with _errors_for_people():
-        total = audit.count_orders()
+        total = audit.last_order()
         bar = click.progressbar(
             length=total,
             label="Checking",
@@ -134,7 +164,7 @@ def verify() -> None:
         try:
             with bar:
                 for latest in audit.verify():
-                    bar.update(latest.orders - checked.orders)
+                    bar.update(latest.upto - checked.upto)
                     checked = latest
         except audit.LogDamaged as damage:
             raise click.ClickException(str(damage)) from damage
@@ -144,11 +174,36 @@ def verify() -> None:
 @audits.command("adopt")
 def adopt() -> None:
     """Once after restoring a dump into another PostgreSQL cluster, before serving."""
+    _tables(migrate=True)
     with _errors_for_people():
         rows = restore.adopt()
     click.echo(f"{rows} rows of the log came from elsewhere, and count as long past now.")
 
 
+# --- database roles ----------------------------------------------------------------------------
+
+
+@click.command("roles")
+@click.option(
+    "--as",
+    "superuser_dsn",
+    required=True,
+    help="libpq DSN of a superuser, to any database of that server.",
+)
+@with_appcontext
+def make_roles(superuser_dsn: str) -> None:
+    """Make the database of DB_DSN and MIGRATE_DSN, and both roles: one that serves, one that owns
+    the tables. What is there already is kept."""
+    settings: Settings = current_app.extensions["ordertrack_settings"]
+    try:
+        roles.make(superuser_dsn, settings)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
+    except DBAPIError as error:
+        raise click.ClickException(str(error.orig).strip()) from error
+    click.echo("The roles are made. Start the server, or run: flask --app wsgi db upgrade")
+
+
 def init_app(app: Flask) -> None:
-    for command in (users, make_demo, audits):
+    for command in (users, make_demo, audits, make_roles):
         app.cli.add_command(command)

@@ -168,6 +168,10 @@ class Settings:
     # libpq `key=value` form or a postgresql:// URL, PostgreSQL 14 or later. None: the embedded one.
     db_dsn: str | None = _text(_dsn, None, secret=True)
 
+    # The same database as the role that owns the tables: migrations run as it, and DB_DSN's role
+    # owns nothing then. None: DB_DSN's role does both.
+    migrate_dsn: str | None = _text(_dsn, None, secret=True)
+
     # Signs the tokens. Whoever has it can be anybody, so there is no default: with the embedded
     # database one is made and kept beside it, with DB_DSN it has to be given.
     jwt_secret: str | None = _text(_secret, None, secret=True)
@@ -249,13 +253,12 @@ class Settings:
         """For SQLAlchemy, with every libpq option kept. Its text hides the password."""
         if self.db_dsn is None:
             raise SettingsError("DB_DSN", "is not set, and no embedded database was started")
-        options = parse_dsn(self.db_dsn)
-        user, password = options.pop("user", None), options.pop("password", None)
-        dbname = options.pop("dbname", None)
-        # Host and port stay options: a socket's folder or a list of hosts has no place in a URL.
-        return URL.create(
-            "postgresql+psycopg2", user, password, database=dbname, query=cast(Any, options)
-        )
+        return url_of(self.db_dsn)
+
+    @property
+    def owner_url(self) -> URL:
+        """The same for the role that owns the tables, which may be DB_DSN's."""
+        return self.database_url if self.migrate_dsn is None else url_of(self.migrate_dsn)
 
     @property
     def signing_secret(self) -> str:
@@ -267,6 +270,17 @@ class Settings:
     def with_embedded(self, dsn: str, secret: str) -> "Settings":
         """The same settings once the embedded database runs. A JWT_SECRET that was set stays."""
         return replace(self, db_dsn=dsn, jwt_secret=self.jwt_secret or secret)
+
+
+def url_of(dsn: str) -> URL:
+    """A libpq DSN for SQLAlchemy."""
+    options = parse_dsn(dsn)
+    user, password = options.pop("user", None), options.pop("password", None)
+    dbname = options.pop("dbname", None)
+    # Host and port stay options: a socket's folder or a list of hosts has no place in a URL.
+    return URL.create(
+        "postgresql+psycopg2", user, password, database=dbname, query=cast(Any, options)
+    )
 
 
 def load(environ: Mapping[str, str], *, dotenv: Path | None = None) -> Settings:
@@ -293,8 +307,10 @@ def load(environ: Mapping[str, str], *, dotenv: Path | None = None) -> Settings:
 
 def secrets_of(settings: Settings) -> tuple[str, ...]:
     """The settings' values that nobody may read in a log."""
-    password = parse_dsn(settings.db_dsn or "").get("password")
-    return tuple(secret for secret in (settings.jwt_secret, password) if secret)
+    passwords = (
+        parse_dsn(dsn or "").get("password") for dsn in (settings.db_dsn, settings.migrate_dsn)
+    )
+    return tuple(secret for secret in (settings.jwt_secret, *passwords) if secret)
 
 
 def _from_file(path: Path | None) -> Mapping[str, str | None]:
@@ -330,6 +346,8 @@ def _check_together(settings: Settings, *, debug: str) -> None:
             raise SettingsError(
                 "FLASK_DEBUG", "must not be on with a real database (DB_DSN is set); remove it"
             )
+    elif settings.migrate_dsn is not None:
+        raise SettingsError("MIGRATE_DSN", "needs DB_DSN: the embedded database has one role")
     if settings.refresh_token_seconds < settings.access_token_seconds:
         raise SettingsError(
             "REFRESH_TOKEN_SECONDS", "must not be shorter than ACCESS_TOKEN_SECONDS"

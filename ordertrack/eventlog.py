@@ -9,16 +9,16 @@ row lock. Between orders there is no order to keep: transactions become visible 
 they commit, and a `Tail` loses none of them whatever that order is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import event
+from sqlalchemy import Text, event, insert, literal, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session, object_session
 
 from ordertrack import db
-from ordertrack.lifecycle import Status
 from ordertrack.models import AccessChange, Order, OrderEvent
 from ordertrack.policy import Actor
 
@@ -46,50 +46,64 @@ class Event:
     created_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Where an order stands after a change."""
+
+    version: int
+    updated_at: datetime
+
+
 def append(
     session: Session,
-    order: Order,
+    order_id: int,
     actor: Actor,
     type: str,
     *,
-    status: Status | None = None,
+    setting: Mapping[str, Any],
     note: str | None = None,
     changes: dict[str, Any] | None = None,
-) -> None:
-    """Take the order's next version, set *status* if one is given, and append the event.
+) -> Changed:
+    """Change the order's columns as *setting* says, and append the event, in one statement.
 
-    The caller holds the order's row lock (or has just inserted the row) in this transaction, and
-    has checked the step. Callers' status changes do not come through here:
+    The caller holds the order's row lock in
+    this transaction, and has checked that the change is allowed. The event's transaction and time
+    are the database's to say (migration 0003). Callers' status changes do not come through here:
     `services.orders.change_status` checks, moves and appends within its one statement.
     """
-    if type == "created":
-        previous_status = None
-    else:
-        order.version += 1
-        order.previous_status = previous_status = order.status
-        if status is not None:
-            order.status = status.value
-    row = OrderEvent(
-        order_id=order.id,
-        version=order.version,
-        type=type,
-        status=order.status,
-        previous_status=previous_status,
-        actor_id=actor.id,
-        actor_name=actor.name,
-        actor_role=actor.role.value,
-        note=note,
-        changes=changes,
-        customer_id=order.customer_id,
-        driver_id=order.driver_id,
-        created_at=order.updated_at,
+    changed = (
+        update(Order)
+        .where(Order.id == order_id)
+        .values(previous_status=Order.status, version=Order.version + 1, **setting)
+        .returning(*Order.__table__.columns)
+        .cte("o")
     )
-    session.add(row)
+    row = {
+        "order_id": changed.c.id,
+        "version": changed.c.version,
+        "type": literal(type),
+        "status": changed.c.status,
+        "previous_status": changed.c.previous_status,
+        "actor_id": literal(actor.id),
+        "actor_name": literal(actor.name),
+        "actor_role": literal(actor.role.value),
+        "note": literal(note, Text),
+        "changes": literal(changes, JSONB(none_as_null=True)),
+        "customer_id": changed.c.customer_id,
+        "driver_id": changed.c.driver_id,
+    }
+    appended = insert(OrderEvent).from_select(
+        list(row), select(*row.values()), include_defaults=False
+    )
+    answer = session.execute(
+        select(changed.c.version, changed.c.updated_at).add_cte(appended.cte("event"))
+    ).one()
+    db.appends(session)
+    return Changed(*answer)
 
 
-@event.listens_for(OrderEvent, "after_insert")
 @event.listens_for(AccessChange, "after_insert")
-def _note_the_append(_mapper: object, _connection: object, row: OrderEvent | AccessChange) -> None:
+def _note_the_append(_mapper: object, _connection: object, row: AccessChange) -> None:
     session = object_session(row)
     if session is not None:
         db.appends(session)

@@ -21,6 +21,8 @@ from psycopg2.extensions import (
     set_wait_callback,
 )
 
+from ordertrack.errors import TooManyRequests
+
 T = TypeVar("T")
 
 # The system's own, which eventlet takes out of the module.
@@ -29,13 +31,20 @@ _SELECT = eventlet.patcher.original("select")
 # Each argon2id hash takes 19 MiB and some 20 ms of a core. Two at a time keep two cores busy and
 # leave the loop its share; the rest of a login storm waits here, without a thread each.
 _AT_ONCE = 2
+# More than these wait for a second already, and whoever is turned away may try again.
+_MOST_WAITING = 50
 _turns = eventlet.semaphore.Semaphore(_AT_ONCE)
 
 
 def off_the_loop(function: Callable[..., T], *args: Any) -> T:
-    """Call ``function(*args)`` on a real thread while the loop goes on; its result or exception."""
+    """Call ``function(*args)`` on a real thread while the loop goes on; its result or exception.
+
+    Raises `TooManyRequests` when too many wait for their turn already.
+    """
     if not eventlet.patcher.is_monkey_patched("thread"):
         return function(*args)
+    if _turns.balance <= -_MOST_WAITING:
+        raise TooManyRequests("Too many people sign in at once. Try again.", retry_after=2)
     with _turns:
         return cast(T, eventlet.tpool.execute(function, *args))
 

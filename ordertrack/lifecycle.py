@@ -17,6 +17,20 @@ class Status(StrEnum):
     CANCELLED = "Cancelled"
 
 
+def status_of(stored: str) -> Status:
+    """A stored status. One that a newer release has introduced stays what it is called.
+
+    Such a status is shown, leads nowhere, and is not among ``list(Status)``. Requests do not come
+    through here: to them it is unknown.
+    """
+    try:
+        return Status(stored)
+    except ValueError:
+        unknown = str.__new__(Status, stored)
+        unknown._name_ = unknown._value_ = stored
+        return unknown
+
+
 class Standing(StrEnum):
     """What somebody is to one order. One person may have several (an admin's own order)."""
 
@@ -50,7 +64,7 @@ def predecessors(target: Status, standing: Standing) -> list[Status]:
 def next_statuses(current: Status, standings: Iterable[Standing]) -> list[Status]:
     """What a caller with any of *standings* may set now, in the order of the table."""
     held = frozenset(standings)
-    return [target for target, allowed in STEPS[current].items() if held & allowed]
+    return [target for target, allowed in STEPS.get(current, {}).items() if held & allowed]
 
 
 def may_ever_set(target: Status, standings: Iterable[Standing]) -> bool:

@@ -28,6 +28,7 @@ from ordertrack.histogram import Histogram
 from ordertrack.realtime import transport
 from ordertrack.realtime.fanout import STAFF_FEED
 from ordertrack.realtime.live import Live
+from ordertrack.services import housekeeping
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import QueuePool
@@ -79,6 +80,7 @@ class Collector(BaseCollector):
         yield from self._connections()
         yield from self._http()
         yield from self._process()
+        yield from _housekeeping()
 
     def _relay(self) -> Iterator[Metric]:
         relay, following = self._live.relay, self._live.relay.is_following
@@ -192,6 +194,13 @@ class Collector(BaseCollector):
         build = GaugeMetricFamily("ordertrack_build_info", "What runs.", labels=("python",))
         build.add_metric((platform.python_version(),), 1)
         yield build
+
+
+def _housekeeping() -> Iterator[Metric]:
+    done = housekeeping.stats
+    yield _counter("housekeeping_turns", "Times that old rows were looked for.", done.turns)
+    yield _counter("housekeeping_failures", "… that ended in an error.", done.failures)
+    yield _counters("housekeeping_deleted", "Old rows deleted.", "table", done.deleted)
 
 
 def init_app(app: Flask, live: Live) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Column,
     DateTime,
     ForeignKey,
     Identity,
     Index,
     Integer,
+    Table,
     Text,
     UniqueConstraint,
     func,
@@ -84,6 +86,14 @@ class Session(Base):
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     revoked_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
+    # For housekeeping.
+    __table_args__ = (
+        Index("ix_sessions_expires_at", "expires_at"),
+        Index(
+            "ix_sessions_revoked_at", "revoked_at", postgresql_where=text("revoked_at IS NOT NULL")
+        ),
+    )
+
 
 _LIVE = text("deleted_at IS NULL")
 _OPEN = text("deleted_at IS NULL AND status IN ('Pending', 'Processing', 'Shipped')")
@@ -132,8 +142,9 @@ class Order(Base):
 class OrderEvent(Base):
     """One change of one order: audit trail, recovery cursor and broadcast source in one row.
 
-    Append-only: triggers refuse UPDATE, DELETE and TRUNCATE. The actor's name and role, and whose
-    order it was, are kept as they were at the time.
+    Append-only: triggers refuse UPDATE, DELETE and TRUNCATE. Others stamp ``xid`` and
+    ``created_at`` (the order's ``updated_at``), whatever is inserted. The actor's name and role,
+    and whose order it was, are kept as they were at the time.
     """
 
     __tablename__ = "order_events"
@@ -169,10 +180,12 @@ class OrderEvent(Base):
 
 
 class AccessChange(Base):
-    """A right that ended: a sign-out, a new role, a deactivation. Append-only.
+    """A right that ended: a sign-out, a new role, a deactivation. Append-only, except that
+    sign-outs may go after 30 days.
 
     The relay tails it beside `order_events`, so that every process closes the sockets that lived on
-    that right. ``session_id`` NULL means all sessions of the user.
+    that right. ``session_id`` NULL means all sessions of the user. ``actor_id`` is who ended it:
+    NULL for the command line, which stands above users.
     """
 
     __tablename__ = "access_changes"
@@ -180,8 +193,12 @@ class AccessChange(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     xid: Mapped[str] = mapped_column(XID8, server_default=text("pg_current_xact_id()"))
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
-    session_id: Mapped[int | None] = mapped_column(ForeignKey("sessions.id"))
+    # No foreign key: a session goes before this row does, or this row stays for ever.
+    session_id: Mapped[int | None] = mapped_column(BigInteger)
     reason: Mapped[str] = mapped_column(Text)
+    actor_id: Mapped[int | None] = mapped_column(BigInteger)
+    old_role: Mapped[str | None] = mapped_column(Text)
+    new_role: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.clock_timestamp()
     )
@@ -189,6 +206,11 @@ class AccessChange(Base):
     __table_args__ = (
         _one_of("reason", ("signed_out", "role_changed", "deactivated"), "reason"),
         Index("ix_access_changes_xid", "xid"),
+        Index(
+            "ix_access_changes_signed_out",
+            "created_at",
+            postgresql_where=text("reason = 'signed_out'"),
+        ),
     )
 
 
@@ -202,3 +224,11 @@ class IdempotencyKey(Base):
     request_hash: Mapped[str] = mapped_column(Text)
     order_id: Mapped[int | None] = mapped_column(ForeignKey("orders.id"))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+    __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
+
+
+# One row: the oldest revision whose code works on these tables (`services.schema`).
+schema_compatibility = Table(
+    "schema_compatibility", Base.metadata, Column("oldest_code", Text, nullable=False)
+)

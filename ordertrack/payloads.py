@@ -87,7 +87,10 @@ class Registration(Form):
 
 
 class Credentials(Form):
-    email: Annotated[str, StringConstraints(max_length=254), AfterValidator(_storable)]
+    # Without spaces around it, as it was registered.
+    email: Annotated[
+        str, StringConstraints(strip_whitespace=True, max_length=254), AfterValidator(_storable)
+    ]
     password: AnyPassword
 
 

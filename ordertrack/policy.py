@@ -89,14 +89,17 @@ def may_touch(held: frozenset[Standing]) -> bool:
 
 
 def can_edit(held: frozenset[Standing], status: Status) -> bool:
-    """The owner while the order is Pending, an admin until it is final."""
+    """The owner while the order is Pending, an admin until it is final.
+
+    Nobody in a status that only a newer release knows: it may be final.
+    """
     if Standing.ADMIN in held:
-        return status not in lifecycle.TERMINAL
-    return Standing.OWNER in held and status is lifecycle.INITIAL
+        return status in lifecycle.STEPS and status not in lifecycle.TERMINAL
+    return Standing.OWNER in held and status == lifecycle.INITIAL
 
 
 def can_delete(held: frozenset[Standing], status: Status) -> bool:
     """The owner while the order is Pending, an admin always."""
     if Standing.ADMIN in held:
         return True
-    return Standing.OWNER in held and status is lifecycle.INITIAL
+    return Standing.OWNER in held and status == lifecycle.INITIAL

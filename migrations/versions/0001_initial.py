@@ -157,13 +157,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in (
-        "idempotency_keys",
-        "access_changes",
-        "order_events",
-        "orders",
-        "sessions",
-        "users",
-    ):
-        op.drop_table(table)
-    op.execute("DROP FUNCTION refuse_to_rewrite_the_log()")
+    # What would be left is nothing, and the log may not go. To begin anew, drop the database.
+    raise RuntimeError("0001 cannot be undone: it would drop the log. Drop the database instead.")

@@ -14,6 +14,8 @@ from alembic import op
 revision = "0002"
 down_revision = "0001"
 
+oldest_code = "0001"
+
 log = logging.getLogger("alembic.runtime.migration")
 
 # CREATE INDEX CONCURRENTLY waits for every transaction that is older than itself, and holds up

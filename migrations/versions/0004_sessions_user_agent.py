@@ -4,7 +4,9 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
+
+oldest_code = "0001"
 
 
 def upgrade() -> None:

@@ -78,8 +78,9 @@ def log_in(email: str, password: str, lifetime: timedelta, *, user_agent: str = 
     if user_id is None or not matches:
         raise _refused()
     with transaction() as t:
-        user = t.get(User, user_id)
-        if user is None or not user.active:
+        # FOR SHARE: a deactivation waits for this session, and ends it, or we see its outcome.
+        user = t.get(User, user_id, with_for_update={"read": True}, populate_existing=True)
+        if user is None or not user.active or user.password_hash != stored:
             raise _refused()
         session = Session(
             user_id=user.id,
@@ -118,7 +119,10 @@ def log_out(principal: Principal) -> None:
         if ended is not None:
             t.add(
                 AccessChange(
-                    user_id=principal.user_id, session_id=principal.session_id, reason="signed_out"
+                    user_id=principal.user_id,
+                    session_id=principal.session_id,
+                    reason="signed_out",
+                    actor_id=principal.user_id,
                 )
             )
 
@@ -152,16 +156,30 @@ def change_user(
     `NotFound` when there is no such user.
     """
     with transaction() as t:
+        users = _locked(t, {principal.user_id, user_id})
         actor = actors.resolve(t, principal)
         actors.require_admin(actor)
-        user = t.get(User, user_id, with_for_update={"key_share": True})
+        user = users.get(user_id)
         if user is None:
             raise NotFound("There is no such user.")
         if user.id == actor.id and (role not in (None, Role.ADMIN) or active is False):
             raise Forbidden("You cannot take your own admin rights away; ask another admin.")
-        _apply(t, user, role, active)
+        _apply(t, user, role, active, by=actor.id)
         t.flush()
         return _account(user)
+
+
+def _locked(t: Transaction, ids: set[int]) -> dict[int, User]:
+    """Users under their row locks. The caller's own is among them: two admins who take each other's
+    rights away then do so one after the other, and the second has none any more.
+    """
+    found = t.scalars(
+        select(User)
+        .where(User.id.in_(ids))
+        .order_by(User.id)  # the same order for everybody, or two would wait for each other
+        .with_for_update(key_share=True)
+    )
+    return {user.id: user for user in found}
 
 
 def set_role(email: str, role: Role) -> Account:
@@ -174,7 +192,7 @@ def set_role(email: str, role: Role) -> Account:
         )
         if user is None:
             raise NotFound(f"There is no user with the address {email}.")
-        _apply(t, user, role, None)
+        _apply(t, user, role, None, by=None)
         t.flush()
         return _account(user)
 
@@ -185,10 +203,21 @@ def all_users() -> list[Account]:
         return [_account(user) for user in t.scalars(select(User).order_by(User.id))]
 
 
-def _apply(t: Transaction, user: User, role: Role | None, active: bool | None) -> None:
-    if role is not None and role.value != user.role:
+def _apply(
+    t: Transaction, user: User, role: Role | None, active: bool | None, *, by: int | None
+) -> None:
+    before = user.role
+    if role is not None and role.value != before:
         user.role = role.value
-        t.add(AccessChange(user_id=user.id, reason="role_changed"))
+        t.add(
+            AccessChange(
+                user_id=user.id,
+                reason="role_changed",
+                actor_id=by,
+                old_role=before,
+                new_role=role.value,
+            )
+        )
     if active is not None and active != user.active:
         user.active = active
         if not active:
@@ -197,7 +226,9 @@ def _apply(t: Transaction, user: User, role: Role | None, active: bool | None) -
                 .where(Session.user_id == user.id, Session.revoked_at.is_(None))
                 .values(revoked_at=func.now())
             )
-            t.add(AccessChange(user_id=user.id, reason="deactivated"))
+            t.add(
+                AccessChange(user_id=user.id, reason="deactivated", actor_id=by, old_role=user.role)
+            )
 
 
 def _account(user: User) -> Account:

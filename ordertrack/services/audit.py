@@ -1,19 +1,20 @@
 """Whether the log is whole: every order's events read again and held against the rules.
 
 The database refuses to rewrite the log, but its superuser can do anything. This finds what was
-done: a missing, doubled or altered event, a step that the lifecycle does not have or that its actor
-could not take, an order's row that says something else than its events.
+done: a missing, doubled or altered event, one that its actor had no right to, one that is dated or
+written before the one it follows, an order's row that says something else than its events.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session as Transaction
 
-from ordertrack import lifecycle
+from ordertrack import lifecycle, policy
 from ordertrack.db import transaction
 from ordertrack.lifecycle import Standing, Status
 from ordertrack.models import EVENT_TYPES
@@ -23,23 +24,33 @@ from ordertrack.models import EVENT_TYPES
 BATCH = 500
 _FETCH = 2000
 
+# The log may have been written under a clock that has been set back since.
+_CLOCKS_DISAGREE = timedelta(hours=1)
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """How far the check has come: orders and events so far that are as they must be."""
+    """How far the check has come: orders and events so far that are as they must be.
+
+    ``upto`` is the id of the last order among them.
+    """
 
     orders: int
     events: int
+    upto: int
 
 
 class LogDamaged(Exception):
     """The first row, by order and version, that is not as it must be. Its text names the row."""
 
 
-def count_orders() -> int:
-    """How many orders there are to check, hidden ones included."""
+def last_order() -> int:
+    """The id of the last order that there is to check; 0 for none. At once, however many there are.
+
+    Counting a hundred million orders takes longer than a statement may.
+    """
     with transaction() as t:
-        return int(t.execute(text("SELECT count(*) FROM orders")).scalar_one())
+        return int(t.execute(text("SELECT coalesce(max(id), 0) FROM orders")).scalar_one())
 
 
 def verify() -> Iterator[Checked]:
@@ -55,32 +66,68 @@ def verify() -> Iterator[Checked]:
             found = t.execute(_ORDERS, {"after": after, "limit": BATCH}).all()
             # The last batch also takes what lies beyond the last order: events of no order.
             upto = found[-1].id if len(found) == BATCH else None
-            events += _check_batch(t, found, after, upto)
+            events += _check_batch(_Batch(t), found, after, upto)
         orders += len(found)
-        yield Checked(orders, events)
+        yield Checked(orders, events, found[-1].id if found else after)
         if upto is None:
             return
         after = upto
 
 
 _ORDERS = text(
-    """SELECT id, status, version, description, customer_id, driver_id, deleted_at
+    """SELECT id, status, version, description, customer_id, driver_id, created_at, updated_at,
+              deleted_at
          FROM orders WHERE id > :after ORDER BY id LIMIT :limit"""
 )
 _EVENTS = text(
     """SELECT id, order_id, version, type, status, previous_status, actor_id, actor_role, changes,
-              customer_id, driver_id
+              customer_id, driver_id, created_at,
+              pg_visible_in_snapshot(xid, pg_current_snapshot()) AS is_past
          FROM order_events
         WHERE order_id > :after AND (CAST(:upto AS bigint) IS NULL OR order_id <= :upto)
         ORDER BY order_id, version, id"""
 )
 
 
-def _check_batch(t: Transaction, orders: Sequence[Row[Any]], after: int, upto: int | None) -> int:
+# What a user is and was. A change of role that does not say which leaves everything open.
+_ROLES = text(
+    """SELECT u.id, array_agg(r.role) AS roles, bool_or(r.role IS NULL) AS any_role
+         FROM users u
+         CROSS JOIN LATERAL (
+              SELECT u.role
+              UNION ALL
+              SELECT unnest(ARRAY[c.old_role, c.new_role]) FROM access_changes c
+               WHERE c.user_id = u.id AND c.reason = 'role_changed') AS r
+        WHERE u.id = :user
+        GROUP BY u.id"""
+)
+
+
+class _Batch:
+    """The transaction of a batch, and what it has found out about actors."""
+
+    def __init__(self, t: Transaction) -> None:
+        self.t = t
+        self.now = t.execute(text("SELECT clock_timestamp()")).scalar_one()
+        self._roles: dict[int, frozenset[str] | None] = {}
+
+    def could_act_as(self, user_id: int, role: str) -> bool:
+        """Whether the user exists, and has *role* now or had it once."""
+        if user_id not in self._roles:
+            row = self.t.execute(_ROLES, {"user": user_id}).one_or_none()
+            held: frozenset[str] | None = frozenset()
+            if row is not None:
+                held = None if row.any_role else frozenset(row.roles)
+            self._roles[user_id] = held
+        held = self._roles[user_id]
+        return held is None or role in held
+
+
+def _check_batch(batch: _Batch, orders: Sequence[Row[Any]], after: int, upto: int | None) -> int:
     """Hold the events of a batch against its orders; the number of events."""
     number = 0
     waiting = iter(orders)
-    rows = t.execute(
+    rows = batch.t.execute(
         _EVENTS, {"after": after, "upto": upto}, execution_options={"yield_per": _FETCH}
     )
     for order_id, events in groupby(rows, key=lambda event: event.order_id):
@@ -89,17 +136,18 @@ def _check_batch(t: Transaction, orders: Sequence[Row[Any]], after: int, upto: i
             raise LogDamaged(f"Order {order.id} has no events.")
         if order is None or order.id > order_id:
             raise LogDamaged(f"Order {order_id} has events, but does not exist.")
-        number += _check_order(order, events)
+        number += _check_order(batch, order, events)
     order = next(waiting, None)
     if order is not None:
         raise LogDamaged(f"Order {order.id} has no events.")
     return number
 
 
-def _check_order(order: Row[Any], events: Iterator[Row[Any]]) -> int:
+def _check_order(batch: _Batch, order: Row[Any], events: Iterator[Row[Any]]) -> int:
     """Follow one order from its first event to its row; the number of events."""
     version, status, driver_id, deleted = 0, None, None, False
     description = None
+    before: Row[Any] | None = None
     for event in events:
         if event.version != version + 1:
             raise _damaged(event, f"follows version {version}")
@@ -108,16 +156,23 @@ def _check_order(order: Row[Any], events: Iterator[Row[Any]]) -> int:
             raise _damaged(event, "comes after the order was deleted")
         if event.customer_id != order.customer_id:
             raise _damaged(event, "names another customer")
-        if version == 1:
-            _check_first(event)
+        if before is None:
+            _check_first(event, order)
         else:
             _check_step(event, status)
+            _check_right(event)
+        _check_place(batch, event, before)
+        if not batch.could_act_as(event.actor_id, event.actor_role):
+            raise _damaged(event, f"is by {_who(event)}, who never was that")
         _check_driver(event, driver_id)
         status, driver_id = event.status, event.driver_id
         deleted = event.type == "deleted"
         description = _changes(event).get("description", description)
+        before = event
+    last = before.created_at if before is not None and version > 1 else order.updated_at
     for column, stands, logged in (
         ("version", order.version, version),
+        ("time", order.updated_at, last),
         ("status", order.status, status),
         ("driver_id", order.driver_id, driver_id),
         ("description", order.description, description),
@@ -130,13 +185,46 @@ def _check_order(order: Row[Any], events: Iterator[Row[Any]]) -> int:
     return version
 
 
-def _check_first(event: Row[Any]) -> None:
+def _check_first(event: Row[Any], order: Row[Any]) -> None:
     if event.type != "created":
         raise _damaged(event, f"is {event.type}, but an order begins with created")
     if event.status != lifecycle.INITIAL or event.previous_status is not None:
         raise _damaged(
             event, f"begins as {event.status}, but an order begins as {lifecycle.INITIAL}"
         )
+    if event.actor_id != event.customer_id:
+        raise _damaged(event, f"is by {_who(event)}, but customers place their orders themselves")
+    if event.created_at != order.created_at:
+        raise _damaged(event, f"is of {event.created_at}, but the order of {order.created_at}")
+    if event.driver_id is not None:
+        raise _damaged(event, "begins with a driver")
+
+
+def _check_place(batch: _Batch, event: Row[Any], before: Row[Any] | None) -> None:
+    """Times and row numbers ascend with versions, and nothing comes from the future."""
+    if not event.is_past:
+        raise _damaged(event, "is of a transaction that has not been yet")
+    if event.created_at > batch.now + _CLOCKS_DISAGREE:
+        raise _damaged(event, f"is of {event.created_at}, which has not been yet")
+    if before is None:
+        return
+    if event.created_at <= before.created_at:
+        raise _damaged(event, f"is of {event.created_at}, but follows one of {before.created_at}")
+    if event.id <= before.id:
+        raise _damaged(event, f"was written before version {before.version}")
+
+
+def _check_right(event: Row[Any]) -> None:
+    """Whether the actor might do this to the order then; status changes: `_check_step`."""
+    held = frozenset(_standings(event))
+    status = lifecycle.status_of(event.status)
+    allowed = {
+        "description_changed": policy.can_edit(held, status),
+        "deleted": policy.can_delete(held, status),
+        "driver_assigned": Standing.ADMIN in held and status not in lifecycle.TERMINAL,
+    }.get(event.type, True)
+    if not allowed:
+        raise _damaged(event, f"is {event.type} at {status}, which {_who(event)} may not")
 
 
 def _check_step(event: Row[Any], status: str | None) -> None:
@@ -157,8 +245,7 @@ def _check_step(event: Row[Any], status: str | None) -> None:
     if not lifecycle.is_edge(before, after):
         raise _damaged(event, f"goes from {before} to {after}, which is no step")
     if after not in lifecycle.next_statuses(before, _standings(event)):
-        who = f"user {event.actor_id} ({event.actor_role})"
-        raise _damaged(event, f"goes from {before} to {after}, which {who} may not")
+        raise _damaged(event, f"goes from {before} to {after}, which {_who(event)} may not")
 
 
 def _check_driver(event: Row[Any], driver_id: int | None) -> None:
@@ -184,6 +271,10 @@ def _standings(event: Row[Any]) -> set[Standing]:
     if event.actor_id == event.customer_id:
         held.add(Standing.OWNER)
     return held
+
+
+def _who(event: Row[Any]) -> str:
+    return f"user {event.actor_id} ({event.actor_role})"
 
 
 def _damaged(event: Row[Any], how: str) -> LogDamaged:

@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session as Transaction
 
@@ -27,7 +27,7 @@ from ordertrack.errors import (
 )
 from ordertrack.eventlog import Event, Span
 from ordertrack.lifecycle import Standing, Status
-from ordertrack.models import IdempotencyKey, Order, User
+from ordertrack.models import IdempotencyKey, User
 from ordertrack.policy import Actor, DriverScope, Principal, Role
 from ordertrack.services import actors
 from ordertrack.turns import Turns
@@ -112,16 +112,13 @@ NAMES = "JOIN users c ON c.id = o.customer_id LEFT JOIN users d ON d.id = o.driv
 
 # The caller and the orders in one statement. The caller's row comes even when no order does, so
 # that "signed out" and "no such order" can be told apart. Rights are for `policy` to judge.
-_READ = db.Statement(
-    f"""
+_READ_SQL = f"""
     WITH {actors.ACTOR_CTE}
     SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {ORDER_COLUMNS}
       FROM actor a
       LEFT JOIN (orders o {NAMES}) ON o.id = ANY (:ids)
-    """,
-    **actors.CALLER,
-    ids="bigint[]",
-)
+"""
+_READ = db.Statement(_READ_SQL, **actors.CALLER, ids="bigint[]")
 
 
 def get(principal: Principal, order_id: int, scope: DriverScope) -> OrderView:
@@ -274,9 +271,9 @@ _INSERT = text(
         RETURNING *),
     event AS (
         INSERT INTO order_events (order_id, version, type, status, actor_id, actor_name,
-                                  actor_role, changes, customer_id, created_at)
+                                  actor_role, changes, customer_id)
         SELECT o.id, o.version, 'created', o.status, a.id, a.name, a.role,
-               jsonb_build_object('description', o.description), o.customer_id, o.created_at
+               jsonb_build_object('description', o.description), o.customer_id
           FROM o CROSS JOIN actor a)
     SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role,
            o.id, o.description, o.status, o.version, o.customer_id, a.name AS customer_name,
@@ -284,6 +281,9 @@ _INSERT = text(
       FROM o CROSS JOIN actor a
     """
 )
+
+
+_NAMED = f"SELECT {ORDER_COLUMNS} FROM orders o {NAMES} WHERE o.id = :id"
 
 
 def create(
@@ -336,24 +336,29 @@ def _claim(t: Transaction, actor: Actor, key: str, description: str) -> int | No
 
 
 def _again(t: Transaction, actor: Actor, order_id: int, scope: DriverScope) -> OrderView:
-    order = t.get_one(Order, order_id)
-    if order.is_deleted:
+    row = t.execute(text(_NAMED), {"id": order_id}).one()
+    if row.deleted_at is not None:
         raise Conflict("The order that was placed with this Idempotency-Key has been deleted.")
-    return _present(actor, order, scope)
+    return view_of(actor, facts_of(row), scope)
 
+
+# For a change: others that would change the order wait until this transaction ends. Inserts that
+# refer to it do not.
+_LOCK_ROW = "SELECT id FROM orders WHERE id = :id FOR NO KEY UPDATE"
 
 # The hot path. The statement is the whole check: who asks, what it may do, from which states, at
-# which version. A concurrent change makes the UPDATE wait and judge the new row again (READ
-# COMMITTED), so of two conflicting changes one finds no row.
-_MOVE = db.Statement(
-    f"""
+# which version. It sees one moment of the database, so it must not wait: after a wait that moment
+# is past, the caller's rights with it. Hence SKIP LOCKED: a row that somebody holds is as good as
+# not there, and `_move_after_waiting` comes next. A row that was changed since that moment is
+# judged again as it is now (READ COMMITTED), so of two conflicting changes one finds no row.
+_MOVE_SQL = f"""
     WITH {actors.ACTOR_CTE},
+    free AS ({_LOCK_ROW} SKIP LOCKED),
     o AS (
         UPDATE orders o
-           SET status = :target, previous_status = o.status, version = o.version + 1,
-               updated_at = clock_timestamp()
-          FROM actor a
-         WHERE o.id = :id AND o.deleted_at IS NULL
+           SET status = :target, previous_status = o.status, version = o.version + 1
+          FROM actor a, free
+         WHERE o.id = free.id AND o.deleted_at IS NULL
            AND (a.role = 'admin' AND o.status = ANY (:as_admin)
                 OR a.role = 'driver' AND o.status = ANY (:as_driver)
                    AND (:all_drivers OR o.driver_id = a.id)
@@ -362,13 +367,15 @@ _MOVE = db.Statement(
         RETURNING o.*),
     event AS (
         INSERT INTO order_events (order_id, version, type, status, previous_status, actor_id,
-                                  actor_name, actor_role, note, customer_id, driver_id, created_at)
+                                  actor_name, actor_role, note, customer_id, driver_id)
         SELECT o.id, o.version, 'status_changed', o.status, o.previous_status, a.id,
-               a.name, a.role, :note, o.customer_id, o.driver_id, o.updated_at
+               a.name, a.role, :note, o.customer_id, o.driver_id
           FROM o CROSS JOIN actor a)
     SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {ORDER_COLUMNS}
       FROM actor a CROSS JOIN (o {NAMES})
-    """,
+"""
+_MOVE = db.Statement(
+    _MOVE_SQL,
     **actors.CALLER,
     id="bigint",
     target="text",
@@ -397,7 +404,7 @@ def change_status(
     note: str | None = None,
     if_version: int | None = None,
 ) -> OrderView:
-    """Move an order to *target*, appending its event, in one statement.
+    """Move an order to *target*, appending its event, in one statement (when nobody holds it).
 
     Setting the status that the order already has changes nothing and yields the order as it is.
 
@@ -417,15 +424,27 @@ def change_status(
     }
     # Between the statement and the explanation of its failure the order may move on, and what then
     # stands there may allow the change after all: ask again, a few times at the most.
+    move = _MOVE.one
     for _ in range(5):
         with _turns.take(order_id):
-            row = _MOVE.one(**parameters)
+            row = move(**parameters)
         if row is not None:
             return view_of(actor_of(row), facts_of(row), scope)
         unchanged = _why_not(principal, order_id, target, scope, if_version)
         if unchanged is not None:
             return unchanged
+        move = _move_after_waiting
     raise Unavailable("The order is being changed by many at once. Try again.")
+
+
+def _move_after_waiting(**parameters: Any) -> Any:
+    """`_MOVE` when somebody else holds the order: wait first, then judge by what is true then."""
+    with db.transaction() as t:
+        t.execute(text(_LOCK_ROW), {"id": parameters["id"]})
+        row = t.execute(text(_MOVE_SQL), parameters).one_or_none()
+        if row is not None:
+            db.appends(t)
+        return row
 
 
 def _why_not(
@@ -441,7 +460,7 @@ def _why_not(
     if order.status == target:
         return view_of(actor, order, scope)
     _require_version(order.version, if_version)
-    allowed = lifecycle.next_statuses(Status(order.status), held)
+    allowed = lifecycle.next_statuses(lifecycle.status_of(order.status), held)
     if target in allowed:
         return None
     raise InvalidTransition(
@@ -469,19 +488,22 @@ def edit(
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may edit an order.")
         if order.description == description:
-            return _present(actor, order, scope)
+            return view_of(actor, order, scope)
         _require_version(order.version, if_version)
-        if not policy.can_edit(held, Status(order.status)):
+        if not policy.can_edit(held, lifecycle.status_of(order.status)):
             raise Conflict(
                 f"An order that is {order.status} can no longer be edited by you.",
                 current=order.status,
             )
-        order.description = description
-        _touch(t, order)
-        eventlog.append(
-            t, order, actor, "description_changed", changes={"description": description}
+        changed = eventlog.append(
+            t,
+            order_id,
+            actor,
+            "description_changed",
+            setting={"description": description},
+            changes={"description": description},
         )
-        return _present(actor, order, scope)
+        return view_of(actor, _as_changed(order, changed, description=description), scope)
 
 
 def delete(
@@ -496,14 +518,13 @@ def delete(
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may delete an order.")
         _require_version(order.version, if_version)
-        if not policy.can_delete(held, Status(order.status)):
+        if not policy.can_delete(held, lifecycle.status_of(order.status)):
             raise Conflict(
                 f"An order that is {order.status} can no longer be deleted by you.",
                 current=order.status,
             )
-        _touch(t, order)
-        order.deleted_at = order.updated_at
-        eventlog.append(t, order, actor, "deleted")
+        # The database puts the time of the change in its place.
+        eventlog.append(t, order_id, actor, "deleted", setting={"deleted_at": func.now()})
 
 
 def assign_driver(
@@ -523,39 +544,61 @@ def assign_driver(
         actor, order, _ = _locked(t, principal, order_id, scope)
         actors.require_admin(actor)
         if order.driver_id == driver_id:
-            return _present(actor, order, scope)
+            return view_of(actor, order, scope)
         _require_version(order.version, if_version)
-        if Status(order.status) in lifecycle.TERMINAL:
+        if lifecycle.status_of(order.status) in lifecycle.TERMINAL:
             raise Conflict(
                 f"An order that is {order.status} needs no driver.", current=order.status
             )
-        driver = t.get(User, driver_id) if driver_id is not None else None
-        if driver_id is not None and (
-            driver is None or driver.role != Role.DRIVER.value or not driver.active
-        ):
-            raise ValidationFailed.at("/driver_id", "must be the id of an active driver")
-        order.driver = driver
-        order.driver_id = driver_id
-        _touch(t, order)
-        shown = {"id": str(driver.id), "name": driver.name} if driver else None
-        eventlog.append(t, order, actor, "driver_assigned", changes={"driver": shown})
-        return _present(actor, order, scope)
+        driver = _active_driver(t, driver_id) if driver_id is not None else None
+        shown = {"id": str(driver_id), "name": driver} if driver is not None else None
+        changed = eventlog.append(
+            t,
+            order_id,
+            actor,
+            "driver_assigned",
+            setting={"driver_id": driver_id},
+            changes={"driver": shown},
+        )
+        facts = _as_changed(order, changed, driver_id=driver_id, driver_name=driver)
+        return view_of(actor, facts, scope)
+
+
+def _active_driver(t: Transaction, user_id: int) -> str:
+    """The driver's name. FOR SHARE: it stays a driver, and active, until this transaction ends."""
+    name = t.scalar(
+        select(User.name)
+        .where(User.id == user_id, User.role == Role.DRIVER.value, User.active)
+        .with_for_update(read=True)
+    )
+    if name is None:
+        raise ValidationFailed.at("/driver_id", "must be the id of an active driver")
+    return name
 
 
 def _locked(
     t: Transaction, principal: Principal, order_id: int, scope: DriverScope
-) -> tuple[Actor, Order, frozenset[Standing]]:
-    """The order under its row lock, for a change. FOR NO KEY UPDATE lets inserts refer to it."""
-    actor = actors.resolve(t, principal)
-    order = t.scalar(select(Order).where(Order.id == order_id).with_for_update(key_share=True))
-    if order is None or not policy.can_see(actor, order, scope):
-        raise no_such_order()
+) -> tuple[Actor, "Facts", frozenset[Standing]]:
+    """The order under its row lock, for a change.
+
+    The caller is judged when the lock was won, not before: rights may end while it is waited for.
+    """
+    t.execute(text(_LOCK_ROW), {"id": order_id})
+    rows = t.execute(
+        text(_READ_SQL),
+        {"user": principal.user_id, "session": principal.session_id, "ids": [order_id]},
+    ).all()
+    if not rows:
+        raise actors.signed_out()
+    actor = actor_of(rows[0])
+    found = facts_of(rows[0]) if rows[0].id is not None else None
+    order = _seen(actor, found, scope)
     return actor, order, policy.standings(actor, order, scope)
 
 
-def _touch(t: Transaction, order: Order) -> None:
-    # The clock after the lock was won, so that an order's times ascend with its versions.
-    order.updated_at = t.execute(text("SELECT clock_timestamp()")).scalar_one()
+def _as_changed(order: "Facts", changed: eventlog.Changed, **values: Any) -> "Facts":
+    """*order* after `eventlog.append`, with *values* in the place of what was there."""
+    return replace(order, version=changed.version, updated_at=changed.updated_at, **values)
 
 
 def _require_version(current: int, wanted: int | None) -> None:
@@ -603,26 +646,9 @@ def actor_of(row: Row[Any]) -> Actor:
     return Actor(row.actor_id, row.actor_name, Role(row.actor_role))
 
 
-def _present(actor: Actor, order: Order, scope: DriverScope) -> OrderView:
-    facts = Facts(
-        order.id,
-        order.description,
-        order.status,
-        order.version,
-        order.customer_id,
-        order.customer.name,
-        order.driver_id,
-        order.driver.name if order.driver else None,
-        order.created_at,
-        order.updated_at,
-        order.is_deleted,
-    )
-    return view_of(actor, facts, scope)
-
-
 def view_of(actor: Actor, order: Facts, scope: DriverScope) -> OrderView:
     held = policy.standings(actor, order, scope)
-    status = Status(order.status)
+    status = lifecycle.status_of(order.status)
     return OrderView(
         id=order.id,
         description=order.description,

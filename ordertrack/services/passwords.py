@@ -62,7 +62,8 @@ def change(principal: Principal, current: str, new: str) -> None:
         raise ValidationFailed.at("/current_password", "is not your present password")
     new_hash = hash_password(new)
     with transaction() as t:
-        user = _locked(t, actors.resolve(t, principal).id)
+        user = _locked(t, principal.user_id)
+        actors.resolve(t, principal)  # after the wait: the session may have been ended meanwhile
         if user is None or user.password_hash != stored:
             raise ValidationFailed.at("/current_password", "was changed meanwhile")
         user.password_hash = new_hash

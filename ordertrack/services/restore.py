@@ -12,6 +12,7 @@ nothing of it can be seen. Of a row that was appended here that is never true.
 from sqlalchemy import text
 
 from ordertrack.db import transaction
+from ordertrack.services import owner
 
 # FirstNormalFullTransactionId: lower than any transaction that could still append a row.
 _LONG_AGO = 3
@@ -58,7 +59,7 @@ def adopt() -> int:
     triggers that refuse changes are off meanwhile (nobody else can write until it is done).
     """
     rows = 0
-    with transaction() as t:
+    with owner.transaction() as t:
         t.execute(text("SET LOCAL statement_timeout = 0"))
         for log in _LOGS:
             t.execute(text(f"ALTER TABLE {log} DISABLE TRIGGER {log}_append_only_rows"))

@@ -74,5 +74,7 @@ def _end(t: Transaction, *which: object) -> int:
         .returning(Session.user_id, Session.id)
     ).all()
     # The relay reads these rows, in every process, and closes the sessions' sockets.
-    t.add_all(AccessChange(user_id=u, session_id=s, reason="signed_out") for u, s in ended)
+    t.add_all(
+        AccessChange(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in ended
+    )
     return len(ended)

@@ -16,7 +16,7 @@ from ordertrack.app import create_app
 from ordertrack.eventlog import Event
 from ordertrack.extensions import db
 from tests.cli.conftest import Own
-from tests.support.databases import Postgres, settings_for
+from tests.support.databases import Postgres, as_owner, settings_for
 from tests.support.http import InProcess
 from tests.support.people import People, Person
 from tests.support.servers import ROOT, environment
@@ -86,7 +86,7 @@ def test_a_restored_log_is_adopted_and_nothing_old_is_ever_announced(
     orders = [customer.order(f"order {number}") for number in range(3)]
     driver.move(orders[0], "Processing", "Shipped")
     customer.signed_in_again().api.post("/api/logout")
-    copy(own.dsn, target)
+    copy(as_owner(own.dsn), target)
 
     refused = subprocess.run(
         [sys.executable, "wsgi.py"],

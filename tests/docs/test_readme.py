@@ -133,6 +133,7 @@ def test_the_table_of_commands_is_the_command_line() -> None:
     commands = {f"users {name}": command for name, command in cli.users.commands.items()}
     commands |= {f"audit {name}": command for name, command in cli.audits.commands.items()}
     commands["demo"] = cli.make_demo
+    commands["roles"] = cli.make_roles
     rows = {row[0].strip("`"): " ".join(row) for row in table("On the command line")}
     assert len(rows) == len(commands)
     for name, command in commands.items():

@@ -1,6 +1,8 @@
 """Accounts over REST: registering, signing in and out, roles."""
 
+import statistics
 import threading
+import time
 from uuid import uuid4
 
 import pytest
@@ -139,6 +141,26 @@ def test_a_wrong_password_and_an_unknown_address_look_the_same(nobody: Api) -> N
     assert (unknown.status_code, unknown.content) == (wrong.status_code, wrong.content)
 
 
+@pytest.mark.safety("account-enumeration")
+def test_an_unknown_address_costs_as_much_work_as_a_wrong_password(nobody: Api) -> None:
+    """By this thread's own time on the processor, which others on the machine do not change."""
+    known = address()
+    registered(nobody, email=known)
+    costs: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(60):
+        began = time.thread_time()
+        log_in(nobody, known if number % 2 else address(), "not the password")
+        costs[bool(number % 2)].append(time.thread_time() - began)
+    ratio = statistics.median(costs[True]) / statistics.median(costs[False])
+    assert 0.8 < ratio < 1.25
+
+
+def test_spaces_around_an_address_do_not_matter(nobody: Api) -> None:
+    email = address()
+    registered(nobody, email=f" {email}")
+    assert log_in(nobody, f"\t{email} ").status_code == 200
+
+
 def test_passwords_are_compared_to_their_last_character(nobody: Api) -> None:
     email = address()
     long = "x" * 1024
@@ -168,6 +190,20 @@ def test_a_refresh_token_earns_a_new_access_token_of_the_same_session(people: Pe
 
 def test_an_access_token_does_not_refresh(people: People) -> None:
     assert people.customer().api.post("/api/refresh").code == "invalid_token"
+
+
+def test_an_expired_session_cannot_be_continued(
+    people: People, postgres: Postgres, database: str
+) -> None:
+    person = people.customer()
+    postgres.execute(
+        "UPDATE sessions SET expires_at = now() - interval '1 second' WHERE user_id = %s",
+        person.id,
+        dsn=database,
+    )
+    answer = refreshing(person)
+    assert (answer.status_code, answer.code) == (401, "invalid_token")
+    assert "expired" in answer.json()["detail"]
 
 
 def test_after_a_logout_neither_token_is_worth_anything(people: People) -> None:
@@ -229,6 +265,28 @@ def test_an_admin_changes_a_role_and_it_counts_at_once(people: People) -> None:
     assert person.api.get("/api/admin/orders").status_code == 200
     admin.api.patch(f"/api/admin/users/{person.id}", json={"role": "user"})
     assert person.api.get("/api/admin/orders").code == "forbidden"
+
+
+def test_who_changed_whose_role_from_what_to_what_is_kept(
+    people: People, postgres: Postgres, database: str
+) -> None:
+    admin, person = people.admin(), people.customer()
+    admin.api.patch(f"/api/admin/users/{person.id}", json={"role": "driver"})
+    admin.api.patch(f"/api/admin/users/{person.id}", json={"role": "admin", "active": False})
+    admin.api.patch(f"/api/admin/users/{person.id}", json={"active": True})
+    person.signed_in_again().api.post("/api/logout")
+    changes = postgres.execute(
+        "SELECT reason, actor_id::text, old_role, new_role FROM access_changes"
+        " WHERE user_id = %s ORDER BY id",
+        person.id,
+        dsn=database,
+    )
+    assert changes == [
+        ("role_changed", admin.id, "user", "driver"),
+        ("role_changed", admin.id, "driver", "admin"),
+        ("deactivated", admin.id, "admin", None),
+        ("signed_out", person.id, None, None),
+    ]
 
 
 def test_a_deactivated_user_is_out_and_stays_out(people: People) -> None:

@@ -31,12 +31,11 @@ CHANGES = 40
 
 # One change of an order as the services make it, in a transaction that the test holds.
 CHANGE = """
-    WITH o AS (UPDATE orders SET version = version + 1, updated_at = clock_timestamp()
-                WHERE id = %s RETURNING *)
+    WITH o AS (UPDATE orders SET version = version + 1 WHERE id = %s RETURNING *)
     INSERT INTO order_events (order_id, version, type, status, previous_status, actor_id,
-                              actor_name, actor_role, customer_id, driver_id, created_at)
+                              actor_name, actor_role, customer_id, driver_id)
     SELECT id, version, 'description_changed', status, status, customer_id, 'Ann', 'user',
-           customer_id, driver_id, updated_at FROM o
+           customer_id, driver_id FROM o
     RETURNING version
 """
 

@@ -12,6 +12,7 @@ import psycopg2
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from flask import Flask
 from flask_migrate import downgrade, upgrade
 from psycopg2 import errors
@@ -21,13 +22,11 @@ from sqlalchemy.exc import SAWarning
 from ordertrack.app import create_app
 from ordertrack.extensions import db
 from ordertrack.models import SEARCH_INDEXES
-from tests.support.databases import (
-    APPLICATION_ROLE,
-    Postgres,
-    migrate,
-    settings_for,
-)
-from tests.support.servers import ROOT, environment
+from ordertrack.services import schema
+from ordertrack.services.schema import SchemaTooNew
+from tests.support.databases import OWNER_ROLE, Postgres, as_owner, migrate, settings_for
+from tests.support.servers import ROOT, Server, environment
+from tests.support.sockets import watching
 from tests.support.waiting import eventually
 
 # What a schema is, as PostgreSQL itself writes it down.
@@ -66,7 +65,7 @@ def application(dsn: str) -> Iterator[Flask]:
         db.engine.dispose()
 
 
-def schema(postgres: Postgres, dsn: str, catalog: dict[str, str]) -> dict[str, set[Any]]:
+def catalogued(postgres: Postgres, dsn: str, catalog: dict[str, str]) -> dict[str, set[Any]]:
     found = {name: set(postgres.execute(query, dsn=dsn)) for name, query in catalog.items()}
     return {
         name: {row for row in rows if "alembic_version" not in str(row)}
@@ -94,29 +93,159 @@ def test_the_models_make_the_tables_that_the_migrations_make(
     postgres: Postgres, empty_database: str, fresh_database: Callable[[], str]
 ) -> None:
     with application(empty_database):
-        db.create_all()
-    by_models = schema(postgres, empty_database, CATALOG)
-    by_migrations = schema(postgres, fresh_database(), CATALOG)
+        db.create_all(bind_key=None)
+    by_models = catalogued(postgres, empty_database, CATALOG)
+    by_migrations = catalogued(postgres, fresh_database(), CATALOG)
     for name in CATALOG:
         assert by_models[name] == by_migrations[name]
 
 
-def test_all_migrations_can_be_undone_and_done_again(
+def test_all_migrations_but_the_first_can_be_undone_and_done_again(
     postgres: Postgres, fresh_database: Callable[[], str]
 ) -> None:
     dsn = fresh_database()
-    before = schema(postgres, dsn, CATALOG | CODE)
+    before = catalogued(postgres, dsn, CATALOG | CODE)
     with application(dsn):
-        downgrade(revision="base")
-        nothing = schema(postgres, dsn, CATALOG | CODE)
-        assert all(not rows for rows in nothing.values()), nothing
+        downgrade(revision="0001")
+        assert catalogued(postgres, dsn, CATALOG | CODE) != before
         upgrade()
-    assert schema(postgres, dsn, CATALOG | CODE) == before
+    assert catalogued(postgres, dsn, CATALOG | CODE) == before
+
+
+# --- other releases' tables ----------------------------------------------------------------------
+
+
+@contextmanager
+def of_a_newer_release(postgres: Postgres, dsn: str, oldest_code: str) -> Iterator[Flask]:
+    """The application on tables that a later release has migrated."""
+    owner = as_owner(dsn)
+    postgres.execute("UPDATE alembic_version SET version_num = '9999'", dsn=owner)
+    postgres.execute("UPDATE schema_compatibility SET oldest_code = %s", oldest_code, dsn=owner)
+    with application(dsn) as app:
+        yield app
+
+
+def test_old_code_starts_on_newer_tables_that_are_marked_as_suiting_it(
+    postgres: Postgres,
+    fresh_database: Callable[[], str],
+    start_server: Callable[..., Server],
+) -> None:
+    dsn = fresh_database()
+    with of_a_newer_release(postgres, dsn, "0003"):
+        assert not schema.is_behind()
+    server = start_server(dsn)
+    server.people.driver().move(server.people.customer().order(), "Processing")
+    found = postgres.execute("SELECT version_num FROM alembic_version", dsn=dsn)
+    assert found == [("9999",)]
+
+
+def test_old_code_refuses_newer_tables_that_are_not_marked(
+    postgres: Postgres, fresh_database: Callable[[], str]
+) -> None:
+    dsn = fresh_database()
+    with of_a_newer_release(postgres, dsn, "9998") as app:
+        with pytest.raises(SchemaTooNew, match="Start a newer release"):
+            schema.is_behind()
+        refused = app.test_cli_runner().invoke(args=["users", "list"])
+        assert refused.exit_code == 1
+        assert "Start a newer release" in refused.output
+    refused_start = subprocess.run(
+        [sys.executable, "wsgi.py"],
+        cwd=ROOT,
+        env=environment(dsn),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert refused_start.returncode == 1
+    assert "Start a newer release" in refused_start.stderr
+    assert "Traceback" not in refused_start.stderr
+
+
+def test_each_migration_notes_which_code_works_on_its_tables(
+    postgres: Postgres, fresh_database: Callable[[], str]
+) -> None:
+    dsn = fresh_database()
+    noted = postgres.execute("SELECT oldest_code FROM schema_compatibility", dsn=dsn)
+    with application(dsn):
+        scripts = ScriptDirectory(str(schema.MIGRATIONS))
+        module = scripts.get_revision("head").module
+        assert noted == [(getattr(module, "oldest_code", module.revision),)]
+        downgrade(revision="0003")
+    assert postgres.execute("SELECT oldest_code FROM schema_compatibility", dsn=dsn) == [("0001",)]
+
+
+@pytest.mark.parametrize("command", [["users", "list"], ["audit", "verify"]])
+def test_commands_that_read_do_not_migrate(
+    postgres: Postgres, empty_database: str, command: list[str]
+) -> None:
+    with application(empty_database) as app:
+        result = app.test_cli_runner().invoke(args=command)
+    assert result.exit_code == 1
+    assert "this command only reads" in result.output
+    assert postgres.execute("SELECT to_regclass('users')", dsn=empty_database) == [(None,)]
+
+
+def test_what_a_newer_release_calls_things_is_shown(
+    postgres: Postgres, fresh_database: Callable[[], str], start_server: Callable[..., Server]
+) -> None:
+    """A status and a type of event that this code does not know: shown, leading nowhere."""
+    dsn = fresh_database()
+    server = start_server(dsn)
+    owner, driver, admin = (
+        server.people.customer(),
+        server.people.driver(),
+        server.people.admin(),
+    )
+    order = owner.order()
+    superuser = postgres.as_superuser(dsn)
+    for table, check in (
+        ("orders", "status"),
+        ("order_events", "status"),
+        ("order_events", "type"),
+    ):
+        postgres.execute(f"ALTER TABLE {table} DROP CONSTRAINT ck_{table}_{check}", dsn=superuser)
+    with watching(server, owner.token) as watcher:
+        watcher.watch(order)
+        postgres.execute(
+            f"""WITH o AS (UPDATE orders SET previous_status = status, status = 'Returned',
+                                             version = 2 WHERE id = {order["id"]} RETURNING *)
+                INSERT INTO order_events (order_id, version, type, status, previous_status,
+                                          actor_id, actor_name, actor_role, customer_id)
+                SELECT id, 2, 'returned', status, previous_status, {admin.id}, 'x', 'admin',
+                       customer_id FROM o""",
+            dsn=dsn,
+        )
+        eventually(lambda: watcher.versions(order) == [2])
+    path = f"/api/orders/{order['id']}"
+    for person in (owner, driver, admin):
+        shown = person.read(order)
+        assert (shown["status"], shown["next_statuses"]) == ("Returned", [])
+        assert [event["type"] for event in person.history(order)] == ["created", "returned"]
+    refused = driver.api.put(f"{path}/status", json={"status": "Shipped"})
+    assert (refused.code, refused.json()["current"]) == ("invalid_transition", "Returned")
+    assert admin.api.put(path, json={"description": "x"}).code == "conflict"
+    assert owner.api.delete(path).code == "conflict"
+    assert driver.api.get("/api/admin/orders").status_code == 200
+    assert owner.api.get("/api/orders").json()["orders"][0]["status"] == "Returned"
+    # Nobody can ask for it.
+    wanted = driver.api.put(f"{path}/status", json={"status": "Returned"})
+    assert wanted.code == "validation_failed"
+    admin.assign(order, driver)
+    admin.delete(order)
+
+
+def test_no_downgrade_drops_the_log(postgres: Postgres, fresh_database: Callable[[], str]) -> None:
+    dsn = fresh_database()
+    with application(dsn), pytest.raises(SystemExit):
+        downgrade(revision="base")
+    assert postgres.execute("SELECT count(*) FROM order_events", dsn=dsn) == [(0,)]
 
 
 def test_servers_that_start_together_migrate_once(postgres: Postgres, empty_database: str) -> None:
     env = environment(empty_database)
-    command = [sys.executable, "-W", "ignore", "-m", "flask", "--app", "wsgi", "users", "list"]
+    command = [sys.executable, "-W", "ignore", "-m", "flask", "--app", "wsgi", "db", "upgrade"]
     starting = [
         subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -191,9 +320,7 @@ def test_without_pg_trgm_the_rest_is_migrated_and_that_is_said(
     dsn = postgres.create()
     name = parse_dsn(dsn)["dbname"]
     postgres.execute(f"ALTER DATABASE {name} OWNER TO CURRENT_USER")
-    postgres.execute(
-        f"GRANT ALL ON SCHEMA public TO {APPLICATION_ROLE}", dsn=postgres.as_superuser(dsn)
-    )
+    postgres.execute(f"GRANT ALL ON SCHEMA public TO {OWNER_ROLE}", dsn=postgres.as_superuser(dsn))
     try:
         with caplog.at_level("WARNING"):
             migrate(dsn)

@@ -19,16 +19,26 @@ from ordertrack.app import create_app
 from ordertrack.config import Settings, load
 from ordertrack.extensions import db
 
-# What the application connects as: it owns its database and is no superuser, as in production.
-APPLICATION_ROLE = "ordertrack_tests"
-APPLICATION_PASSWORD = "only-for-tests"
+# As in production: one role owns the tables and migrates, another serves, none is a superuser. What
+# the tests run connects as the second, so that a right that is missing there fails a test.
+OWNER_ROLE = "ordertrack_tests"
+SERVING_ROLE = "ordertrack_tests_serving"
+ROLE_PASSWORD = "only-for-tests"
 
 JWT_SECRET = "the-secret-with-which-the-tests-sign-their-tokens"
 
 
 def settings_for(dsn: str, **changes: str) -> Settings:
     """The settings of a server on *dsn*; *changes* are further variables, in capitals."""
-    return load({"DB_DSN": dsn, "JWT_SECRET": JWT_SECRET, **changes})
+    given = {"DB_DSN": dsn, "JWT_SECRET": JWT_SECRET}
+    if parse_dsn(dsn).get("user") == SERVING_ROLE:
+        given["MIGRATE_DSN"] = as_owner(dsn)
+    return load(given | changes)
+
+
+def as_owner(dsn: str) -> str:
+    """The DSN of the same database for the role that owns the tables."""
+    return make_dsn(dsn, user=OWNER_ROLE, password=ROLE_PASSWORD)
 
 
 class Postgres:
@@ -43,7 +53,7 @@ class Postgres:
         # Unique on a server that several runs share; PostgreSQL cuts names at 63 bytes.
         self._prefix = f"ordertrack_test_{os.getpid()}"
         self._template: str | None = None
-        self._ensure_role()
+        self._ensure_roles()
 
     def execute(self, sql: str, *values: Any, dsn: str | None = None) -> list[tuple[Any, ...]]:
         """Run one statement, committed, as superuser; answers its rows. *dsn*: where else."""
@@ -61,17 +71,18 @@ class Postgres:
         return make_dsn(self.dsn, dbname=parse_dsn(dsn)["dbname"])
 
     def create(self, *, template: str | None = None) -> str:
-        """A new database's DSN for the application's role: empty, or a copy of *template*."""
+        """A new database's DSN: an empty one for its owner, a copy of *template* for serving."""
         name = f"{self._prefix}_{next(self._numbers)}"
         source = f"TEMPLATE {template}" if template else ""
-        self.execute(f"CREATE DATABASE {name} OWNER {APPLICATION_ROLE} {source}")
-        return make_dsn(self.dsn, dbname=name, user=APPLICATION_ROLE, password=APPLICATION_PASSWORD)
+        self.execute(f"CREATE DATABASE {name} OWNER {OWNER_ROLE} {source}")
+        user = SERVING_ROLE if template else OWNER_ROLE
+        return make_dsn(self.dsn, dbname=name, user=user, password=ROLE_PASSWORD)
 
     def clone(self) -> str:
         """A new migrated database's DSN. The migrations run once; the rest is copying."""
         if self._template is None:
             dsn = self.create()
-            migrate(dsn)
+            migrate(make_dsn(dsn, user=SERVING_ROLE, password=ROLE_PASSWORD))
             self._template = parse_dsn(dsn)["dbname"]
         return self.create(template=self._template)
 
@@ -87,10 +98,11 @@ class Postgres:
         for (name,) in made:
             self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
-    def _ensure_role(self) -> None:
-        # It is there already, or another run makes it at this very moment.
-        with contextlib.suppress(errors.DuplicateObject, errors.UniqueViolation):
-            self.execute(f"CREATE ROLE {APPLICATION_ROLE} LOGIN PASSWORD %s", APPLICATION_PASSWORD)
+    def _ensure_roles(self) -> None:
+        for role in (OWNER_ROLE, SERVING_ROLE):
+            # It is there already, or another run makes it at this very moment.
+            with contextlib.suppress(errors.DuplicateObject, errors.UniqueViolation):
+                self.execute(f"CREATE ROLE {role} LOGIN PASSWORD %s", ROLE_PASSWORD)
 
 
 def migrate(dsn: str, revision: str = "head") -> None:

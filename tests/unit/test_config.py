@@ -298,8 +298,11 @@ def test_the_example_file_changes_nothing_when_it_is_copied() -> None:
 def test_what_the_example_file_shows_is_the_default_or_at_least_accepted() -> None:
     defaults = load({})
     not_defaults = {"DB_DSN", "JWT_SECRET", "DATA_DIR", "ALLOWED_ORIGINS", "COOKIE_SECURE"}
+    not_defaults.add("MIGRATE_DSN")
     for name, value in example():
-        environ = {name: value, "JWT_SECRET": SECRET} if name == "DB_DSN" else {name: value}
+        environ = {name: value}
+        if name in ("DB_DSN", "MIGRATE_DSN"):
+            environ = {"DB_DSN": "dbname=orders", "JWT_SECRET": SECRET} | environ
         if name == "JWT_SECRET":
             assert refused(**environ).setting == name
         else:

@@ -1,0 +1,131 @@
+"""The database stamps the log, says who ended a right, and lets old rows go"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+# Code of that revision and later works on this schema: see docs/operations.md, "Updating".
+oldest_code = "0001"
+
+# What clients may still ask about, or somebody may want to look up, is younger than this.
+KEPT = "interval '30 days'"
+
+INDEXES = (
+    ("ix_sessions_expires_at", "sessions", "expires_at", None),
+    ("ix_sessions_revoked_at", "sessions", "revoked_at", "revoked_at IS NOT NULL"),
+    ("ix_idempotency_keys_created_at", "idempotency_keys", "created_at", None),
+    ("ix_access_changes_signed_out", "access_changes", "created_at", "reason = 'signed_out'"),
+)
+
+FUNCTIONS = {
+    # Ascending, also when the clock is set back: a history is read in the order of its versions.
+    "stamp_order": """
+        BEGIN
+            IF TG_OP = 'INSERT' THEN
+                NEW.created_at := clock_timestamp();
+                NEW.updated_at := NEW.created_at;
+            ELSIF NEW.version <> OLD.version THEN
+                NEW.created_at := OLD.created_at;
+                NEW.updated_at := greatest(clock_timestamp(),
+                                           OLD.updated_at + interval '1 microsecond');
+                IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
+                    NEW.deleted_at := NEW.updated_at;
+                END IF;
+            ELSE
+                NEW.created_at := OLD.created_at;
+                NEW.updated_at := OLD.updated_at;
+            END IF;
+            RETURN NEW;
+        END""",
+    # The event's time is the order's: one change, one time.
+    "stamp_order_event": """
+        BEGIN
+            NEW.xid := pg_current_xact_id();
+            SELECT updated_at INTO NEW.created_at FROM orders WHERE id = NEW.order_id;
+            NEW.created_at := coalesce(NEW.created_at, clock_timestamp());
+            RETURN NEW;
+        END""",
+    "stamp_access_change": """
+        BEGIN
+            NEW.xid := pg_current_xact_id();
+            NEW.created_at := clock_timestamp();
+            RETURN NEW;
+        END""",
+    # Roles and deactivations stay for ever; sign-outs are many, and matter for as long as sockets
+    # live.
+    "keep_access_changes": f"""
+        BEGIN
+            IF OLD.reason = 'signed_out' AND OLD.created_at < now() - {KEPT} THEN
+                RETURN OLD;
+            END IF;
+            RAISE EXCEPTION '% is append-only: only sign-outs older than 30 days may go',
+                TG_TABLE_NAME USING ERRCODE = 'insufficient_privilege';
+        END""",
+}
+
+
+def upgrade() -> None:
+    op.create_table("schema_compatibility", sa.Column("oldest_code", sa.Text, nullable=False))
+
+    # It would keep every session for ever, because this table is append-only.
+    op.drop_constraint("fk_access_changes_session_id", "access_changes", type_="foreignkey")
+    op.add_column("access_changes", sa.Column("actor_id", sa.BigInteger))
+    op.add_column("access_changes", sa.Column("old_role", sa.Text))
+    op.add_column("access_changes", sa.Column("new_role", sa.Text))
+    for name, table, column, where in INDEXES:
+        op.create_index(
+            name, table, [column], postgresql_where=sa.text(where) if where is not None else None
+        )
+
+    for name, body in FUNCTIONS.items():
+        op.execute(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+    op.execute(
+        "CREATE TRIGGER orders_stamp BEFORE INSERT OR UPDATE ON orders"
+        " FOR EACH ROW EXECUTE FUNCTION stamp_order()"
+    )
+    op.execute(
+        "CREATE TRIGGER order_events_stamp BEFORE INSERT ON order_events"
+        " FOR EACH ROW EXECUTE FUNCTION stamp_order_event()"
+    )
+    op.execute(
+        "CREATE TRIGGER access_changes_stamp BEFORE INSERT ON access_changes"
+        " FOR EACH ROW EXECUTE FUNCTION stamp_access_change()"
+    )
+    op.execute("DROP TRIGGER access_changes_append_only_rows ON access_changes")
+    for trigger, when, function in (
+        ("rows", "UPDATE", "refuse_to_rewrite_the_log"),
+        ("deletes", "DELETE", "keep_access_changes"),
+    ):
+        op.execute(
+            f"CREATE TRIGGER access_changes_append_only_{trigger} BEFORE {when} ON access_changes"
+            f" FOR EACH ROW EXECUTE FUNCTION {function}()"
+        )
+        op.execute(
+            f"ALTER TABLE access_changes ENABLE ALWAYS TRIGGER access_changes_append_only_{trigger}"
+        )
+
+
+def downgrade() -> None:
+    for trigger in ("rows", "deletes"):
+        op.execute(f"DROP TRIGGER access_changes_append_only_{trigger} ON access_changes")
+    op.execute(
+        "CREATE TRIGGER access_changes_append_only_rows BEFORE UPDATE OR DELETE ON access_changes"
+        " FOR EACH ROW EXECUTE FUNCTION refuse_to_rewrite_the_log()"
+    )
+    op.execute("ALTER TABLE access_changes ENABLE ALWAYS TRIGGER access_changes_append_only_rows")
+    for table in ("orders", "order_events", "access_changes"):
+        op.execute(f"DROP TRIGGER {table}_stamp ON {table}")
+    for name in FUNCTIONS:
+        op.execute(f"DROP FUNCTION {name}()")
+    for name, table, _, _ in INDEXES:
+        op.drop_index(name, table)
+    for column in ("actor_id", "old_role", "new_role"):
+        op.drop_column("access_changes", column)
+    # Sessions that are gone cannot be referred to any more: old rows are not checked.
+    op.execute(
+        "ALTER TABLE access_changes ADD CONSTRAINT fk_access_changes_session_id"
+        " FOREIGN KEY (session_id) REFERENCES sessions (id) NOT VALID"
+    )
+    op.drop_table("schema_compatibility")
