@@ -13,6 +13,7 @@ import fnmatch
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -114,6 +115,8 @@ def main() -> int:
     if given.list or not wanted:
         print("\n".join(defect.name for defect in wanted) or "no defect has such a name")
         return 0 if wanted else 2
+    # So that what was started is stopped, and the copies removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         dsn = stack.enter_context(running_postgres()).dsn
         folders: queue.Queue[Path] = queue.Queue()

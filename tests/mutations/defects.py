@@ -48,6 +48,7 @@ NGINX_TESTS = ["tests/proxy/test_nginx.py"]
 COOKIE_TESTS = ["tests/http/test_cookies.py"]
 STUCK_TESTS = ["tests/faults/test_database.py"]
 RACE_TESTS = ["tests/services/test_races.py"]
+TIME_TESTS = ["tests/realtime/test_time.py"]
 LIMIT_TESTS = ["tests/realtime/test_limits.py"]
 
 DEFECTS = [
@@ -328,7 +329,7 @@ DEFECTS = [
     Defect(
         "relay-follows-whatever-happens", RELAY,
         "return transport.monotonic() - self._last_turn < self._poll + _PATIENCE", "return True",
-        [*STUCK_TESTS, "tests/faults/test_relay.py"],
+        TIME_TESTS,
     ),
     Defect(
         "relay-does-not-tell-the-others", RELAY,
@@ -338,7 +339,7 @@ DEFECTS = [
     Defect(
         "closes-come-all-at-once", TRANSPORT,
         "due = began + seconds * number / len(leaving)", "due = began",
-        ["tests/faults/test_drain.py"],
+        TIME_TESTS,
     ),
     # --- who speaks -----------------------------------------------------------------------------
     Defect(
@@ -349,7 +350,7 @@ DEFECTS = [
     Defect(
         "identity-cached-tokens-never-expire", IDENTITY,
         "if credential.expires_at <= time.time():", "if credential.expires_at <= 0:",
-        ROOM_TESTS + TOKEN_TESTS,
+        ["tests/services/test_sessions.py"],
     ),
     Defect(
         "identity-any-issuer", IDENTITY,

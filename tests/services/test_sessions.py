@@ -1,8 +1,12 @@
 """Signing in and staying so: the same work for whoever asks, and an end to every session."""
 
+import time
+from types import SimpleNamespace
+
 import pytest
 from flask import Flask
 
+from ordertrack import identity
 from ordertrack.services import accounts
 from tests.support.databases import Postgres
 from tests.support.http import Api
@@ -48,3 +52,16 @@ def test_a_session_ends_by_itself(
     )
     ended = renewing.post("/api/refresh")
     assert (ended.status_code, ended.code) == (401, "invalid_token")
+
+
+@pytest.mark.safety("forged-tokens")
+def test_a_token_that_was_good_before_expires_all_the_same(
+    app: Flask, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was verified once is remembered; the time is not."""
+    person = people.customer()
+    assert person.api.get("/api/me").status_code == 200
+    later = time.time() + app.config["JWT_ACCESS_TOKEN_EXPIRES"].total_seconds()
+    monkeypatch.setattr(identity, "time", SimpleNamespace(time=lambda: later))
+    ended = person.api.get("/api/me")
+    assert (ended.status_code, ended.code) == (401, "token_expired")
