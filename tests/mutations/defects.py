@@ -385,8 +385,8 @@ DEFECTS = [
     Defect("proxys-client-is-ignored", APP, "x_for=n", "x_for=n + 1", NGINX_TESTS),
     Defect(
         "unknown-addresses-answer-faster", ACCOUNTS,
-        "matches = off_the_loop(_verify, stored, password)",
-        "matches = user_id is not None and off_the_loop(_verify, stored, password)",
+        "matches = passwords.matches(stored, password)",
+        "matches = user_id is not None and passwords.matches(stored, password)",
         ["tests/services/test_sessions.py"],
     ),
     Defect(
