@@ -223,7 +223,7 @@ DEFECTS = [
     ),
     Defect(
         "one-event-less-is-replayed", ORDERS,
-        "reset=missed > REPLAY_LIMIT", "reset=missed >= REPLAY_LIMIT",
+        "TOO_MANY if missed > REPLAY_LIMIT", "TOO_MANY if missed >= REPLAY_LIMIT",
         ["tests/clients/test_streams.py"],
     ),
     # --- the log --------------------------------------------------------------------------------
