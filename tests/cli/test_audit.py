@@ -92,7 +92,7 @@ E = "UPDATE order_events SET"
 TAMPERINGS = {
     "an event is missing in the middle": (
         "DELETE FROM order_events WHERE order_id = 1 AND version = 3",
-        "Order 1, version 4 (row {row}",
+        "Order 1, version 4 (row {row} of order_events) follows version 2",
     ),
     "the last event is missing": (
         "DELETE FROM order_events WHERE order_id = 1 AND version = 5",

@@ -42,6 +42,8 @@ FORGERIES = {
     "a wrong token": {"X-CSRF-TOKEN": "0" * 32},
     "another session's token": {"X-CSRF-TOKEN": OTHERS},
     "from another site": {"X-CSRF-TOKEN": OWN, "Sec-Fetch-Site": "cross-site"},
+    "from a sibling site": {"X-CSRF-TOKEN": OWN, "Sec-Fetch-Site": "same-site"},
+    "from an opaque origin": {"X-CSRF-TOKEN": OWN, "Origin": "null"},
     "from another origin": {"X-CSRF-TOKEN": OWN, "Origin": "https://elsewhere.example"},
 }
 

@@ -225,6 +225,20 @@ def test_a_relay_that_lags_far_behind_repeats_nothing(world: World, owner: Perso
     assert [event["version"] for event in watcher.told] == [7]
 
 
+def test_an_answer_given_during_a_turn_is_kept_until_the_turn_after_it(
+    world: World, owner: Person
+) -> None:
+    order = owner.order()
+    watcher = Watcher(world, owner)
+    world.relay()
+    world.fanout.reading()  # and finds nothing
+    owner.edit(order, "after the turn's read")
+    assert caught_up(world.subscribe(watcher, order, 1)).version == 2
+    world.fanout.caught_up()
+    world.relay()  # finds what the watcher was answered already
+    assert watcher.told == []
+
+
 def test_subscribing_again_neither_loses_nor_repeats(world: World, owner: Person) -> None:
     order = owner.order()
     watcher = Watcher(world, owner)

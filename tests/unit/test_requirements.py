@@ -33,6 +33,7 @@ def locked(name: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", FILES)
 def test_every_floor_is_kept(name: str) -> None:
     pins = locked(name)
+    assert wanted(name)
     for requirement in wanted(name):
         assert requirement.specifier.contains(pins[requirement.name]), str(requirement)
 

@@ -1,0 +1,63 @@
+"""What depends on the time that passes, by a clock that the test turns."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ordertrack.realtime import relay, transport
+from ordertrack.realtime.relay import Relay
+
+
+class Clock:
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        patch.setattr(transport, "monotonic", lambda: self.now)
+        patch.setattr(transport, "sleep", self.sleep)
+        patch.setattr(transport, "pause", lambda: None)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.mark.safety("drain")
+def test_sockets_are_sent_away_evenly_over_the_time_given(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[float] = []
+    sockets: dict[int, Any] = {}
+
+    def leave(number: int, code: int, _reason: str) -> None:
+        assert code == 1012
+        closed.append(clock.now - 1000.0)
+        del sockets[number]
+
+    for number in range(8):
+        sockets[number] = SimpleNamespace(close=lambda *given, n=number: leave(n, *given))
+    loop = SimpleNamespace(draining=False, sockets=sockets)
+    monkeypatch.setattr(transport, "_loop", loop)
+    transport.close_all(1012, "server restarting", 4.0)
+    assert loop.draining
+    assert closed == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
+
+
+@pytest.mark.safety("relay-connection-lost")
+def test_a_relay_whose_turn_takes_too_long_does_not_count_as_following(clock: Clock) -> None:
+    poll = 0.25
+
+    def nothing(*_: object) -> None: ...
+
+    following = Relay(
+        "", publish=nothing, end_access=nothing, reading=nothing, caught_up=nothing, poll=poll
+    )
+    assert not following.is_following  # nothing was read yet
+    following._last_turn = clock.now
+    clock.now += poll + relay._PATIENCE - 0.01
+    assert following.is_following
+    clock.now += 0.02
+    assert not following.is_following
