@@ -90,7 +90,19 @@ MOVE = Write("driver", "PUT", "/api/orders/{order}/status", {"status": "Processi
 ASSIGN = Write("admin", "PUT", "/api/orders/{order}/driver", {"driver_id": None})
 USER = Write("admin", "PATCH", "/api/admin/users/{user}", {"role": "driver"})
 
-WRITES = [REGISTER, LOGIN, CREATE, EDIT, PATCH, MOVE, ASSIGN, USER]
+# Neither would be accepted, for the sake of the tests beside these: the password is not the
+# owner's, the token nobody's.
+NEW_PASSWORD = Write(
+    "owner",
+    "PUT",
+    "/api/me/password",
+    {"current_password": "not the owner's", "new_password": PASSWORD},
+)
+RESET = Write(
+    "nobody", "POST", "/api/password-reset", {"token": "made-up", "password": "another password"}
+)
+
+WRITES = [REGISTER, LOGIN, CREATE, EDIT, PATCH, MOVE, ASSIGN, USER, NEW_PASSWORD, RESET]
 
 every_write = pytest.mark.parametrize("write", WRITES, ids=str)
 
@@ -113,7 +125,11 @@ def as_json(value: Any) -> bytes:
 @pytest.mark.safety("extra-fields")
 def test_every_route_that_takes_a_body_is_among_those_tried(app: Flask) -> None:
     """The routes under /api are meant; pages have their own tests."""
-    without_body = {("POST", "/api/refresh"), ("POST", "/api/logout")}
+    without_body = {
+        ("POST", "/api/refresh"),
+        ("POST", "/api/logout"),
+        ("POST", "/api/admin/users/{user}/password-reset"),
+    }
     tried = {(write.method, write.path) for write in WRITES}
     there = {
         (method, rule.rule.replace("<id:order_id>", "{order}").replace("<id:user_id>", "{user}"))

@@ -40,11 +40,10 @@ class Company:
                            INSERT INTO orders (customer_id, description)
                            SELECT %s, 'box ' || n FROM generate_series(1, %s) AS n RETURNING *)
                        INSERT INTO order_events (order_id, version, type, status, actor_id,
-                                                 actor_name, actor_role, changes, customer_id,
-                                                 created_at)
+                                                 actor_name, actor_role, changes, customer_id)
                        SELECT id, version, 'created', status, customer_id, 'C', 'user',
-                              jsonb_build_object('description', description), customer_id,
-                              created_at FROM o""",
+                              jsonb_build_object('description', description), customer_id
+                         FROM o""",
                     (self.customer.id, number),
                 )
         finally:

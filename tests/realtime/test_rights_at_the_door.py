@@ -29,6 +29,7 @@ class Sockets:
         self.closed: list[tuple[Any, ...]] = []
         self.server = self.manager = self
         self.rooms: dict[str, Any] = {}
+        self.alive = True
 
     def on(self, name: str, handler: Callable[..., Any]) -> None:
         self.handlers[name] = handler

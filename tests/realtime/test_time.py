@@ -53,7 +53,13 @@ def test_a_relay_whose_turn_takes_too_long_does_not_count_as_following(clock: Cl
     def nothing(*_: object) -> None: ...
 
     following = Relay(
-        "", publish=nothing, end_access=nothing, reading=nothing, caught_up=nothing, poll=poll
+        "",
+        publish=nothing,
+        end_access=nothing,
+        reading=nothing,
+        caught_up=nothing,
+        start_over=nothing,
+        poll=poll,
     )
     assert not following.is_following  # nothing was read yet
     following._last_turn = clock.now

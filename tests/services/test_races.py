@@ -189,6 +189,7 @@ class FakeSocket:
     """What a Socket.IO client's connection is told; the real one needs the event loop."""
 
     closed: list[Any] = field(default_factory=list)
+    alive = True
 
     def send_outgoing(self, outgoing: object) -> None:
         pass
