@@ -27,6 +27,7 @@ import psycopg2
 from click import ClickException
 from flask import Flask
 from flask_migrate import upgrade
+from psycopg2.errors import InsufficientPrivilege
 from psycopg2.extensions import get_wait_callback
 from sqlalchemy.exc import DBAPIError
 
@@ -80,6 +81,12 @@ def migrate(app: Flask) -> None:
                 upgrade()
         except (DBAPIError, psycopg2.Error) as error:
             original = error.orig if isinstance(error, DBAPIError) else error
+            if isinstance(original, InsufficientPrivilege):
+                raise SettingsError(
+                    "MIGRATE_DSN",
+                    "must name the role that owns the tables, which are to be brought up to date: "
+                    f"this role may not ({str(original).strip()})",
+                ) from error
             if not is_passing(original):
                 raise
             because = str(original).strip()

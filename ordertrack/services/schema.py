@@ -5,21 +5,21 @@ release is taken back: if the newest migration names a revision that this code k
 whose code works on its tables. docs/operations.md says how migrations are written for that.
 """
 
-from pathlib import Path
-from typing import Final
-
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
-from ordertrack.extensions import db
+from ordertrack.extensions import db, migrate
 from ordertrack.models import schema_compatibility
 from ordertrack.services import owner, roles
-
-MIGRATIONS: Final = Path(__file__).resolve().parents[2] / "migrations"
 
 
 class SchemaTooNew(Exception):
     """The tables are of a newer release, and do not suit this one. Its text says what to do."""
+
+
+def _scripts() -> ScriptDirectory:
+    """The application's migrations, wherever Flask-Migrate was told that they are."""
+    return ScriptDirectory(migrate.directory)
 
 
 def is_behind() -> bool:
@@ -28,7 +28,7 @@ def is_behind() -> bool:
     False also for newer tables that suit this code. Raises `SchemaTooNew`, and SQLAlchemy's
     `OperationalError` when the database cannot be used.
     """
-    scripts = ScriptDirectory(str(MIGRATIONS))
+    scripts = _scripts()
     known = {script.revision for script in scripts.walk_revisions()}
     # Not `db.transaction`: whoever starts wants to know why the database cannot be used.
     with db.engine.connect() as t:
@@ -53,7 +53,7 @@ def finish(connection: Connection) -> None:
 
     Each migration says ``oldest_code``; one that does not is for its own release and later ones.
     """
-    scripts = ScriptDirectory(str(MIGRATIONS))
+    scripts = _scripts()
     present = connection.scalar(text("SELECT max(version_num) FROM alembic_version"))
     if connection.scalar(text("SELECT to_regclass('schema_compatibility')")) is not None:
         module = scripts.get_revision(present).module

@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 
 from tests.faults.writers import Orders, Writer
-from tests.support.databases import Postgres
+from tests.support.databases import Postgres, as_owner
 from tests.support.servers import ROOT, Server, running_server
 from tests.support.waiting import eventually
 
@@ -65,6 +65,7 @@ def test_a_long_migration_under_traffic_and_two_starting_servers_comes_to_its_en
     settings = {
         "STATEMENT_TIMEOUT_MS": str(STATEMENT_TIMEOUT * 1000),
         "LOCK_TIMEOUT_MS": "500",
+        "MIGRATE_DSN": as_owner(dsn),
         "MIGRATIONS": str(folder_with_migrations(tmp_path, str(head))),
     }
     sleeping = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%/* slow */' AND state = 'active'"

@@ -149,7 +149,12 @@ def test_old_code_refuses_newer_tables_that_are_not_marked(
         refused = app.test_cli_runner().invoke(args=["users", "list"])
         assert refused.exit_code == 1
         assert "Start a newer release" in refused.output
-    refused_start = subprocess.run(
+    assert "Start a newer release" in refusal_to_start(dsn)
+
+
+def refusal_to_start(dsn: str) -> str:
+    """What a server says that does not start on the database."""
+    refused = subprocess.run(
         [sys.executable, "wsgi.py"],
         cwd=ROOT,
         env=environment(dsn),
@@ -158,9 +163,18 @@ def test_old_code_refuses_newer_tables_that_are_not_marked(
         timeout=60,
         check=False,
     )
-    assert refused_start.returncode == 1
-    assert "Start a newer release" in refused_start.stderr
-    assert "Traceback" not in refused_start.stderr
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    return refused.stderr
+
+
+def test_a_role_that_may_not_migrate_refuses_to_start_and_says_what_to_set(
+    postgres: Postgres, fresh_database: Callable[[], str]
+) -> None:
+    dsn = fresh_database()
+    with application(dsn):
+        downgrade(revision="0003")
+    assert "MIGRATE_DSN must name the role that owns the tables" in refusal_to_start(dsn)
 
 
 def test_each_migration_notes_which_code_works_on_its_tables(
@@ -169,7 +183,7 @@ def test_each_migration_notes_which_code_works_on_its_tables(
     dsn = fresh_database()
     noted = postgres.execute("SELECT oldest_code FROM schema_compatibility", dsn=dsn)
     with application(dsn):
-        scripts = ScriptDirectory(str(schema.MIGRATIONS))
+        scripts = ScriptDirectory(str(ROOT / "migrations"))
         module = scripts.get_revision("head").module
         assert noted == [(getattr(module, "oldest_code", module.revision),)]
         downgrade(revision="0003")
