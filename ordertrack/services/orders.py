@@ -426,8 +426,7 @@ def change_status(
     # stands there may allow the change after all: ask again, a few times at the most.
     move = _MOVE.one
     for _ in range(5):
-        with _turns.take(order_id):
-            row = move(**parameters)
+        row = move(**parameters)
         if row is not None:
             return view_of(actor_of(row), facts_of(row), scope)
         unchanged = _why_not(principal, order_id, target, scope, if_version)
@@ -438,8 +437,12 @@ def change_status(
 
 
 def _move_after_waiting(**parameters: Any) -> Any:
-    """`_MOVE` when somebody else holds the order: wait first, then judge by what is true then."""
-    with db.transaction() as t:
+    """`_MOVE` when somebody else holds the order: wait first, then judge by what is true then.
+
+    Only this needs a turn. The statement by itself never waits, and would make a stuck queue look
+    as if it moved.
+    """
+    with _turns.take(parameters["id"]), db.transaction() as t:
         t.execute(text(_LOCK_ROW), {"id": parameters["id"]})
         row = t.execute(text(_MOVE_SQL), parameters).one_or_none()
         if row is not None:
