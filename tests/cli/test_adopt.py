@@ -86,6 +86,9 @@ def test_a_restored_log_is_adopted_and_nothing_old_is_ever_announced(
     orders = [customer.order(f"order {number}") for number in range(3)]
     driver.move(orders[0], "Processing", "Shipped")
     customer.signed_in_again().api.post("/api/logout")
+    # The embedded PostgreSQL has none to restore it into (docs/operations.md).
+    superuser = postgres.as_superuser(own.dsn)
+    postgres.execute("DROP EXTENSION IF EXISTS pg_trgm CASCADE", dsn=superuser)
     copy(as_owner(own.dsn), target)
 
     refused = subprocess.run(

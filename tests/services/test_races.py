@@ -146,7 +146,7 @@ def test_few_wait_for_a_row_and_the_others_keep_no_connection(
     assert most == 2
     statuses = [answer.status_code for answer in answers]
     assert statuses[:2] == [503, 503]
-    assert statuses[2] < 300, statuses
+    assert min(statuses[2:]) < 300, statuses  # and the last may find it changed, or deleted
 
 
 def test_a_move_that_became_possible_while_it_was_refused_is_made(
