@@ -55,10 +55,22 @@ class Tail:
 
 
 def copy(source: str, target: str) -> None:
-    """pg_dump | psql, as one does."""
+    """pg_dump | psql, as one does; pg_dump is that of the server, if the server is installed.
+
+    An older one may write out what only a later minor release keeps in its catalogues.
+    """
     binaries = embedded._packaged_binaries()
+    with psycopg2.connect(source) as connection:
+        release = connection.server_version // 10_000
+    connection.close()
+    own = Path(f"/usr/lib/postgresql/{release}/bin/pg_dump")
     dump = subprocess.run(
-        [binaries / "pg_dump", "--no-owner", "--no-privileges", f"--dbname={source}"],
+        [
+            own if own.exists() else binaries / "pg_dump",
+            "--no-owner",
+            "--no-privileges",
+            f"--dbname={source}",
+        ],
         check=True,
         capture_output=True,
     )
