@@ -100,7 +100,9 @@ def judge(defect: Defect, folder: Path, dsn: str) -> tuple[str, str]:
     if status == 0:
         return SURVIVED, f"{defect.file}, by {' '.join(defect.tests)}"
     if status == 1:
-        found = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        found = [
+            line for line in output.splitlines() if line.startswith(("FAILED ", "ERROR tests/"))
+        ]
         return NOTICED, found[0].split(" - ")[0] if found else ""
     return ERROR, f"pytest ended with {status}: {output[-1500:]}"
 

@@ -95,7 +95,6 @@ PASSING_TESTS = only(
 )
 RELAY_TESTS = ["tests/realtime/test_relay.py"]
 REPLAY_TESTS = ["tests/realtime/test_replay_bounds.py"]
-FRAME_TESTS = ["tests/realtime/test_frames.py"]
 
 DEFECTS = [
     # --- who may do what ------------------------------------------------------------------------
@@ -454,10 +453,12 @@ DEFECTS = [
     ),
     Defect(
         "rooms-identify-before-admitting", ROOMS,
-        "                self._guests.admit(watcher)\n                self._watchers[sid] = watcher\n"
+        "                self._guests.admit(watcher)\n"
+        "                self._watchers[sid] = watcher\n"
         "                self._identify(watcher)\n",
         "                self._identify(watcher)\n"
-        "                self._guests.admit(watcher)\n                self._watchers[sid] = watcher\n",
+        "                self._guests.admit(watcher)\n"
+        "                self._watchers[sid] = watcher\n",
         DOOR_TESTS,
     ),
     Defect(
@@ -590,7 +591,7 @@ DEFECTS = [
     Defect(
         "lengths-may-be-longer-than-needed", FRAMES,
         "if length < (126 if width == 2 else 65_536) or length >> 63:", "if length >> 63:",
-        FRAME_TESTS,
+        only(TRANSPORT_TESTS, "test_who_breaks_the_rules_is_told_which"),
     ),
     Defect(
         "frames-need-no-mask", FRAMES,
