@@ -209,8 +209,8 @@ DEFECTS = [
     ),
     Defect(
         "move-without-turns", ORDERS,
-        "        with _turns.take(order_id):\n            row = move(**parameters)",
-        "        row = move(**parameters)", RACE_TESTS,
+        'with _turns.take(parameters["id"]), db.transaction() as t:', "with db.transaction() as t:",
+        RACE_TESTS,
     ),
     Defect(
         "edit-without-turns", ORDERS,
