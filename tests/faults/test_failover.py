@@ -5,10 +5,12 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg2
 import pytest
 import websocket
 from ordertrack_client import OrderStream
 
+from ordertrack.realtime.relay import Relay
 from tests.faults.cluster import Cluster
 from tests.faults.crowd import Client, all_of
 from tests.support import missing
@@ -183,6 +185,20 @@ def test_a_standby_is_not_followed_and_writes_find_the_primary_whatever_the_orde
     assert "read-only" in why_it_does_not_start(alone)
     # Told to take any, it still does not follow one that cannot be followed.
     assert "standby" in why_it_does_not_start(f"{alone} target_session_attrs=any")
+    # Nor does a relay that comes back to what has become one.
+    relay = relay_of(f"{alone} target_session_attrs=any")
+    with pytest.raises(psycopg2.OperationalError, match="cannot be followed"):
+        relay._connect_following()
+
+
+def relay_of(dsn: str) -> Relay:
+    def nothing(*_: object) -> None:
+        return None
+
+    return Relay(
+        dsn, publish=nothing, end_access=nothing, reading=nothing, caught_up=nothing,
+        start_over=nothing, poll=1.0,
+    )  # fmt: skip
 
 
 def why_it_does_not_start(dsn: str) -> str:

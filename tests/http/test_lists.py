@@ -3,14 +3,19 @@
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import psycopg2
 import pytest
 
+from ordertrack.app import create_app
+from ordertrack.extensions import db
 from ordertrack.services import lists
-from tests.support.http import Api
+from tests.support.databases import Postgres, settings_for
+from tests.support.http import Api, InProcess
 from tests.support.people import People, Person
 from tests.support.waiting import eventually
 
@@ -213,3 +218,26 @@ def test_a_page_that_ends_early_has_a_cursor_and_the_rest_follows(
     assert answer.json()["next_cursor"] is not None
     assert 'rel="next"' in answer.headers["Link"]
     assert all_pages(owner.api, path, limit=50) == [old]
+
+
+def test_a_list_that_takes_too_long_says_how_to_narrow_it(
+    postgres: Postgres, database: str
+) -> None:
+    """Not that the database is down: asking for less will help, and waiting may not."""
+    # A lock stands for the work that takes so long; its own bound must not come first.
+    settings = replace(
+        settings_for(database, STATEMENT_TIMEOUT_MS="1000", LOCK_TIMEOUT_MS="500"),
+        lock_timeout_ms=60_000,
+    )
+    app = create_app(settings)
+    admin = People(database, InProcess(app)).admin()
+    holding = psycopg2.connect(postgres.as_superuser(database))
+    try:
+        holding.cursor().execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        answer = admin.api.get("/api/admin/orders")
+    finally:
+        holding.close()
+    assert (answer.status_code, answer.code) == (503, "unavailable")
+    assert "Narrow it down" in answer.json()["detail"]
+    with app.app_context():
+        db.engine.dispose()

@@ -589,6 +589,24 @@ def ended(watcher: Watcher, code: str) -> None:
     assert watcher.signed_out[0]["status"] == 401
 
 
+def end_from_another_session(_: People, person: Person) -> Any:
+    other = person.signed_in_again()
+    sessions = person.api.get("/api/me/sessions").json()["sessions"]
+    [own] = [session["id"] for session in sessions if session["is_current"]]
+    return other.api.request("DELETE", f"/api/me/sessions/{own}")
+
+
+def change_the_password_elsewhere(_: People, person: Person) -> Any:
+    body = {"current_password": person.password, "new_password": "an entirely new password"}
+    return person.signed_in_again().api.put("/api/me/password", json=body)
+
+
+def set_a_password_by_a_link(people: People, person: Person) -> Any:
+    made = people.admin().api.post(f"/api/admin/users/{person.id}/password-reset")
+    body = {"token": made.json()["token"], "password": "an entirely new password"}
+    return people.nobody.post("/api/password-reset", json=body)
+
+
 LOSSES: dict[str, Callable[[People, Person], Any]] = {
     "logging out": lambda _, person: person.api.post("/api/logout"),
     "another role": lambda people, person: people.admin().api.patch(
@@ -597,6 +615,9 @@ LOSSES: dict[str, Callable[[People, Person], Any]] = {
     "deactivation": lambda people, person: people.admin().api.patch(
         f"/api/admin/users/{person.id}", json={"active": False}
     ),
+    "another session": end_from_another_session,
+    "a new password": change_the_password_elsewhere,
+    "a one-time link": set_a_password_by_a_link,
 }
 
 
