@@ -19,17 +19,27 @@ INDEXES = (
     ("ix_access_changes_signed_out", "access_changes", "created_at", "reason = 'signed_out'"),
 )
 
+# Tables are named with their schema: a temporary one of the same name, which every role can make,
+# would come first.
 FUNCTIONS = {
     # Ascending, also when the clock is set back: a history is read in the order of its versions.
+    # Code of 0001, which says a time itself, may append the event before it changes the order.
     "stamp_order": """
+        DECLARE
+            appended timestamptz;
         BEGIN
             IF TG_OP = 'INSERT' THEN
                 NEW.created_at := clock_timestamp();
                 NEW.updated_at := NEW.created_at;
             ELSIF NEW.version <> OLD.version THEN
+                appended := NULL;
+                IF NEW.updated_at <> OLD.updated_at THEN
+                    SELECT created_at INTO appended FROM {schema}.order_events
+                     WHERE order_id = NEW.id AND version = NEW.version;
+                END IF;
                 NEW.created_at := OLD.created_at;
-                NEW.updated_at := greatest(clock_timestamp(),
-                                           OLD.updated_at + interval '1 microsecond');
+                NEW.updated_at := coalesce(appended, greatest(clock_timestamp(),
+                                           OLD.updated_at + interval '1 microsecond'));
                 IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
                     NEW.deleted_at := NEW.updated_at;
                 END IF;
@@ -43,7 +53,9 @@ FUNCTIONS = {
     "stamp_order_event": """
         BEGIN
             NEW.xid := pg_current_xact_id();
-            SELECT updated_at INTO NEW.created_at FROM orders WHERE id = NEW.order_id;
+            SELECT CASE WHEN version = NEW.version THEN updated_at
+                        ELSE greatest(clock_timestamp(), updated_at + interval '1 microsecond') END
+              INTO NEW.created_at FROM {schema}.orders WHERE id = NEW.order_id;
             NEW.created_at := coalesce(NEW.created_at, clock_timestamp());
             RETURN NEW;
         END""",
@@ -79,7 +91,9 @@ def upgrade() -> None:
             name, table, [column], postgresql_where=sa.text(where) if where is not None else None
         )
 
+    schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
     for name, body in FUNCTIONS.items():
+        body = body.replace("{schema}", schema)
         op.execute(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
     op.execute(
         "CREATE TRIGGER orders_stamp BEFORE INSERT OR UPDATE ON orders"

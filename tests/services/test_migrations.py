@@ -24,6 +24,7 @@ from ordertrack.extensions import db
 from ordertrack.models import SEARCH_INDEXES
 from ordertrack.services import schema
 from ordertrack.services.schema import SchemaTooNew
+from tests.cli.conftest import opened
 from tests.support.databases import OWNER_ROLE, Postgres, as_owner, migrate, settings_for
 from tests.support.servers import ROOT, Server, environment
 from tests.support.sockets import watching
@@ -344,3 +345,29 @@ def test_without_pg_trgm_the_rest_is_migrated_and_that_is_said(
         assert postgres.execute(VALID, "ix_orders_live_created", dsn=dsn) == [(True,)]
     finally:
         postgres.drop(dsn)
+
+
+def test_old_code_that_appends_before_it_changes_the_order_leaves_a_whole_log(
+    postgres: Postgres, fresh_database: Callable[[], str]
+) -> None:
+    """Code of revision 0001 leaves the order of the two to SQLAlchemy, and says the time itself."""
+    dsn = fresh_database()
+    with opened(dsn) as own:
+        order, admin = own.people.customer().order(), own.people.admin()
+        with psycopg2.connect(as_owner(dsn)) as old, old.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO order_events (order_id, version, type, status, previous_status,"
+                " actor_id, actor_name, actor_role, changes, customer_id, created_at)"
+                " SELECT id, 2, 'description_changed', status, status, %s, 'A', 'admin',"
+                " '{\"description\": \"old\"}', customer_id, clock_timestamp()"
+                " FROM orders WHERE id = %s",
+                [admin.id, order["id"]],
+            )
+            cursor.execute(
+                "UPDATE orders SET description = 'old', version = 2, previous_status = status,"
+                " updated_at = clock_timestamp() WHERE id = %s",
+                [order["id"]],
+            )
+        old.close()
+        result = own.flask("audit", "verify")
+        assert result.exit_code == 0, result.output
