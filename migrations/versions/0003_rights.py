@@ -12,12 +12,15 @@ oldest_code = "0001"
 # What clients may still ask about, or somebody may want to look up, is younger than this.
 KEPT = "interval '30 days'"
 
-INDEXES = (
-    ("ix_sessions_expires_at", "sessions", "expires_at", None),
-    ("ix_sessions_revoked_at", "sessions", "revoked_at", "revoked_at IS NOT NULL"),
-    ("ix_idempotency_keys_created_at", "idempotency_keys", "created_at", None),
-    ("ix_access_changes_signed_out", "access_changes", "created_at", "reason = 'signed_out'"),
-)
+# On tables that were never cleaned before, and may be large: built CONCURRENTLY, as in 0002, before
+# anything is locked. Every request reads `sessions`.
+INDEXES = {
+    "ix_sessions_expires_at": "sessions (expires_at)",
+    "ix_sessions_revoked_at": "sessions (revoked_at) WHERE revoked_at IS NOT NULL",
+    "ix_idempotency_keys_created_at": "idempotency_keys (created_at)",
+    "ix_access_changes_signed_out": "access_changes (created_at) WHERE reason = 'signed_out'",
+}
+WAIT = "10min"
 
 # Tables are named with their schema: a temporary one of the same name, which every role can make,
 # would come first.
@@ -79,6 +82,7 @@ FUNCTIONS = {
 
 
 def upgrade() -> None:
+    _build_indexes()
     op.create_table("schema_compatibility", sa.Column("oldest_code", sa.Text, nullable=False))
 
     # It would keep every session for ever, because this table is append-only.
@@ -86,15 +90,11 @@ def upgrade() -> None:
     op.add_column("access_changes", sa.Column("actor_id", sa.BigInteger))
     op.add_column("access_changes", sa.Column("old_role", sa.Text))
     op.add_column("access_changes", sa.Column("new_role", sa.Text))
-    for name, table, column, where in INDEXES:
-        op.create_index(
-            name, table, [column], postgresql_where=sa.text(where) if where is not None else None
-        )
 
     schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
     for name, body in FUNCTIONS.items():
-        body = body.replace("{schema}", schema)
-        op.execute(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+        code = body.replace("{schema}", schema)
+        op.execute(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $${code}$$")
     op.execute(
         "CREATE TRIGGER orders_stamp BEFORE INSERT OR UPDATE ON orders"
         " FOR EACH ROW EXECUTE FUNCTION stamp_order()"
@@ -121,6 +121,28 @@ def upgrade() -> None:
         )
 
 
+def _build_indexes() -> None:
+    """Those that are not there yet; one that an earlier attempt left INVALID is rebuilt."""
+    connection = op.get_bind()
+    before = connection.scalar(sa.text("SHOW lock_timeout"))
+    with op.get_context().autocommit_block():
+        op.execute(f"SET lock_timeout = '{WAIT}'")
+        try:
+            for name, definition in INDEXES.items():
+                valid = connection.scalar(
+                    sa.text(
+                        "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
+                    ),
+                    {"name": name},
+                )
+                if valid is False:
+                    op.execute(f"DROP INDEX CONCURRENTLY {name}")
+                if not valid:
+                    op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {definition}")
+        finally:
+            op.execute(f"SET lock_timeout = '{before}'")
+
+
 def downgrade() -> None:
     for trigger in ("rows", "deletes"):
         op.execute(f"DROP TRIGGER access_changes_append_only_{trigger} ON access_changes")
@@ -133,8 +155,8 @@ def downgrade() -> None:
         op.execute(f"DROP TRIGGER {table}_stamp ON {table}")
     for name in FUNCTIONS:
         op.execute(f"DROP FUNCTION {name}()")
-    for name, table, _, _ in INDEXES:
-        op.drop_index(name, table)
+    for name in INDEXES:
+        op.execute(f"DROP INDEX {name}")
     for column in ("actor_id", "old_role", "new_role"):
         op.drop_column("access_changes", column)
     # Sessions that are gone cannot be referred to any more: old rows are not checked.

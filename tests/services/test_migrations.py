@@ -306,6 +306,37 @@ def test_indexes_are_built_beside_writers(postgres: Postgres, empty_database: st
     assert postgres.execute(VALID, "ix_orders_live_status", dsn=empty_database) == [(True,)]
 
 
+def test_sessions_are_read_and_made_while_their_indexes_are_built(
+    postgres: Postgres, empty_database: str
+) -> None:
+    """Every request reads them; and they may be many, because nobody cleaned them before 0003."""
+    migrate(empty_database, "0002")
+    sign_in = (
+        "WITH u AS (INSERT INTO users (name, email, password_hash) VALUES ('A', %s, 'x')"
+        " RETURNING id) INSERT INTO sessions (user_id, expires_at) SELECT id, now() FROM u"
+    )
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+        " AND query LIKE 'CREATE INDEX%%'"
+    )
+    name = parse_dsn(empty_database)["dbname"]
+    with closing(psycopg2.connect(empty_database)) as held, ThreadPoolExecutor(1) as pool:
+        held.cursor().execute(sign_in, ["held@example.org"])  # and does not commit
+        migrating = pool.submit(migrate, empty_database)
+        try:
+            eventually(lambda: postgres.execute(waits, name) == [(1,)])
+            with closing(psycopg2.connect(empty_database)) as other, other:
+                cursor = other.cursor()
+                cursor.execute("SET lock_timeout = '2s'")
+                cursor.execute("SELECT count(*) FROM sessions")
+                cursor.execute(sign_in, ["other@example.org"])
+            assert not migrating.done()
+        finally:
+            held.commit()
+        migrating.result(timeout=60)
+    assert postgres.execute(VALID, "ix_sessions_expires_at", dsn=empty_database) == [(True,)]
+
+
 def test_an_index_that_an_interrupted_migration_left_is_built_anew(
     postgres: Postgres, empty_database: str
 ) -> None:
@@ -359,7 +390,7 @@ def test_old_code_that_appends_before_it_changes_the_order_leaves_a_whole_log(
                 "INSERT INTO order_events (order_id, version, type, status, previous_status,"
                 " actor_id, actor_name, actor_role, changes, customer_id, created_at)"
                 " SELECT id, 2, 'description_changed', status, status, %s, 'A', 'admin',"
-                " '{\"description\": \"old\"}', customer_id, clock_timestamp()"
+                ' \'{"description": "old"}\', customer_id, clock_timestamp()'
                 " FROM orders WHERE id = %s",
                 [admin.id, order["id"]],
             )
