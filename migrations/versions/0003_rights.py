@@ -12,24 +12,37 @@ oldest_code = "0001"
 # What clients may still ask about, or somebody may want to look up, is younger than this.
 KEPT = "interval '30 days'"
 
-INDEXES = (
-    ("ix_sessions_expires_at", "sessions", "expires_at", None),
-    ("ix_sessions_revoked_at", "sessions", "revoked_at", "revoked_at IS NOT NULL"),
-    ("ix_idempotency_keys_created_at", "idempotency_keys", "created_at", None),
-    ("ix_access_changes_signed_out", "access_changes", "created_at", "reason = 'signed_out'"),
-)
+# On tables that were never cleaned before, and may be large: built CONCURRENTLY, as in 0002, before
+# anything is locked. Every request reads `sessions`.
+INDEXES = {
+    "ix_sessions_expires_at": "sessions (expires_at)",
+    "ix_sessions_revoked_at": "sessions (revoked_at) WHERE revoked_at IS NOT NULL",
+    "ix_idempotency_keys_created_at": "idempotency_keys (created_at)",
+    "ix_access_changes_signed_out": "access_changes (created_at) WHERE reason = 'signed_out'",
+}
+WAIT = "10min"
 
+# Tables are named with their schema: a temporary one of the same name, which every role can make,
+# would come first.
 FUNCTIONS = {
     # Ascending, also when the clock is set back: a history is read in the order of its versions.
+    # Code of 0001, which says a time itself, may append the event before it changes the order.
     "stamp_order": """
+        DECLARE
+            appended timestamptz;
         BEGIN
             IF TG_OP = 'INSERT' THEN
                 NEW.created_at := clock_timestamp();
                 NEW.updated_at := NEW.created_at;
             ELSIF NEW.version <> OLD.version THEN
+                appended := NULL;
+                IF NEW.updated_at <> OLD.updated_at THEN
+                    SELECT created_at INTO appended FROM {schema}.order_events
+                     WHERE order_id = NEW.id AND version = NEW.version;
+                END IF;
                 NEW.created_at := OLD.created_at;
-                NEW.updated_at := greatest(clock_timestamp(),
-                                           OLD.updated_at + interval '1 microsecond');
+                NEW.updated_at := coalesce(appended, greatest(clock_timestamp(),
+                                           OLD.updated_at + interval '1 microsecond'));
                 IF NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL THEN
                     NEW.deleted_at := NEW.updated_at;
                 END IF;
@@ -43,7 +56,9 @@ FUNCTIONS = {
     "stamp_order_event": """
         BEGIN
             NEW.xid := pg_current_xact_id();
-            SELECT updated_at INTO NEW.created_at FROM orders WHERE id = NEW.order_id;
+            SELECT CASE WHEN version = NEW.version THEN updated_at
+                        ELSE greatest(clock_timestamp(), updated_at + interval '1 microsecond') END
+              INTO NEW.created_at FROM {schema}.orders WHERE id = NEW.order_id;
             NEW.created_at := coalesce(NEW.created_at, clock_timestamp());
             RETURN NEW;
         END""",
@@ -67,6 +82,7 @@ FUNCTIONS = {
 
 
 def upgrade() -> None:
+    _build_indexes()
     op.create_table("schema_compatibility", sa.Column("oldest_code", sa.Text, nullable=False))
 
     # It would keep every session for ever, because this table is append-only.
@@ -74,13 +90,11 @@ def upgrade() -> None:
     op.add_column("access_changes", sa.Column("actor_id", sa.BigInteger))
     op.add_column("access_changes", sa.Column("old_role", sa.Text))
     op.add_column("access_changes", sa.Column("new_role", sa.Text))
-    for name, table, column, where in INDEXES:
-        op.create_index(
-            name, table, [column], postgresql_where=sa.text(where) if where is not None else None
-        )
 
+    schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
     for name, body in FUNCTIONS.items():
-        op.execute(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+        code = body.replace("{schema}", schema)
+        op.execute(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $${code}$$")
     op.execute(
         "CREATE TRIGGER orders_stamp BEFORE INSERT OR UPDATE ON orders"
         " FOR EACH ROW EXECUTE FUNCTION stamp_order()"
@@ -107,6 +121,28 @@ def upgrade() -> None:
         )
 
 
+def _build_indexes() -> None:
+    """Those that are not there yet; one that an earlier attempt left INVALID is rebuilt."""
+    connection = op.get_bind()
+    before = connection.scalar(sa.text("SHOW lock_timeout"))
+    with op.get_context().autocommit_block():
+        op.execute(f"SET lock_timeout = '{WAIT}'")
+        try:
+            for name, definition in INDEXES.items():
+                valid = connection.scalar(
+                    sa.text(
+                        "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
+                    ),
+                    {"name": name},
+                )
+                if valid is False:
+                    op.execute(f"DROP INDEX CONCURRENTLY {name}")
+                if not valid:
+                    op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {definition}")
+        finally:
+            op.execute(f"SET lock_timeout = '{before}'")
+
+
 def downgrade() -> None:
     for trigger in ("rows", "deletes"):
         op.execute(f"DROP TRIGGER access_changes_append_only_{trigger} ON access_changes")
@@ -119,8 +155,8 @@ def downgrade() -> None:
         op.execute(f"DROP TRIGGER {table}_stamp ON {table}")
     for name in FUNCTIONS:
         op.execute(f"DROP FUNCTION {name}()")
-    for name, table, _, _ in INDEXES:
-        op.drop_index(name, table)
+    for name in INDEXES:
+        op.execute(f"DROP INDEX {name}")
     for column in ("actor_id", "old_role", "new_role"):
         op.drop_column("access_changes", column)
     # Sessions that are gone cannot be referred to any more: old rows are not checked.

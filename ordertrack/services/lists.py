@@ -13,7 +13,7 @@ simplify to ``ORDER BY id``; with sorting discouraged only that index remains.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -145,14 +145,15 @@ def _staff_page(
 ) -> tuple[Page, list[int] | None]:
     """The page, and the ids that a search by index found if it took one."""
     visible = _in_the_list(query, filters, scope)
-    page = _page(query, _branches(query, filters, scope), scope, visible=visible)
+    branches = _branches(query, filters, scope)
+    page = _page(query, branches, scope, visible=visible)
     _require_right(page.actor, filters)
     if query.number_first and page.orders and page.orders[0].id == query.values["number"]:
         return page, None  # who gives the number of an order looks for that order
     if page.cut_short and len(page.orders) < _COMMON:
         ids = _candidates(query, filters)
         if ids is not None:
-            return _page_among(ids, query, filters, scope), ids
+            return _page_among(ids, query, branches, scope, visible), ids
     return page, None
 
 
@@ -284,9 +285,8 @@ def _branches(query: _Query, filters: Filters, scope: DriverScope) -> list[_Bran
     if filters.deleted:
         return [_Branch("a.role = 'admin'", "deleted", tuple(conditions.values()))]
     path = _path(query)
-    rest = tuple(
-        condition for name, condition in conditions.items() if name not in _COVERED.get(path, path)
-    )
+    covered = _COVERED.get(path, (path,))
+    rest = tuple(condition for name, condition in conditions.items() if name not in covered)
     if scope is DriverScope.ALL:
         return [_Branch(_STAFF, path, rest)]
     all_of_them = tuple(conditions.values())
@@ -316,6 +316,10 @@ _KEYED = {
 }
 
 
+_TIME_BEFORE = """coalesce((SELECT last.created_at FROM orders last WHERE last.id <= :before
+                                 ORDER BY last.id DESC LIMIT 1), '-infinity')"""
+
+
 def _steps(path: str, values: dict[str, Any], before: int | None) -> tuple[str, str]:
     """Which rows a path leads along, and their order."""
     if path == "all":
@@ -328,8 +332,7 @@ def _steps(path: str, values: dict[str, Any], before: int | None) -> tuple[str, 
         bounds = ["o.deleted_at IS NULL"]
         bounds += [_CONDITIONS[name] for name in _COVERED[path] if name in values]
         if before is not None:
-            time = """coalesce((SELECT last.created_at FROM orders last WHERE last.id <= :before
-                                 ORDER BY last.id DESC LIMIT 1), '-infinity')"""
+            time = _TIME_BEFORE
             if "created_before" in values:
                 # PostgreSQL starts from one of two bounds, and not always from the lower one.
                 time = f"least({time}, :created_before)"
@@ -364,10 +367,15 @@ def _path(query: _Query) -> str:
 
 
 def _probe(query: _Query, paths: list[str]) -> dict[str, int]:
-    """How many rows each path has, up to `SCANNED`; for those who may not see them, none."""
+    """How many rows each path has, up to `SCANNED`; for those who may not see them, none.
+
+    From the beginning, whatever the page: paths differ in their order, so that a list whose path
+    changed on the way would miss some, should times and ids disagree about what is newer.
+    """
+    query = replace(query, before=None)
     counts = []
     for path in paths:
-        rows, order = _steps(path, query.values, query.before)
+        rows, order = _steps(path, query.values, None)
         counts.append(
             f"""(SELECT count(*) FROM (SELECT o.id FROM orders o WHERE {rows}
                   ORDER BY {order} LIMIT {SCANNED}) AS o) AS {path}"""
@@ -417,11 +425,12 @@ def _page(
                          ORDER BY {order} OFFSET {branch.reach - 1} LIMIT 1) AS o
                      WHERE {branch.caller}) END"""
             )
-    by_time = any(branch.path == "created" for branch in branches)
-    order = query.number_first + ("o.created_at DESC, o.id DESC" if by_time else "o.id DESC")
+    order = f"{query.number_first}{_by_time(branches)}o.id DESC"
     floor = f"greatest({', '.join(floors)})" if floors else "CAST(NULL AS bigint)"
-    # Of several walks none counts beyond the place where the first one stopped.
-    together = "WHERE s.floor IS NULL OR o.id >= s.floor" if len(branches) > 1 else ""
+    # Of several walks none counts beyond the place where the first one stopped. An admin's is one.
+    together = ""
+    if len(branches) > 1:
+        together = "WHERE s.floor IS NULL OR a.role = 'admin' OR o.id >= s.floor"
     by_number = ""
     if query.number_first:
         by_number = f"UNION ALL SELECT o.* FROM orders o WHERE o.id = :number AND {visible}"
@@ -441,17 +450,32 @@ def _page(
              ORDER BY {order}""",
         query.parameters,
     )
-    return _presented(found, query.limit, scope)
+    return _presented(found, query, scope)
 
 
-def _presented(found: list[Row[Any]], limit: int, scope: DriverScope) -> Page:
+def _by_time(branches: list[_Branch]) -> str:
+    """The beginning of the ORDER BY of a page whose walks lead along the time, for those callers
+    whose walks do: a page must be in the order of its walk, or the next one would miss some."""
+    along = [branch for branch in branches if branch.path == "created"]
+    if not along:
+        return ""
+    if len(along) == len(branches):
+        return "o.created_at DESC, "
+    callers = " OR ".join(branch.caller for branch in along)
+    return f"CASE WHEN {callers} THEN o.created_at END DESC, "
+
+
+def _presented(found: list[Row[Any]], query: _Query, scope: DriverScope) -> Page:
     if not found:
         raise actors.signed_out()
     actor, floor = orders.actor_of(found[0]), found[0].floor
     rows = [row for row in found if row.id is not None]
-    shown = [orders.view_of(actor, orders.facts_of(row), scope) for row in rows[:limit]]
-    if len(rows) > limit:
-        return Page(actor, shown, shown[-1].id)
+    shown = [orders.view_of(actor, orders.facts_of(row), scope) for row in rows[: query.limit]]
+    if len(rows) > query.limit:
+        older = shown[-1].id
+        if query.number_first and older == query.values["number"]:
+            older = rows[query.limit].id + 1  # a page of it alone; those by age are yet to come
+        return Page(actor, shown, older)
     return Page(actor, shown, floor, cut_short=floor is not None)
 
 
@@ -526,10 +550,17 @@ def _candidates(query: _Query, filters: Filters) -> list[int] | None:
     return [row.id for row in found if row.id is not None] + ([number] if number else [])
 
 
-def _page_among(ids: list[int], query: _Query, filters: Filters, scope: DriverScope) -> Page:
-    """The page of the list among the orders that were found."""
-    order = f"{query.number_first}o.id DESC"
-    conditions = ["o.id = ANY (:ids)", "o.id < :before", _in_the_list(query, filters, scope)]
+def _page_among(
+    ids: list[int], query: _Query, branches: list[_Branch], scope: DriverScope, visible: str
+) -> Page:
+    """The page of the list among the orders that were found, in the order of the walks."""
+    order = f"{query.number_first}{_by_time(branches)}o.id DESC"
+    rest = "o.id < :before"
+    if query.before is not None and _by_time(branches):
+        along = " OR ".join(one.caller for one in branches if one.path == "created")
+        time = f"(o.created_at, o.id) < ({_TIME_BEFORE}, :before)"
+        rest = f"CASE WHEN {along} THEN {time} ELSE {rest} END"
+    conditions = ["o.id = ANY (:ids)", rest, visible]
     if not query.number_first:
         conditions += query.but_the_number
     found = _fetch(
@@ -546,7 +577,7 @@ def _page_among(ids: list[int], query: _Query, filters: Filters, scope: DriverSc
              ORDER BY {order}""",
         query.parameters | {"ids": ids},
     )
-    return _presented(found, query.limit, scope)
+    return _presented(found, query, scope)
 
 
 def _in_the_list(query: _Query, filters: Filters, scope: DriverScope) -> str:

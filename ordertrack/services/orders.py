@@ -553,7 +553,11 @@ def assign_driver(
             raise Conflict(
                 f"An order that is {order.status} needs no driver.", current=order.status
             )
-        driver = _active_driver(t, driver_id) if driver_id is not None else None
+        driver = None
+        if driver_id is not None:
+            driver = _active_driver(t, driver_id)
+            # The driver's row, too, may have been waited for.
+            actors.require_admin(actors.resolve(t, principal))
         shown = {"id": str(driver_id), "name": driver} if driver is not None else None
         changed = eventlog.append(
             t,

@@ -24,6 +24,7 @@ from ordertrack.extensions import db
 from ordertrack.models import SEARCH_INDEXES
 from ordertrack.services import schema
 from ordertrack.services.schema import SchemaTooNew
+from tests.cli.conftest import opened
 from tests.support.databases import OWNER_ROLE, Postgres, as_owner, migrate, settings_for
 from tests.support.servers import ROOT, Server, environment
 from tests.support.sockets import watching
@@ -305,6 +306,37 @@ def test_indexes_are_built_beside_writers(postgres: Postgres, empty_database: st
     assert postgres.execute(VALID, "ix_orders_live_status", dsn=empty_database) == [(True,)]
 
 
+def test_sessions_are_read_and_made_while_their_indexes_are_built(
+    postgres: Postgres, empty_database: str
+) -> None:
+    """Every request reads them; and they may be many, because nobody cleaned them before 0003."""
+    migrate(empty_database, "0002")
+    sign_in = (
+        "WITH u AS (INSERT INTO users (name, email, password_hash) VALUES ('A', %s, 'x')"
+        " RETURNING id) INSERT INTO sessions (user_id, expires_at) SELECT id, now() FROM u"
+    )
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+        " AND query LIKE 'CREATE INDEX%%'"
+    )
+    name = parse_dsn(empty_database)["dbname"]
+    with closing(psycopg2.connect(empty_database)) as held, ThreadPoolExecutor(1) as pool:
+        held.cursor().execute(sign_in, ["held@example.org"])  # and does not commit
+        migrating = pool.submit(migrate, empty_database)
+        try:
+            eventually(lambda: postgres.execute(waits, name) == [(1,)])
+            with closing(psycopg2.connect(empty_database)) as other, other:
+                cursor = other.cursor()
+                cursor.execute("SET lock_timeout = '2s'")
+                cursor.execute("SELECT count(*) FROM sessions")
+                cursor.execute(sign_in, ["other@example.org"])
+            assert not migrating.done()
+        finally:
+            held.commit()
+        migrating.result(timeout=60)
+    assert postgres.execute(VALID, "ix_sessions_expires_at", dsn=empty_database) == [(True,)]
+
+
 def test_an_index_that_an_interrupted_migration_left_is_built_anew(
     postgres: Postgres, empty_database: str
 ) -> None:
@@ -344,3 +376,29 @@ def test_without_pg_trgm_the_rest_is_migrated_and_that_is_said(
         assert postgres.execute(VALID, "ix_orders_live_created", dsn=dsn) == [(True,)]
     finally:
         postgres.drop(dsn)
+
+
+def test_old_code_that_appends_before_it_changes_the_order_leaves_a_whole_log(
+    postgres: Postgres, fresh_database: Callable[[], str]
+) -> None:
+    """Code of revision 0001 leaves the order of the two to SQLAlchemy, and says the time itself."""
+    dsn = fresh_database()
+    with opened(dsn) as own:
+        order, admin = own.people.customer().order(), own.people.admin()
+        with psycopg2.connect(as_owner(dsn)) as old, old.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO order_events (order_id, version, type, status, previous_status,"
+                " actor_id, actor_name, actor_role, changes, customer_id, created_at)"
+                " SELECT id, 2, 'description_changed', status, status, %s, 'A', 'admin',"
+                ' \'{"description": "old"}\', customer_id, clock_timestamp()'
+                " FROM orders WHERE id = %s",
+                [admin.id, order["id"]],
+            )
+            cursor.execute(
+                "UPDATE orders SET description = 'old', version = 2, previous_status = status,"
+                " updated_at = clock_timestamp() WHERE id = %s",
+                [order["id"]],
+            )
+        old.close()
+        result = own.flask("audit", "verify")
+        assert result.exit_code == 0, result.output

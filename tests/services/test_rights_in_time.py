@@ -129,6 +129,24 @@ def test_a_change_that_waited_is_judged_by_the_rights_of_now(
     assert [event["version"] for event in boss.history(order)] == [1]
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_an_assignment_that_waited_for_the_driver_is_judged_by_the_rights_of_now(
+    people: People, holding: Callable[..., Held], end: str
+) -> None:
+    boss, admin, driver = people.admin(), people.admin(), people.driver()
+    order = people.customer().order()
+    held = holding("SELECT 1 FROM users WHERE id = %s FOR NO KEY UPDATE", driver.id)
+    take_away, _ = ENDS[end]
+    with in_background(
+        lambda: CHANGES["assign"](admin, f"/api/orders/{order['id']}", driver)
+    ) as answer:
+        held.await_waiters()
+        take_away(boss, admin)
+        held.commit()
+        assert answer.result().status_code in (401, 403), answer.result().text
+    assert [event["version"] for event in boss.history(order)] == [1]
+
+
 @pytest.mark.parametrize("wait", [LOCK_ORDER, CHANGE_ORDER], ids=["locked", "changed"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_that_waited_is_of_the_time_when_it_was_made(
