@@ -193,6 +193,16 @@ class EngineSocket:
         return self._probe is not None
 
     @property
+    def holds_socket(self) -> bool:
+        """Whether it has a WebSocket, or tries one."""
+        return self.ws is not None or self._probe is not None
+
+    @property
+    def holds_poll(self) -> bool:
+        """Whether a request waits for packets."""
+        return self._queue is not None and self._queue.polling
+
+    @property
     def queued_bytes(self) -> int:
         """Bytes that wait here for the client to read or fetch."""
         if self.ws is not None:
