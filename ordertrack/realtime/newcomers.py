@@ -4,6 +4,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from ordertrack.networks import network_of
+
 T = TypeVar("T")
 
 
@@ -31,6 +33,7 @@ class Newcomers(Generic[T]):
 
     def add(self, newcomer: T, address: str) -> T | None:
         """Take one in; answers the one that has to go for it, which is taken out already."""
+        address = network_of(address)
         self._all[newcomer] = address
         own = self._by_address.setdefault(address, OrderedDict())
         own[newcomer] = None

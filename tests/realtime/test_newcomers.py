@@ -72,6 +72,13 @@ def test_an_address_with_more_than_its_share_pushes_out_its_own() -> None:
     assert newcomers.oldest(str.isdigit) is None
 
 
+def test_who_has_a_network_has_one_address() -> None:
+    newcomers: Newcomers[str] = Newcomers(most=10, per_address=1)
+    assert newcomers.add("a", "2001:db8:1:2::1") is None
+    assert newcomers.add("b", "2001:db8:1:3::1") is None
+    assert newcomers.add("c", "2001:db8:1:2::2") == "a"
+
+
 def test_nothing_is_left_of_those_that_have_gone() -> None:
     newcomers: Newcomers[int] = Newcomers(most=10, per_address=5)
     for number in range(1000):
