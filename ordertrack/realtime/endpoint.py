@@ -321,7 +321,10 @@ class Endpoint:
 
     def _close_slow(self, now: float) -> None:
         for session in list(self.waiting):
-            session.check_age(now)
+            try:
+                session.check_age(now)
+            except Exception:  # its own misfortune: the others are due as well
+                log.exception("A session could not be closed")
 
     # What python-socketio asks of its Engine.IO server --------------------------------------------
 

@@ -278,7 +278,7 @@ class EngineSocket:
     def read_what_is_there(self) -> None:
         """Before a client is called late: a busy loop may be behind with reading."""
         if self.ws is not None and self.ws.alive:
-            self.ws.on_readable()
+            transport.read_now(self.ws)
 
     def drop(self, reason: str) -> None:
         """End the session at once, without a word to the client."""

@@ -92,6 +92,7 @@ __all__ = [
     "monotonic",
     "one_by_one",
     "pause",
+    "read_now",
     "refuse",
     "sleep",
     "spawn",
@@ -830,6 +831,14 @@ def full(limits: Limits) -> bool:
     if draining():
         return True
     return stats.open >= limits.max_connections and not make_room(socket=True)
+
+
+def read_now(ws: WebSocket) -> None:
+    """Read what has arrived, ahead of its turn."""
+    try:
+        ws.on_readable()
+    except Exception as error:  # noqa: BLE001 (logged there)
+        _loop.failed(ws, error)
 
 
 def draining() -> bool:
