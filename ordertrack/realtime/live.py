@@ -91,7 +91,7 @@ def init_app(app: Flask, settings: Settings) -> Live:
 
     def start_over() -> None:
         """Send everybody away, to come back and resume; those who come meanwhile are let in."""
-        leaving = guests.silence_all(Unavailable(RESUME))
+        leaving = guests.silence_all(lambda: Unavailable(RESUME))
         transport.spawn(hang_up, leaving, settings.drain_seconds / 2)
 
     relay = Relay(
