@@ -274,13 +274,18 @@ class Endpoint:
         if crowded_out is not None:
             crowded_out.drop(self.reason.TRANSPORT_ERROR)
 
-    def _end_a_newcomer(self) -> bool:
-        """End the oldest WebSocket that has not been let in; False if there is none."""
-        for session in self._newcomers:
-            if session.ws is not None:
-                session.drop(self.reason.TRANSPORT_ERROR)
-                return True
-        return False
+    def _end_a_newcomer(self, socket: bool) -> bool:
+        """End a session that has not been let in, for what it holds; False if there is none.
+
+        With `socket` that is a WebSocket, be it only tried for an upgrade; else a poll will do.
+        """
+        session = self._newcomers.oldest(
+            lambda one: one.holds_socket or (one.holds_poll and not socket)
+        )
+        if session is None:
+            return False
+        session.drop(self.reason.TRANSPORT_ERROR)
+        return True
 
     # Time -----------------------------------------------------------------------------------------
 
@@ -290,7 +295,7 @@ class Endpoint:
             self._heartbeat.add(session)
 
     def _close_latecomers(self, now: float) -> None:
-        late = [session for session in self._newcomers if session.deadline <= now]
+        late = [one for one in self._newcomers if one.deadline <= now and not one.closing]
         for session in late:
             session.read_what_is_there()
         if late:
@@ -298,7 +303,7 @@ class Endpoint:
         for session in late:
             if session not in self._newcomers:
                 continue
-            self._newcomers.discard(session)
+            # Until it is gone it stays among them: it may have to make room while it closes.
             if session.ws is not None:
                 session.close_with(1008, "not authenticated in time", goodbye=False)
             else:
@@ -316,7 +321,10 @@ class Endpoint:
 
     def _close_slow(self, now: float) -> None:
         for session in list(self.waiting):
-            session.check_age(now)
+            try:
+                session.check_age(now)
+            except Exception:  # its own misfortune: the others are due as well
+                log.exception("A session could not be closed")
 
     # What python-socketio asks of its Engine.IO server --------------------------------------------
 

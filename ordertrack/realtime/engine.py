@@ -425,6 +425,9 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
         Without a Socket.IO DISCONNECT, after which the stock clients would not come back.
         """
         for session in list(self.server.eio.sockets.values()):
-            if not session.upgraded:
-                session.close_with(1012, "server restarting", goodbye=False)
+            try:
+                if not session.upgraded:
+                    session.close_with(1012, "server restarting", goodbye=False)
+            except Exception:  # the others are to be told as well
+                log.exception("A session could not be closed")
         transport.close_all(1012, "server restarting", seconds)

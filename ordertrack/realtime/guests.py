@@ -8,6 +8,7 @@ import heapq
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from ordertrack.errors import DomainError, InvalidToken, TokenExpired, TooManyRequests
@@ -98,15 +99,18 @@ class Guests:
             if right.session_id in (None, guest.credential.principal.session_id):
                 self._sign_out(guest, InvalidToken(_REASONS[right.reason]))
 
-    def silence_all(self, error: DomainError) -> list[Guest]:
+    def silence_all(self, reason: Callable[[], DomainError]) -> list[Guest]:
         """Let everybody go at once, without a word; the caller hangs up on each when it likes.
+
+        *reason* makes an error for each: who is on the way in raises it, and one that is raised
+        again and again keeps every request that it has passed through.
 
         So nobody is told of a change who was not told of the one before it, and who comes back
         meanwhile is not among them.
         """
         everybody = [guest for own in self._by_user.values() for guest in own]
         for guest in everybody:
-            guest.silence(error)
+            guest.silence(reason())
         return everybody
 
     def sweep(self, _now: float) -> None:

@@ -1,5 +1,6 @@
 """The live side of a server, put together: rooms, raw sockets, fan-out, relay."""
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from ordertrack.realtime.rooms import Rooms
 from ordertrack.realtime.transport import Limits
 from ordertrack.realtime.websocket import OrderSockets, RawRooms
 from ordertrack.services.orders import Budget
+
+log = logging.getLogger(__name__)
 
 # Of an event's age when the sockets get it: from the wake-up in time to the database gone for long.
 LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
@@ -88,7 +91,7 @@ def init_app(app: Flask, settings: Settings) -> Live:
 
     def start_over() -> None:
         """Send everybody away, to come back and resume; those who come meanwhile are let in."""
-        leaving = guests.silence_all(Unavailable(RESUME))
+        leaving = guests.silence_all(lambda: Unavailable(RESUME))
         transport.spawn(hang_up, leaving, settings.drain_seconds / 2)
 
     relay = Relay(
@@ -115,5 +118,9 @@ def init_app(app: Flask, settings: Settings) -> Live:
 
 
 def hang_up(leaving: list[Guest], seconds: float) -> None:
+    """Close the connections of those who have been silenced."""
     for guest in transport.one_by_one(leaving, seconds):
-        guest.hang_up(SERVICE_RESTART, "resume")
+        try:
+            guest.hang_up(SERVICE_RESTART, "resume")
+        except Exception:  # the others hear nothing any more, and must not wait for it for ever
+            log.exception("A connection could not be closed")

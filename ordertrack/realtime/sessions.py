@@ -70,7 +70,7 @@ def _frame(packet: Packet) -> bytes:
 class _PollQueue:
     """Packets that wait for a polling client's next request, bounded like a WebSocket's backlog."""
 
-    __slots__ = ("packets", "polling", "ready", "since", "size")
+    __slots__ = ("packets", "polling", "ready", "since", "size", "taken")
 
     def __init__(self) -> None:
         self.packets: deque[tuple[Packet, int]] = deque()
@@ -78,6 +78,7 @@ class _PollQueue:
         self.since = 0.0  # when the first was queued, or some were fetched
         self.polling = False  # a request waits for packets
         self.ready = Signal()
+        self.taken = Signal()
 
     def put(self, packet: Packet, size: int) -> None:
         if not self.packets:
@@ -102,12 +103,14 @@ class _PollQueue:
             self.size -= size
             stats.queued_bytes -= size
         self.since = monotonic()
+        self.taken.set()
         return taken
 
     def clear(self) -> None:
         stats.queued_bytes -= self.size
         self.packets.clear()
         self.size = 0
+        self.taken.set()
 
 
 class EngineSocket:
@@ -193,6 +196,16 @@ class EngineSocket:
         return self._probe is not None
 
     @property
+    def holds_socket(self) -> bool:
+        """Whether it has a WebSocket, or tries one."""
+        return self.ws is not None or self._probe is not None
+
+    @property
+    def holds_poll(self) -> bool:
+        """Whether a request waits for packets."""
+        return self._queue is not None and self._queue.polling
+
+    @property
     def queued_bytes(self) -> int:
         """Bytes that wait here for the client to read or fetch."""
         if self.ws is not None:
@@ -265,7 +278,7 @@ class EngineSocket:
     def read_what_is_there(self) -> None:
         """Before a client is called late: a busy loop may be behind with reading."""
         if self.ws is not None and self.ws.alive:
-            self.ws.on_readable()
+            transport.read_now(self.ws)
 
     def drop(self, reason: str) -> None:
         """End the session at once, without a word to the client."""
@@ -427,11 +440,22 @@ class EngineSocket:
         self._posting = True
         try:
             for packet in payload.split("\x1e"):  # each is taken off the client's allowance
+                self._wait_until_fetched()
                 self._handle_packet(packet)
         finally:
             self._posting = False
             if self._over:
                 transport.spawn(self.server.session_ended, self, self._reason)
+
+    def _wait_until_fetched(self) -> None:
+        """As on a WebSocket, no message is handled while much waits for the client.
+
+        Else the answers to what it sends in one request could be more than is kept for it, however
+        quickly it fetches them. It has as long as `check_age` gives it.
+        """
+        queue = self._queue
+        while queue is not None and queue.size > self.server.limits.crowded_bytes:
+            queue.taken.wait()
 
     def _handle_packet(self, packet: str) -> None:
         kind = packet[:1]

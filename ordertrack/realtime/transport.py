@@ -87,10 +87,12 @@ __all__ = [
     "every",
     "every_second",
     "flush",
+    "make_room",
     "make_room_with",
     "monotonic",
     "one_by_one",
     "pause",
+    "read_now",
     "refuse",
     "sleep",
     "spawn",
@@ -618,7 +620,7 @@ class _Loop:
         self.stalled: set[WebSocket] = set()
         self.closing: Deadlines[WebSocket] = deque()
         self.sweeps: list[_Sweep] = []
-        self.room_makers: list[Callable[[], bool]] = []
+        self.room_makers: list[Callable[[bool], bool]] = []
         self.draining = False
         self._flushing = False
         self._readiness: readiness.Readiness | None = None
@@ -828,9 +830,15 @@ def full(limits: Limits) -> bool:
     """
     if draining():
         return True
-    return stats.open >= limits.max_connections and not any(
-        make_room() for make_room in _loop.room_makers
-    )
+    return stats.open >= limits.max_connections and not make_room(socket=True)
+
+
+def read_now(ws: WebSocket) -> None:
+    """Read what has arrived, ahead of its turn."""
+    try:
+        ws.on_readable()
+    except Exception as error:  # noqa: BLE001 (logged there)
+        _loop.failed(ws, error)
 
 
 def draining() -> bool:
@@ -838,8 +846,16 @@ def draining() -> bool:
     return _loop.draining
 
 
-def make_room_with(end_one: Callable[[], bool]) -> None:
-    """Call `end_one` when there is no room; it ends a connection at once, or answers False."""
+def make_room(*, socket: bool) -> bool:
+    """End what somebody holds who has not authenticated; False if there is nothing.
+
+    With `socket` it is a WebSocket that ends, at once; else it may be a request, soon.
+    """
+    return any(end_one(socket) for end_one in _loop.room_makers)
+
+
+def make_room_with(end_one: Callable[[bool], bool]) -> None:
+    """Call `end_one` when there is no room; see `make_room`."""
     _loop.room_makers.append(end_one)
 
 

@@ -9,11 +9,12 @@ import time
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
+from ordertrack.networks import network_of
 from ordertrack.realtime.transport import TAKE_OVER
 from ordertrack.serving.answer import Answer, Gone, Wsgi, http_date
 from ordertrack.serving.head import BadRequest, Environ
 from ordertrack.serving.reader import RequestReader
-from ordertrack.serving.waiting import Waiting, network_of
+from ordertrack.serving.waiting import Waiting
 
 log = logging.getLogger(__name__)
 

@@ -174,16 +174,20 @@ class Server:
             self._make_do(f"{self._most} are open")
 
     def _make_do(self, reason: str) -> None:
-        """Hang up on who has waited longest, and let it end; or wait for others to end."""
+        """Hang up on who has waited longest, and let it end; or wait for others to end.
+
+        Where none waits, requests that never joined may hold what there is: `transport.make_room`.
+        """
         now = time.monotonic()
         if now - self._shortage_told >= SHORTAGE_LINE_SECONDS:
             self._shortage_told = now
             log.warning("No more connections can be taken now: %s", reason)
         oldest = self.waiting.give_up_oldest()
-        if oldest is None:
+        if oldest is None and not transport.make_room(socket=False):
             eventlet.sleep(SHORTAGE_SECONDS)
+            return
         for _ in range(TURNS_TO_END):
-            if oldest not in self.connections:
+            if oldest is not None and oldest not in self.connections:
                 break
             eventlet.sleep(0)
 

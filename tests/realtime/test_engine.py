@@ -101,6 +101,20 @@ def test_the_stock_client_connects_calls_and_hears(
 
 
 @pytest.mark.parametrize("transports", TRANSPORTS, ids=NAMES)
+def test_large_answers_wait_until_the_earlier_ones_are_fetched(
+    connect: Callable[..., Any], transports: list[str]
+) -> None:
+    """Although the client asks for all of them at once, and for more than is kept for it."""
+    with running(max_queue_bytes=30_000) as server:
+        client = connect(transports, server)
+        for _ in range(3):
+            client.emit("flask", "x" * 20_000)
+        eventually(lambda: len(client.got) == 3 or "server disconnect" in client.got)
+        assert client.got == ["x" * 20_000] * 3
+        client.disconnect()
+
+
+@pytest.mark.parametrize("transports", TRANSPORTS, ids=NAMES)
 def test_many_events_arrive_once_each(connect: Callable[..., Any], transports: list[str]) -> None:
     client = connect(transports)
     assert client.call("numbers", 200) == 200

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ordertrack.errors import DomainError, InvalidToken, TooManyRequests
+from ordertrack.errors import DomainError, InvalidToken, TooManyRequests, Unavailable
 from ordertrack.eventlog import AccessEnded
 from ordertrack.identity import Credential
 from ordertrack.policy import Principal
@@ -15,6 +15,10 @@ class Visitor:
     def __init__(self, user: int = 1, session: int = 1, expires_in: float = 900) -> None:
         self.credential = credential(user, session, expires_in)
         self.told: str | None = None
+        self.silenced: DomainError | None = None
+
+    def silence(self, error: DomainError) -> None:
+        self.silenced = error
 
     def sign_out(self, error: DomainError) -> None:
         self.told = error.code
@@ -53,6 +57,15 @@ def test_a_guest_does_not_go_on_as_somebody_else(guests: Guests) -> None:
     guests.admit(guest)
     with pytest.raises(InvalidToken):
         guests.renew(guest, credential(2, 1, 60))
+
+
+def test_all_who_are_sent_away_have_an_error_of_their_own(guests: Guests) -> None:
+    """Each raises it where it is, and its traceback holds what it was doing."""
+    visitors = [Visitor(user=1), Visitor(user=2), Visitor(user=3)]
+    for visitor in visitors:
+        guests.admit(visitor)
+    assert guests.silence_all(lambda: Unavailable("Connect again.")) == visitors
+    assert len({id(visitor.silenced) for visitor in visitors} - {id(None)}) == 3
 
 
 def test_a_session_that_ends_takes_its_own_guests_along(guests: Guests) -> None:

@@ -61,6 +61,24 @@ def test_the_oldest_of_an_address_goes_and_then_the_oldest_of_all() -> None:
     assert len(newcomers) == 4
 
 
+def test_an_address_with_more_than_its_share_pushes_out_its_own() -> None:
+    newcomers: Newcomers[str] = Newcomers(most=4, per_address=10)
+    for name in "abc":
+        newcomers.add(name, "many")
+    newcomers.add("guest", "one")
+    assert [newcomers.add(name, "many") for name in "defg"] == ["a", "b", "c", "d"]
+    assert newcomers.add("h", "two") == "guest", "all have their share: the oldest"
+    assert newcomers.oldest(lambda name: name != "e") == "f"
+    assert newcomers.oldest(str.isdigit) is None
+
+
+def test_who_has_a_network_has_one_address() -> None:
+    newcomers: Newcomers[str] = Newcomers(most=10, per_address=1)
+    assert newcomers.add("a", "2001:db8:1:2::1") is None
+    assert newcomers.add("b", "2001:db8:1:3::1") is None
+    assert newcomers.add("c", "2001:db8:1:2::2") == "a"
+
+
 def test_nothing_is_left_of_those_that_have_gone() -> None:
     newcomers: Newcomers[int] = Newcomers(most=10, per_address=5)
     for number in range(1000):
@@ -123,6 +141,41 @@ def test_websockets_that_do_not_join_make_room_for_those_that_do(server: Echo) -
     for client in [*silent, *inside]:
         client.close()
     eventually(lambda: server.stats()["open"] == 0)
+
+
+@pytest.mark.safety("sessions-that-never-join")
+def test_sockets_that_are_only_tried_make_room_for_those_that_join() -> None:
+    """Two for each session: its poll, and a WebSocket that it says it would upgrade to."""
+    with running(max_connections=20, most=50, connect_seconds=60.0) as server:
+        holding: list[socket.socket | Peer] = []
+        for _ in range(30):
+            poller = Poller(server)
+            poll = socket.create_connection(("127.0.0.1", server.port), 10)
+            poll.sendall(
+                f"GET /socket.io/?EIO=4&transport=polling&sid={poller.hello['sid']} HTTP/1.1\r\n"
+                "Host: x\r\n\r\n".encode()
+            )
+            opening = handshake(f"{SOCKET}&sid={poller.hello['sid']}", server.port)
+            holding += [poll, Peer(server.port, opening=opening)]
+        inside = [Speaker(server.port) for _ in range(20)]
+        assert server.stats()["open"] == 20
+        for client in inside:
+            assert client.call(1, "numbers", 0) == [0]
+        for one in [*holding, *inside]:
+            one.close()
+
+
+@pytest.mark.safety("sessions-that-never-join")
+def test_who_is_late_and_does_not_go_makes_room_too() -> None:
+    with running(max_connections=20, connect_seconds=0.5, close_seconds=60.0) as server:
+        opening = handshake(SOCKET, server.port)
+        silent = [Peer(server.port, opening=opening) for _ in range(20)]
+        for one in silent:
+            assert one.read_close() == 1008
+        inside = [Speaker(server.port) for _ in range(20)]
+        assert server.stats()["open"] == 20
+        for client in [*silent, *inside]:
+            client.close()
 
 
 def test_a_bad_handshake_pushes_nobody_out() -> None:

@@ -7,8 +7,9 @@ import eventlet.greenio
 import eventlet.hubs
 import pytest
 
+from ordertrack.networks import network_of
 from ordertrack.serving.connection import Connection
-from ordertrack.serving.waiting import Waiting, network_of
+from ordertrack.serving.waiting import Waiting
 
 
 class Peer:

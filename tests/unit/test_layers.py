@@ -27,6 +27,7 @@ LAYERS = (
         "green",
         "histogram",
         "logs",
+        "networks",
         "origins",
         "turns",
     },
