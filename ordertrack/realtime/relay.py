@@ -258,14 +258,19 @@ class Relay:
         # In this order: a right that ended before an event is seen to have ended before that event
         # is told. If the second read fails, the first one's rows wait for the next turn.
         self._unpublished += self._events.read(cursor)
-        for right in self._ended_access.read(cursor):
-            self._end_access(right)
+        ended = self._ended_access.read(cursor)
         events, self._unpublished = self._unpublished, []
-        for event in events:
-            self._publish(event)
-            if transport.monotonic() - began > _STRETCH:
-                transport.pause()
-                began = transport.monotonic()
+        try:
+            for right in ended:
+                self._end_access(right)
+            for event in events:
+                self._publish(event)
+                if transport.monotonic() - began > _STRETCH:
+                    transport.pause()
+                    began = transport.monotonic()
+        except OSError as error:
+            # It must not pass for a lost connection: the rest of what was read would be lost.
+            raise RuntimeError("what was read could not be told") from error
         self._caught_up()
         self._last_turn = self._read_at = transport.monotonic()
 

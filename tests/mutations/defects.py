@@ -499,14 +499,10 @@ DEFECTS = [
     ),
     Defect(
         "relay-tells-events-before-ended-rights", RELAY,
-        "        for right in self._ended_access.read(cursor):\n"
-        "            self._end_access(right)\n"
-        "        events, self._unpublished = self._unpublished, []\n"
-        "        for event in events:\n            self._publish(event)\n",
-        "        rights = self._ended_access.read(cursor)\n"
-        "        events, self._unpublished = self._unpublished, []\n"
-        "        for event in events:\n            self._publish(event)\n"
-        "        for right in rights:\n            self._end_access(right)\n",
+        "            for right in ended:\n                self._end_access(right)\n"
+        "            for event in events:\n                self._publish(event)\n",
+        "            for event in events:\n                self._publish(event)\n"
+        "            for right in ended:\n                self._end_access(right)\n",
         only(RELAY_TESTS, "test_a_right_that_ended_before_an_event_ends_before_the_event_is_told"),
     ),
     Defect(

@@ -19,6 +19,7 @@ from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
 from ordertrack import eventlog
 from ordertrack.eventlog import Event, Tail
+from ordertrack.realtime import relay as relay_module
 from ordertrack.realtime import transport
 from ordertrack.realtime.relay import Relay
 from tests.support.people import Person
@@ -479,3 +480,20 @@ def test_events_that_were_read_when_the_connection_broke_are_told_on_the_next_on
     with gaps.connected() as connection:
         gaps.relay._follow(connection)
     assert gaps.told == [2, 3]
+
+
+def test_a_socket_error_while_events_are_told_does_not_pass_for_a_lost_connection(
+    own_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gaps = Gaps(own_dsn)
+    order = an_order(own_dsn)
+
+    def broken(_: Any) -> None:
+        raise OSError("not the database's")
+
+    monkeypatch.setattr(gaps.relay, "_publish", broken)
+    with gaps.connected() as connection:
+        append(own_dsn, order)
+        with pytest.raises(RuntimeError) as failure:
+            gaps.relay._follow(connection)
+        assert not relay_module._is_loss(failure.value, connection)
