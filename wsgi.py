@@ -33,7 +33,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ordertrack import app as application
 from ordertrack import embedded, logs, serving
-from ordertrack.config import Settings, SettingsError, load, secrets_of
+from ordertrack.config import Settings, SettingsError, load, reached_at, secrets_of
 from ordertrack.connecting import require_own_sessions, say_what_is_overridden
 from ordertrack.db import connector, is_passing
 from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
@@ -89,23 +89,19 @@ def migrate(app: Flask) -> None:
                 ) from error
             if not is_passing(original):
                 raise
-            because = str(original).strip()
+            because = " ".join(str(original).split())  # one line, also in the log
             raise SettingsError(
                 "DB_DSN", f"names a database that cannot be used: {because}"
             ) from error
 
 
-_HERE = ("127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 (compared, not bound)
-
-
 def announce(settings: Settings, port: int, *, is_embedded: bool) -> None:
     """What somebody who has just started it wants to know."""
-    host = "localhost" if settings.host in _HERE else settings.host
     where = (
         f"{settings.data_dir} (embedded PostgreSQL)" if is_embedded else "the database of DB_DSN"
     )
     sys.stdout.write(
-        f"OrderTrack serves on http://{host}:{port}\n"
+        f"OrderTrack serves on {reached_at(settings.host, port)}\n"
         f"  data    {where}\n"
         "  admin   .venv/bin/flask --app wsgi users create"
         " --email you@example.org --name You --role admin\n"

@@ -15,7 +15,7 @@ from flask_migrate import upgrade
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ordertrack import identity
-from ordertrack.config import Settings, SettingsError
+from ordertrack.config import Settings, SettingsError, reached_at
 from ordertrack.errors import DomainError
 from ordertrack.payloads import Registration, parse
 from ordertrack.policy import Role
@@ -111,14 +111,14 @@ def set_role(email: str, role: str) -> None:
 
 @users.command("reset-link")
 @click.argument("email")
-@click.option(
-    "--url", default="http://localhost:8080", help="Where people reach this server.",
-    show_default=True,
-)  # fmt: skip
-def reset_link(email: str, url: str) -> None:
+@click.option("--url", help="Where people reach this server. Left out: where HOST and PORT say.")
+def reset_link(email: str, url: str | None) -> None:
     """Make a one-time link with which the user with the address EMAIL sets a new password."""
     with _errors_for_people():
         reset = passwords.reset_for(email)
+    if url is None:
+        settings: Settings = current_app.extensions["ordertrack_settings"]
+        url = reached_at(settings.host, settings.port)
     click.echo(f"{url.rstrip('/')}/reset?token={identity.sign_reset(reset)}")
     click.echo("It works once, within a day.", err=True)
 

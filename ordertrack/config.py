@@ -305,6 +305,15 @@ def load(environ: Mapping[str, str], *, dotenv: Path | None = None) -> Settings:
     return settings
 
 
+_HERE = ("127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 (compared, not bound)
+
+
+def reached_at(host: str, port: int) -> str:
+    """The URL of a server that listens on *host* and *port*, for somebody at the same machine."""
+    name = "localhost" if host in _HERE else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}"
+
+
 def secrets_of(settings: Settings) -> tuple[str, ...]:
     """The settings' values that nobody may read in a log."""
     passwords = (

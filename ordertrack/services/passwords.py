@@ -59,7 +59,7 @@ def change(principal: Principal, current: str, new: str) -> None:
         stored = t.get_one(User, actors.resolve(t, principal).id).password_hash
     # No transaction is open while hashes are computed.
     if not matches(stored, current):
-        raise ValidationFailed.at("/current_password", "is not your present password")
+        raise ValidationFailed.at("/current_password", "is not your current password")
     new_hash = hash_password(new)
     with transaction() as t:
         user = _locked(t, principal.user_id)

@@ -2,6 +2,9 @@
  * What a driver has tapped and the server has not yet confirmed. Kept in the browser's storage, so
  * that a reload or an empty battery loses no tap, and sent until there is an answer.
  *
+ * Windows of one browser share that storage: what was tapped in one is shown in all, and whichever is
+ * first sends it. What was undone in one is sent by none.
+ *
  * A tap is held for some seconds before it is sent: until then it can be undone. Leaving the page
  * ends the wait, so that a phone in a pocket sends what was tapped.
  *
@@ -34,7 +37,8 @@ export class Taps extends EventTarget {
 
   constructor() {
     super();
-    for (const tap of JSON.parse(localStorage.getItem(STORE) ?? "[]")) this.#taps.set(tap.id, tap);
+    for (const tap of stored()) this.#taps.set(tap.id, tap);
+    addEventListener("storage", ({ key }) => key === STORE && this.#heardOfAnother());
     addEventListener("online", () => this.flush());
     document.addEventListener("visibilitychange", () => document.hidden && this.#hurry());
     addEventListener("pagehide", () => this.#hurry()); // older Safari tells only this
@@ -51,7 +55,7 @@ export class Taps extends EventTarget {
   add({ id, status, note, version }) {
     if (this.#taps.has(id)) return;
     this.#taps.set(id, { id, status, note, version, due: Date.now() + HOLD, state: "held" });
-    this.#save();
+    this.#save(id);
     this.flush();
   }
 
@@ -62,7 +66,7 @@ export class Taps extends EventTarget {
 
   /** The page shows what became of it, or it was taken back. */
   forget(id) {
-    if (this.#taps.delete(id)) this.#save();
+    if (this.#taps.delete(id)) this.#save(id);
   }
 
   /** Send what is due, now. */
@@ -70,6 +74,7 @@ export class Taps extends EventTarget {
     clearTimeout(this.#timer);
     if (this.#sending) return;
     this.#sending = true;
+    this.#dropWhatOthersSettled();
     let all = true;
     for (const tap of this.#unsent()) {
       if (remaining(tap) === 0) all = (await this.#send(tap)) && all;
@@ -83,6 +88,7 @@ export class Taps extends EventTarget {
 
   /** The page is being left: nobody will undo any more, and later may be too late to send. */
   #hurry() {
+    this.#dropWhatOthersSettled();
     const held = this.#unsent().filter((one) => one.state === "held");
     for (const tap of held) tap.due = 0;
     Promise.all(held.map((tap) => this.#send(tap))).then(() => this.flush());
@@ -128,14 +134,39 @@ export class Taps extends EventTarget {
 
   #mark(tap, state) {
     tap.state = state;
-    this.#save();
+    this.#save(tap.id);
   }
 
-  #save() {
-    localStorage.setItem(STORE, JSON.stringify(this.#unsent()));
+  /** Write what became of one tap. The others there may be another window's. */
+  #save(id) {
+    const taps = stored().filter((tap) => tap.id !== id);
+    taps.push(...this.#unsent().filter((tap) => tap.id === id));
+    localStorage.setItem(STORE, JSON.stringify(taps));
     this.dispatchEvent(new Event("changed"));
   }
+
+  /** Another window has tapped, undone or sent something. */
+  #heardOfAnother() {
+    this.#dropWhatOthersSettled();
+    for (const tap of stored()) {
+      const own = this.#taps.get(tap.id);
+      if (!own) this.#taps.set(tap.id, tap);
+      else if (own.state === "held") own.state = tap.state; // once sent, it cannot be undone here
+    }
+    this.dispatchEvent(new Event("changed"));
+    this.flush();
+  }
+
+  /** What is not stored any more was undone or answered in another window. */
+  #dropWhatOthersSettled() {
+    const ids = new Set(stored().map((tap) => tap.id));
+    for (const { id, state } of this.#unsent()) {
+      if (!ids.has(id) && state !== "sending") this.#taps.delete(id);
+    }
+  }
 }
+
+const stored = () => JSON.parse(localStorage.getItem(STORE) ?? "[]");
 
 /** Milliseconds until a tap is due. A clock that was set back must not hold it for longer. */
 function remaining({ due }) {

@@ -51,7 +51,7 @@ def test_a_forgotten_password_is_set_by_an_admins_link(visit: Visit, server: Ser
     office = visit(server.people.admin())
     office.open("/users?q=forgetful+fay")
     assert office.page.locator(".person").count() == 1
-    office.page.click('button:has-text("Reset password")')
+    office.page.click('button:has-text("Link to reset the password")')
     link = office.page.input_value("#link")
 
     window = visit()

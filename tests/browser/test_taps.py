@@ -120,6 +120,44 @@ def test_leaving_the_page_sends_what_was_tapped(visit: Visit, server: Server) ->
     assert len(driver.history(orders[0])) == 3, "placed, assigned, moved once"
 
 
+def test_what_is_undone_in_one_window_is_sent_by_none(visit: Visit, server: Server) -> None:
+    window, driver, orders = deliveries(visit, server, 2)
+    page = window.page
+    page.tap(f"{card(orders[0])} .btn-job")
+    window.see(f"{card(orders[0])} .undo")
+    second = window.another_tab()  # while the tap is held
+    second.goto(server.url + "/deliveries?show=mine")
+    second.wait_for_selector(f"{card(orders[0])} .undo")
+    page.wait_for_selector(f"{card(orders[0])}:not([data-settling])")
+    page.tap(f"{card(orders[0])} .undo")
+    second.wait_for_selector(f"{card(orders[0])}:not([data-pending])")
+    # A later tap is seen, and sent, in both; by then the first would have been, too.
+    second.wait_for_selector(f"{card(orders[1])}:not([data-settling])")
+    second.tap(f"{card(orders[1])} .btn-job")
+    window.see(f"{card(orders[1])} .undo")
+    eventually(lambda: driver.read(orders[1])["status"] == "Processing")
+    assert driver.read(orders[0])["status"] == "Pending"
+    assert len(driver.history(orders[1])) == 3, "placed, assigned, moved once"
+
+
+def test_taps_of_two_windows_without_a_network_are_all_kept(visit: Visit, server: Server) -> None:
+    window, driver, orders = deliveries(visit, server, 2)
+    first, second = window.page, window.another_tab()
+    second.goto(server.url + "/deliveries?show=mine")
+    second.wait_for_selector('#link-state[data-state="live"]')
+    window.context.set_offline(True)
+    for page, order in zip((first, second), orders, strict=True):
+        page.wait_for_selector(f"{card(order)}:not([data-settling])")
+        page.tap(f"{card(order)} .btn-job")
+        page.wait_for_selector(f'{card(order)} >> text="Processing – waiting for the network …"')
+    for page in (first, second):
+        page.wait_for_selector("#tap-bar >> text=2 waiting for the network")
+    stored = second.evaluate("() => Object.values(localStorage).join()")
+    assert all(f'"id":"{order["id"]}"' in stored for order in orders), "also for the next window"
+    window.context.set_offline(False)
+    eventually(lambda: statuses(driver, orders) == ["Processing", "Processing"])
+
+
 def test_a_deleted_order_and_a_changed_one_are_explained(visit: Visit, server: Server) -> None:
     window, _, orders = deliveries(visit, server, 2)
     admin = server.people.admin("Amir")

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ordertrack.config import Settings
 from tests.cli.conftest import Own
 from tests.support.databases import JWT_SECRET
 from tests.support.servers import ROOT
@@ -150,6 +152,14 @@ def test_a_reset_link_sets_a_new_password(own: Own) -> None:
     body = {"token": link.partition("token=")[2], "password": "an entirely new password"}
     assert own.people.nobody.post("/api/password-reset", json=body).status_code == 204
     sign_in(own, password="an entirely new password")
+
+
+def test_a_reset_link_leads_to_where_this_server_listens(own: Own) -> None:
+    create(own)
+    settings: Settings = own.app.extensions["ordertrack_settings"]
+    own.app.extensions["ordertrack_settings"] = replace(settings, port=8931)
+    result = own.flask("users", "reset-link", "dewi@example.org")
+    assert result.stdout.startswith("http://localhost:8931/reset?token=")
 
 
 def test_a_reset_link_needs_an_active_user(own: Own) -> None:
