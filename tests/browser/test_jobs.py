@@ -213,7 +213,7 @@ def test_a_dispatcher_filters_assigns_moves_exports_and_audits(
     page.click("#yes")
     window.see("text=1 order was left as it is")
     assert "2 orders moved to Processing." in window.text("main")
-    assert f"#{orders[0]['id']} An order that is Shipped" in window.text("main")
+    assert f"#{orders[0]['id']} It was Shipped, and is left so" in window.text("main")
     page.click("text=Back to the board")
     window.wait_for_state("live")
     assert page.is_checked(f"#pick-{orders[0]['id']}")

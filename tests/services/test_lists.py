@@ -18,6 +18,7 @@ from ordertrack.policy import DriverScope, Principal
 from ordertrack.services import lists, screens
 from ordertrack.services.lists import Count, Filters, Page
 from tests.support.databases import Postgres, settings_for
+from tests.support.missing import NO_TRIGRAMS
 from tests.support.reads import session_of
 
 SEARCH_INDEXES = ("ix_order_events_description_search", "ix_users_search")
@@ -371,7 +372,7 @@ def test_names_are_found_beyond_the_bound_and_counted_where_pg_trgm_can_be_had(
 ) -> None:
     monkeypatch.setattr(lists, "SCANNED", 12)
     if not shop.can_search:
-        pytest.skip("this PostgreSQL has no pg_trgm")
+        pytest.skip(NO_TRIGRAMS)
     zoes = f"{LIVE} AND o.customer_id = {shop.people['Zoë Zanzibar'].user_id}"
     for wanted in (Filters(words="zanzibar"), Filters(customer="zoë@"), Filters(customer="zanz")):
         page, counts = lists.overview(

@@ -16,7 +16,9 @@ NEEDS_ROOT = "is about what root has to mind"
 NOT_AS_ROOT = "root may do everything"
 # Nor is what a container forbids.
 NO_NAMESPACES = "no namespaces can be made in here"
-NOT_MISSING = frozenset({NEEDS_ROOT, NOT_AS_ROOT, NO_NAMESPACES})
+# The embedded one never has it; that of the operating system, on which the same tests run, has.
+NO_TRIGRAMS = "this PostgreSQL has no pg_trgm"
+NOT_MISSING = frozenset({NEEDS_ROOT, NOT_AS_ROOT, NO_NAMESPACES, NO_TRIGRAMS})
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason=NEEDS_ROOT)
 not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason=NOT_AS_ROOT)

@@ -15,10 +15,10 @@ from flask import Blueprint, Response, request, stream_with_context
 from ordertrack import identity
 from ordertrack.blueprints._http import integer, known_arguments, scope
 from ordertrack.blueprints.pages._page import back, fields, go_to, messages, read, render
-from ordertrack.errors import ValidationFailed
+from ordertrack.errors import Conflict, DomainError, ValidationFailed
 from ordertrack.lifecycle import TERMINAL, Status
 from ordertrack.payloads import MAX_ID, DriverForm, StatusForm, present_time
-from ordertrack.services import actors, screens
+from ordertrack.services import actors, orders, screens
 from ordertrack.services.lists import Count, Filters
 from ordertrack.services.orders import OrderView
 from ordertrack.services.screens import Outcome
@@ -158,7 +158,7 @@ _MOVES: Final[dict[Status, tuple[str, str]]] = {
 
 @blueprint.post("/board/move")
 def move() -> Response:
-    values = fields("order", "driver_id", "confirmed")
+    values = fields("order", "left", "driver_id", "confirmed")
     target = read({"status": values.get("status", "")}, StatusForm).status
     order_ids = _chosen()
     if order_ids and request.form.get("confirmed") != "yes":
@@ -166,12 +166,12 @@ def move() -> Response:
         question = Question(ask, ("status", target.value), hint=hint)
         return _ask(order_ids, question, lambda order: target in order.next_statuses)
     outcomes = screens.move_many(identity.principal(), order_ids, target, scope())
-    return _done(outcomes, _BECAME[target])
+    return _done(outcomes + _left(), _BECAME[target])
 
 
 @blueprint.post("/board/assign")
 def assign() -> Response:
-    driver_id = fields("order", "status", "confirmed").get("driver_id", "")
+    driver_id = fields("order", "left", "status", "confirmed").get("driver_id", "")
     form = read({"driver_id": None if driver_id == "none" else driver_id}, DriverForm)
     order_ids = _chosen()
     if order_ids and request.form.get("confirmed") != "yes":
@@ -183,11 +183,26 @@ def assign() -> Response:
         question = Question(ask, ("driver_id", driver_id), name=name or "")
         return _ask(order_ids, question, lambda order: order.status not in TERMINAL)
     outcomes = screens.assign_many(identity.principal(), order_ids, form.driver_id, scope())
-    return _done(outcomes, "assigned" if form.driver_id else "without a driver now")
+    return _done(outcomes + _left(), "assigned" if form.driver_id else "without a driver now")
 
 
 def _chosen() -> list[int]:
     return _ids(request.form.getlist("order"), "/order")
+
+
+def _left() -> list[Outcome]:
+    """The selected orders that the question said would be left as they are: nothing is done to
+    them, also when it has become possible meanwhile. They are listed with the refused ones.
+    """
+    order_ids = _ids(request.form.getlist("left"), "/left")
+    if not order_ids:
+        return []
+    found = screens.chosen(identity.principal(), order_ids, scope()).orders
+    reasons: dict[int, DomainError] = {
+        order.id: Conflict(f"It was {order.status}, and is left so.") for order in found
+    }
+    gone = orders.no_such_order()
+    return [Outcome(order_id, reasons.get(order_id, gone)) for order_id in order_ids]
 
 
 def _ids(raw: Sequence[str], pointer: str) -> list[int]:
@@ -208,8 +223,8 @@ def _ask(order_ids: list[int], question: Question, can_be: Callable[[OrderView],
         before_name=question.ask.format(_orders(len(changing))),
         question=question,
         path=request.path,
-        order_ids=order_ids,
         changing=changing,
+        left=[one for one in order_ids if one not in {order.id for order in changing}],
         others=[order for order in found.orders if not can_be(order)],
         missing=len(set(order_ids)) - len(found.orders),
         customers=Counter((order.customer_id, order.customer_name) for order in changing),
