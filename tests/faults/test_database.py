@@ -348,7 +348,8 @@ def test_a_postgresql_that_hangs_is_not_waited_for(cluster: Cluster, start: Star
         answers = at_once([lambda: timed(lambda: move(admin, order))] * 15)
         for answer, took in answers:
             assert is_unavailable(answer), answer.text
-            assert took < 6
+            # Two seconds for an answer, five for a new connection, the rest for a busy machine.
+            assert took < 12
         eventually(lambda: server.api.get("/readyz").status_code == 503, 10)
         assert server.api.get("/healthz").status_code == 200
     finally:
