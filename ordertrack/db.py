@@ -217,7 +217,7 @@ on_append: list[Callable[[], object]] = []
 
 
 def appends(session: Session) -> None:
-    """Say that this transaction appends to a log. The ORM's inserts are noticed without it."""
+    """Say that this transaction appends to a log that is tailed."""
     session.info["appends"] = True
 
 

@@ -66,10 +66,10 @@ def append(
 ) -> Changed:
     """Change the order's columns as *setting* says, and append the event, in one statement.
 
-    The caller holds the order's row lock in
-    this transaction, and has checked that the change is allowed. The event's transaction and time
-    are the database's to say (migration 0003). Callers' status changes do not come through here:
-    `services.orders.change_status` checks, moves and appends within its one statement.
+    The caller holds the order's row lock in this transaction, and has checked that the change is
+    allowed. The event's transaction and time are the database's to say (migration 0003). Callers'
+    status changes do not come through here: `services.orders.change_status` checks, moves and
+    appends within its one statement.
     """
     changed = (
         update(Order)

@@ -17,7 +17,7 @@ from ordertrack.errors import (
 )
 from ordertrack.models import AccessChange, Session, User
 from ordertrack.policy import Principal, Role
-from ordertrack.services import actors, passwords
+from ordertrack.services import actors, passwords, sessions
 
 # Real browsers stay below; a client may send what it likes.
 _LONGEST_USER_AGENT = 300
@@ -106,25 +106,9 @@ def me(principal: Principal) -> Account:
 def log_out(principal: Principal) -> None:
     """End the session: both its tokens are worth nothing from now on. Idempotent."""
     with transaction() as t:
-        ended = t.execute(
-            update(Session)
-            .where(
-                Session.id == principal.session_id,
-                Session.user_id == principal.user_id,
-                Session.revoked_at.is_(None),
-            )
-            .values(revoked_at=func.now())
-            .returning(Session.id)
-        ).scalar()
-        if ended is not None:
-            t.add(
-                AccessChange(
-                    user_id=principal.user_id,
-                    session_id=principal.session_id,
-                    reason="signed_out",
-                    actor_id=principal.user_id,
-                )
-            )
+        sessions.end_where(
+            t, Session.user_id == principal.user_id, Session.id == principal.session_id
+        )
 
 
 def list_users(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session as Transaction
 
 from ordertrack.db import transaction
@@ -57,19 +57,23 @@ def end(principal: Principal, session_id: int) -> None:
     """End one of the caller's sessions. Raises `NotFound` when it has no such open session."""
     with transaction() as t:
         actor = actors.resolve(t, principal)
-        if not _end(t, Session.user_id == actor.id, Session.id == session_id):
+        if not end_where(t, Session.user_id == actor.id, Session.id == session_id):
             raise NotFound("There is no such open session.")
 
 
 def end_all(t: Transaction, user_id: int, *, but: int | None = None) -> None:
     """End a user's sessions, all or all but one, in the caller's transaction."""
-    _end(t, Session.user_id == user_id, *([] if but is None else [Session.id != but]))
+    end_where(t, Session.user_id == user_id, *([] if but is None else [Session.id != but]))
 
 
-def _end(t: Transaction, *which: object) -> int:
+def end_where(t: Transaction, *which: ColumnElement[bool]) -> int:
+    """End the open sessions of which all of *which* is true, in the caller's transaction.
+
+    Answers how many there were. Each leaves a row in the log of ended rights.
+    """
     ended = t.execute(
         update(Session)
-        .where(Session.revoked_at.is_(None), *which)  # type: ignore[arg-type]
+        .where(Session.revoked_at.is_(None), *which)
         .values(revoked_at=func.now())
         .returning(Session.user_id, Session.id)
     ).all()

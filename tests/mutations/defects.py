@@ -750,8 +750,8 @@ DEFECTS = [
     ),
     Defect(
         "anybody-ends-any-session", SESSIONS,
-        "if not _end(t, Session.user_id == actor.id, Session.id == session_id):",
-        "if not _end(t, Session.id == session_id):", PASSWORD_TESTS,
+        "if not end_where(t, Session.user_id == actor.id, Session.id == session_id):",
+        "if not end_where(t, Session.id == session_id):", PASSWORD_TESTS,
     ),
     Defect(
         "ended-sessions-keep-their-sockets", SESSIONS,

@@ -279,12 +279,30 @@ LISTED = "SELECT indexdef FROM pg_indexes WHERE indexname = %s"
 VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
 
 
-def test_indexes_are_built_beside_writers(postgres: Postgres, empty_database: str) -> None:
-    migrate(empty_database, "0001")
-    place = (
-        "WITH u AS (INSERT INTO users (name, email, password_hash) VALUES ('A', %s, 'x')"
-        " RETURNING id) INSERT INTO orders (customer_id, description) SELECT id, 'a lamp' FROM u"
-    )
+@pytest.mark.parametrize(
+    ("revision", "write", "table", "index"),
+    [
+        (
+            "0001",
+            "INSERT INTO orders (customer_id, description) SELECT id, 'a lamp' FROM u",
+            "orders",
+            "ix_orders_live_status",
+        ),
+        # Every request reads them; and they may be many, because nobody cleaned them before 0003.
+        (
+            "0002",
+            "INSERT INTO sessions (user_id, expires_at) SELECT id, now() FROM u",
+            "sessions",
+            "ix_sessions_expires_at",
+        ),
+    ],
+)
+def test_indexes_are_built_beside_readers_and_writers(
+    postgres: Postgres, empty_database: str, revision: str, write: str, table: str, index: str
+) -> None:
+    migrate(empty_database, revision)
+    user = "INSERT INTO users (name, email, password_hash) VALUES ('A', %s, 'x') RETURNING id"
+    place = f"WITH u AS ({user}) {write}"
     waits = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
         " AND query LIKE 'CREATE INDEX CONCURRENTLY%%'"
@@ -295,46 +313,16 @@ def test_indexes_are_built_beside_writers(postgres: Postgres, empty_database: st
         migrating = pool.submit(migrate, empty_database)
         try:
             eventually(lambda: postgres.execute(waits, name) == [(1,)])
-            with closing(psycopg2.connect(empty_database)) as writer, writer:
-                cursor = writer.cursor()
-                cursor.execute("SET lock_timeout = '2s'")
-                cursor.execute(place, ["writer@example.org"])
-            assert not migrating.done()
-        finally:
-            held.commit()
-        migrating.result(timeout=60)
-    assert postgres.execute(VALID, "ix_orders_live_status", dsn=empty_database) == [(True,)]
-
-
-def test_sessions_are_read_and_made_while_their_indexes_are_built(
-    postgres: Postgres, empty_database: str
-) -> None:
-    """Every request reads them; and they may be many, because nobody cleaned them before 0003."""
-    migrate(empty_database, "0002")
-    sign_in = (
-        "WITH u AS (INSERT INTO users (name, email, password_hash) VALUES ('A', %s, 'x')"
-        " RETURNING id) INSERT INTO sessions (user_id, expires_at) SELECT id, now() FROM u"
-    )
-    waits = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
-        " AND query LIKE 'CREATE INDEX%%'"
-    )
-    name = parse_dsn(empty_database)["dbname"]
-    with closing(psycopg2.connect(empty_database)) as held, ThreadPoolExecutor(1) as pool:
-        held.cursor().execute(sign_in, ["held@example.org"])  # and does not commit
-        migrating = pool.submit(migrate, empty_database)
-        try:
-            eventually(lambda: postgres.execute(waits, name) == [(1,)])
             with closing(psycopg2.connect(empty_database)) as other, other:
                 cursor = other.cursor()
                 cursor.execute("SET lock_timeout = '2s'")
-                cursor.execute("SELECT count(*) FROM sessions")
-                cursor.execute(sign_in, ["other@example.org"])
+                cursor.execute(f"SELECT count(*) FROM {table}")
+                cursor.execute(place, ["other@example.org"])
             assert not migrating.done()
         finally:
             held.commit()
         migrating.result(timeout=60)
-    assert postgres.execute(VALID, "ix_sessions_expires_at", dsn=empty_database) == [(True,)]
+    assert postgres.execute(VALID, index, dsn=empty_database) == [(True,)]
 
 
 def test_an_index_that_an_interrupted_migration_left_is_built_anew(
