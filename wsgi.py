@@ -32,19 +32,21 @@ from psycopg2.extensions import get_wait_callback
 from sqlalchemy.exc import DBAPIError
 
 from ordertrack import app as application
-from ordertrack import embedded, logs, serving
+from ordertrack import embedded, logs
 from ordertrack.config import Settings, SettingsError, load, reached_at, secrets_of
-from ordertrack.connecting import require_own_sessions, say_what_is_overridden
+from ordertrack.connector import require_own_sessions, say_what_is_overridden
 from ordertrack.db import connector, is_passing
 from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
 from ordertrack.errors import Unavailable
-from ordertrack.green import bound_database_waits
+from ordertrack.eventlet_support import bound_database_waits
 from ordertrack.realtime.relay import RelayStuck
+from ordertrack.server import descriptors, server
+from ordertrack.server.descriptors import TooFewDescriptors
+from ordertrack.server.waiting import MAX_PER_ADDRESS
 from ordertrack.services import schema
 from ordertrack.services.housekeeping import Housekeeper
-from ordertrack.services.restore import LogFromElsewhere, require_own_log
+from ordertrack.services.log_adoption import LogFromElsewhere, require_own_log
 from ordertrack.services.schema import SchemaTooNew
-from ordertrack.serving import TooFewDescriptors
 
 DOTENV = Path(__file__).with_name(".env")
 
@@ -129,12 +131,12 @@ def main() -> None:
         # First, before anything is started or changed: whoever starts it twice learns just that.
         # Nobody is let in before the rest is ready, so balancers and clients go elsewhere.
         with port_errors(settings):
-            bound = serving.bind(settings.host, settings.port)
+            bound = server.bind(settings.host, settings.port)
         settings, postgres = with_database(settings, stack)
         logs.set_up(settings.log_level, secrets=secrets_of(settings))
-        room = serving.room_for(
+        room = descriptors.room_for(
             settings.max_connections,
-            descriptors=serving.raise_limit(),
+            descriptors=descriptors.raise_limit(),
             database=settings.db_pool_size + 2,  # the relay's
         )
         settings = replace(settings, max_connections=room.sockets)
@@ -157,13 +159,13 @@ def main() -> None:
         housekeeper.start()
         app.extensions["ordertrack_loop"].start()
         with port_errors(settings):
-            serving.serve(
+            server.serve(
                 app,
                 bound,
                 most=room.most,
                 max_body_bytes=settings.max_body_bytes,
                 # Behind a proxy all connections are the proxy's.
-                per_address=None if settings.trusted_proxies else serving.MAX_PER_ADDRESS,
+                per_address=None if settings.trusted_proxies else MAX_PER_ADDRESS,
                 drain_seconds=settings.drain_seconds,
                 ready=lambda port: announce(settings, port, is_embedded=postgres is not None),
                 drain=app.extensions["ordertrack_drain"],

@@ -5,14 +5,15 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from ordertrack import cli, identity, metrics, problems
-from ordertrack.blueprints import admin, assets, auth, headers, ops, orders, pages, requests
-from ordertrack.blueprints._http import IdConverter
+from ordertrack import auth, cli, metrics, problems
 from ordertrack.config import Settings
 from ordertrack.db import engine_options
 from ordertrack.extensions import db, jwt, migrate
-from ordertrack.realtime import live
+from ordertrack.realtime import setup
 from ordertrack.services import owner
+from ordertrack.web import api, assets, pages
+from ordertrack.web.http import IdConverter
+from ordertrack.web.middleware import request_log, security_headers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,23 +33,22 @@ def create_app(settings: Settings) -> Flask:
         SQLALCHEMY_ENGINE_OPTIONS=engine_options(settings),
         SQLALCHEMY_BINDS=owner.binds(settings),
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
-        **identity.jwt_options(settings),
+        **auth.jwt_options(settings),
     )
     db.init_app(app)
     migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     jwt.init_app(app)
     problems.init_app(app)
-    identity.init_app(app)
-    for blueprint in (auth, orders, admin, ops):
-        app.register_blueprint(blueprint.blueprint)
+    auth.init_app(app)
+    api.init_app(app)
     assets.init_app(app, ROOT / "static")
     pages.init_app(app)
-    sockets = live.init_app(app, settings)
-    headers.init_app(app, settings)
+    sockets = setup.init_app(app, settings)
+    security_headers.init_app(app, settings)
     cli.init_app(app)
     if settings.trusted_proxies:
         n = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n)  # type: ignore[method-assign]
-    requests.init_app(app)
+    request_log.init_app(app)
     metrics.init_app(app, sockets)
     return app

@@ -14,12 +14,20 @@ from flask.cli import AppGroup, with_appcontext
 from flask_migrate import upgrade
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from ordertrack import identity
+from ordertrack import auth
 from ordertrack.config import Settings, SettingsError, reached_at
 from ordertrack.errors import DomainError
-from ordertrack.payloads import Registration, parse
 from ordertrack.policy import Role
-from ordertrack.services import accounts, audit, demo, passwords, restore, roles, schema
+from ordertrack.schemas import Registration, parse
+from ordertrack.services import (
+    accounts,
+    audit,
+    database_roles,
+    demo,
+    log_adoption,
+    passwords,
+    schema,
+)
 from ordertrack.services.accounts import Account
 from ordertrack.services.schema import SchemaTooNew
 
@@ -119,7 +127,7 @@ def reset_link(email: str, url: str | None) -> None:
     if url is None:
         settings: Settings = current_app.extensions["ordertrack_settings"]
         url = reached_at(settings.host, settings.port)
-    click.echo(f"{url.rstrip('/')}/reset?token={identity.sign_reset(reset)}")
+    click.echo(f"{url.rstrip('/')}/reset?token={auth.sign_reset(reset)}")
     click.echo("It works once, within a day.", err=True)
 
 
@@ -176,7 +184,7 @@ def adopt() -> None:
     """Once after restoring a dump into another PostgreSQL cluster, before serving."""
     _tables(migrate=True)
     with _errors_for_people():
-        rows = restore.adopt()
+        rows = log_adoption.adopt()
     click.echo(f"{rows} rows of the log came from elsewhere, and count as long past now.")
 
 
@@ -196,7 +204,7 @@ def make_roles(superuser_dsn: str) -> None:
     the tables. What is there already is kept."""
     settings: Settings = current_app.extensions["ordertrack_settings"]
     try:
-        roles.make(superuser_dsn, settings)
+        database_roles.make(superuser_dsn, settings)
     except SettingsError as error:
         raise click.ClickException(str(error)) from error
     except DBAPIError as error:

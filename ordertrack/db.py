@@ -24,10 +24,10 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
 from ordertrack.config import Settings, SettingsError
-from ordertrack.connecting import Connector
+from ordertrack.connector import Connector
 from ordertrack.errors import TookTooLong, Unavailable
+from ordertrack.eventlet_support import NoAnswer, has_input
 from ordertrack.extensions import db
-from ordertrack.green import NoAnswer, has_input
 
 T = TypeVar("T")
 

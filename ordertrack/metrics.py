@@ -21,14 +21,15 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector as BaseCollector
 
-from ordertrack.blueprints.requests import Requests
 from ordertrack.db import pool_stats
 from ordertrack.extensions import db
 from ordertrack.histogram import Histogram
-from ordertrack.realtime import transport
-from ordertrack.realtime.fanout import STAFF_FEED
-from ordertrack.realtime.live import Live
+from ordertrack.realtime.hub import STAFF_FEED
+from ordertrack.realtime.setup import Realtime
+from ordertrack.server import loop
+from ordertrack.server.counters import counters
 from ordertrack.services import housekeeping
+from ordertrack.web.middleware.request_log import Requests
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import QueuePool
@@ -49,13 +50,13 @@ class LoopWatch:
 
     def start(self) -> None:
         """Watch from now on; for the serving process."""
-        transport.spawn(self._watch)
+        loop.spawn(self._watch)
 
     def _watch(self) -> None:
         while True:
-            due = transport.monotonic() + self.PERIOD
-            transport.sleep(self.PERIOD)
-            late = max(0.0, transport.monotonic() - due)
+            due = loop.monotonic() + self.PERIOD
+            loop.sleep(self.PERIOD)
+            late = max(0.0, loop.monotonic() - due)
             self.lag.observe(late)
             if late > self.WORTH_A_LINE:
                 log.warning("the loop stood still for %.2f s", late)
@@ -64,9 +65,9 @@ class LoopWatch:
 class Collector(BaseCollector):
     """Reads the counters of *app*'s process."""
 
-    def __init__(self, app: Flask, live: Live, requests: Requests, loop: LoopWatch) -> None:
+    def __init__(self, app: Flask, realtime: Realtime, requests: Requests, loop: LoopWatch) -> None:
         self._app = app
-        self._live = live
+        self._realtime = realtime
         self._requests = requests
         self._loop = loop
 
@@ -76,17 +77,19 @@ class Collector(BaseCollector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._relay()
-        yield from self._fanout()
+        yield from self._hub()
         yield from self._connections()
         yield from self._http()
         yield from self._process()
         yield from _housekeeping()
 
     def _relay(self) -> Iterator[Metric]:
-        relay, following = self._live.relay, self._live.relay.is_following
+        relay, following = self._realtime.relay, self._realtime.relay.is_following
         yield _gauge("relay_following", "1 while the relay follows the log.", following)
         yield _histogram(
-            "relay_lag_seconds", "Age of an event when it is handed to the sockets.", self._live.lag
+            "relay_lag_seconds",
+            "Age of an event when it is handed to the sockets.",
+            self._realtime.lag,
         )
         yield _counter("relay_events", "Events of the log handed to the sockets.", self._events())
         yield _counter("relay_turns", "Reads of the log.", relay.turns)
@@ -100,33 +103,35 @@ class Collector(BaseCollector):
         )
 
     def _events(self) -> int:
-        return self._live.fanout.published
+        return self._realtime.hub.published
 
-    def _fanout(self) -> Iterator[Metric]:
-        fanout, stats = self._live.fanout, transport.stats
+    def _hub(self) -> Iterator[Metric]:
+        hub = self._realtime.hub
         yield _counter(
-            "deliveries", "Events times the connections they were sent to.", fanout.deliveries
+            "deliveries", "Events times the connections they were sent to.", hub.deliveries
         )
-        yield _counter("subscribes", "Orders that clients began to watch.", fanout.subscribes)
-        yield _counter("resumes", "… of those, with the version last seen.", fanout.resumes)
-        yield _counter("resets", "… of those, too far behind to replay.", fanout.resets)
+        yield _counter("subscribes", "Orders that clients began to watch.", hub.subscribes)
+        yield _counter("resumes", "… of those, with the version last seen.", hub.resumes)
+        yield _counter("resets", "… of those, too far behind to replay.", hub.resets)
         yield _counter(
-            "replayed_events", "Events sent because a client had missed them.", fanout.replayed
+            "replayed_events", "Events sent because a client had missed them.", hub.replayed
         )
         yield _counter(
-            "frames_sent", "WebSocket frames handed to the kernel or queued.", stats.frames_out
+            "frames_sent", "WebSocket frames handed to the kernel or queued.", counters.frames_out
         )
-        yield _counter("sends", "System calls that sent them.", stats.sends)
-        yield _counter("messages_received", "WebSocket messages from clients.", stats.messages_in)
-        yield _gauge("queue_bytes", "Bytes that wait for slow clients.", stats.queued_bytes)
+        yield _counter("sends", "System calls that sent them.", counters.sends)
         yield _counter(
-            "slow_closes", "Clients closed for reading too slowly (1013).", stats.slow_closes
+            "messages_received", "WebSocket messages from clients.", counters.messages_in
+        )
+        yield _gauge("queue_bytes", "Bytes that wait for slow clients.", counters.queued_bytes)
+        yield _counter(
+            "slow_closes", "Clients closed for reading too slowly (1013).", counters.slow_closes
         )
         yield self._subscriptions()
 
     def _subscriptions(self) -> Metric:
         orders = feeds = 0
-        for room, members in self._live.socketio.rooms.rooms.get("/", {}).items():
+        for room, members in self._realtime.socketio.rooms.rooms.get("/", {}).items():
             if room.startswith(STAFF_FEED):
                 feeds += len(members)
             else:
@@ -138,13 +143,12 @@ class Collector(BaseCollector):
             {
                 "socketio_order": orders,
                 "socketio_feed": feeds,
-                "websocket_order": self._live.raw_rooms.memberships(),
+                "websocket_order": self._realtime.raw_rooms.memberships(),
             },
         )
 
     def _connections(self) -> Iterator[Metric]:
-        stats = transport.stats
-        sessions = list(self._live.socketio.server.eio.sockets.values())
+        sessions = list(self._realtime.socketio.server.eio.sockets.values())
         upgraded = sum(session.upgraded for session in sessions)
         yield _gauges(
             "connections",
@@ -153,14 +157,16 @@ class Collector(BaseCollector):
             {
                 "socketio_websocket": upgraded,
                 "socketio_polling": len(sessions) - upgraded,
-                "websocket": max(0, stats.open - upgraded),
+                "websocket": max(0, counters.open - upgraded),
             },
         )
-        yield _gauge("guests", "Connections that are signed in.", len(self._live.guests))
-        yield _counter("connections_opened", "WebSockets opened.", stats.opened)
-        yield _counters("connections_closed", "WebSockets closed, by code.", "code", stats.closed)
+        yield _gauge("guests", "Connections that are signed in.", len(self._realtime.connections))
+        yield _counter("connections_opened", "WebSockets opened.", counters.opened)
         yield _counters(
-            "handshakes_refused", "Sockets not let in, by problem code.", "code", stats.refused
+            "connections_closed", "WebSockets closed, by code.", "code", counters.closed
+        )
+        yield _counters(
+            "handshakes_refused", "Sockets not let in, by problem code.", "code", counters.refused
         )
 
     def _http(self) -> Iterator[Metric]:
@@ -203,11 +209,11 @@ def _housekeeping() -> Iterator[Metric]:
     yield _counters("housekeeping_deleted", "Old rows deleted.", "table", done.deleted)
 
 
-def init_app(app: Flask, live: Live) -> None:
+def init_app(app: Flask, realtime: Realtime) -> None:
     """Make the registry that /metrics shows. ``ordertrack_loop`` is started by who serves."""
     loop = LoopWatch()
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Collector(app, live, app.extensions["ordertrack_requests"], loop))
+    registry.register(Collector(app, realtime, app.extensions["ordertrack_requests"], loop))
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
     app.extensions["ordertrack_loop"] = loop

@@ -27,7 +27,7 @@ class DriverScope(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Principal:
+class Caller:
     """What a verified token proves: a user's id and the id of the session it signed in with."""
 
     user_id: int

@@ -8,7 +8,7 @@ from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
 from ordertrack import errors, logs
-from ordertrack.payloads import to_json
+from ordertrack.schemas import to_json
 
 log = logging.getLogger(__name__)
 

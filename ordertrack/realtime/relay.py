@@ -23,9 +23,9 @@ import psycopg2
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
 from ordertrack import db, eventlog
-from ordertrack.connecting import Connector
+from ordertrack.connector import Connector
 from ordertrack.eventlog import AccessEnded, Event, LogLost
-from ordertrack.realtime import transport
+from ordertrack.server import loop
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Relay:
         self._ended_access = eventlog.ended_access()
         self._tails = (self._events, self._ended_access)
         self._unpublished: list[Event] = []  # read, while the connection was lost
-        self._flag = transport.Signal()
+        self._flag = loop.Signal()
         self._others_wait = False  # whether other processes are still to be told of our commits
         self._backend = 0
         self._last_turn: float | None = None  # when it ended; None while the connection is lost
@@ -109,7 +109,7 @@ class Relay:
         """Whether what has been committed is on its way to the sockets."""
         if self._last_turn is None:
             return False
-        return transport.monotonic() - self._last_turn < self._poll + _PATIENCE
+        return loop.monotonic() - self._last_turn < self._poll + _PATIENCE
 
     def start(self) -> None:
         """Follow the log from now on. Returns when "now" is settled: subscribe only afterwards.
@@ -117,13 +117,13 @@ class Relay:
         Raises `RelayStuck` when the database does not let us in.
         """
         db.on_append.append(self.wake)
-        transport.spawn(self._keep, self._connect_following, self._follow)
-        transport.spawn(self._keep, self._connect_listening, self._listen)
-        deadline = transport.monotonic() + _START_SECONDS
+        loop.spawn(self._keep, self._connect_following, self._follow)
+        loop.spawn(self._keep, self._connect_listening, self._listen)
+        deadline = loop.monotonic() + _START_SECONDS
         while not self.is_following:
-            if transport.monotonic() > deadline:
+            if loop.monotonic() > deadline:
                 raise RelayStuck("the relay cannot reach the database")
-            transport.sleep(0.01)
+            loop.sleep(0.01)
 
     def stop(self) -> None:
         self._stopped = True
@@ -165,7 +165,7 @@ class Relay:
                 log.warning("the relay lost the database: %s", str(error).strip())
                 if work == self._follow:
                     self._revive()
-                transport.sleep(wait)
+                loop.sleep(wait)
                 wait = min(max(wait * 2, _FIRST_WAIT), _LONGEST_WAIT)
         if connection is not None:
             connection.close()
@@ -195,7 +195,7 @@ class Relay:
             raise psycopg2.OperationalError(
                 "this PostgreSQL is a standby, which cannot be followed"
             )
-        outage = transport.monotonic() - self._read_at if self._read_at is not None else 0.0
+        outage = loop.monotonic() - self._read_at if self._read_at is not None else 0.0
         if self._history not in (None, history):
             self._gap = f"the database was {self._history}, and is {history} now"
         elif outage > self._longest_outage:
@@ -254,7 +254,7 @@ class Relay:
     def _turn(self, cursor: Any) -> None:
         self.turns += 1
         self._reading()
-        began = transport.monotonic()
+        began = loop.monotonic()
         # In this order: a right that ended before an event is seen to have ended before that event
         # is told. If the second read fails, the first one's rows wait for the next turn.
         self._unpublished += self._events.read(cursor)
@@ -265,18 +265,18 @@ class Relay:
                 self._end_access(right)
             for event in events:
                 self._publish(event)
-                if transport.monotonic() - began > _STRETCH:
-                    transport.pause()
-                    began = transport.monotonic()
+                if loop.monotonic() - began > _STRETCH:
+                    loop.pause()
+                    began = loop.monotonic()
         except OSError as error:
             # It must not pass for a lost connection: the rest of what was read would be lost.
             raise RuntimeError("what was read could not be told") from error
         self._caught_up()
-        self._last_turn = self._read_at = transport.monotonic()
+        self._last_turn = self._read_at = loop.monotonic()
 
     def _listen(self, connection: Any) -> None:
         """Wake when another process says that it has committed."""
-        if not transport.wait_readable(connection, timeout=30):
+        if not loop.wait_readable(connection, timeout=30):
             return
         connection.poll()
         heard = [notice for notice in connection.notifies if notice.pid != self._backend]

@@ -16,8 +16,8 @@ from ordertrack.errors import (
     NotFound,
 )
 from ordertrack.models import AccessChange, Session, User
-from ordertrack.policy import Principal, Role
-from ordertrack.services import actors, passwords, sessions
+from ordertrack.policy import Caller, Role
+from ordertrack.services import callers, passwords, sessions
 
 # Real browsers stay below; a client may send what it likes.
 _LONGEST_USER_AGENT = 300
@@ -40,7 +40,7 @@ class SignIn:
     """A fresh or continued session: what tokens are made from."""
 
     account: Account
-    principal: Principal
+    caller: Caller
 
 
 def register(name: str, email: str, password: str, role: Role = Role.USER) -> Account:
@@ -89,37 +89,35 @@ def log_in(email: str, password: str, lifetime: timedelta, *, user_agent: str = 
         )
         t.add(session)
         t.flush()
-        return SignIn(_account(user), Principal(user.id, session.id))
+        return SignIn(_account(user), Caller(user.id, session.id))
 
 
 def _refused() -> InvalidCredentials:
     return InvalidCredentials("E-mail address or password is wrong.")
 
 
-def me(principal: Principal) -> Account:
+def me(caller: Caller) -> Account:
     """The caller's own account. Raises `InvalidToken` when its session has ended."""
     with transaction() as t:
-        actor = actors.resolve(t, principal)
+        actor = callers.resolve(t, caller)
         return _account(t.get_one(User, actor.id))
 
 
-def log_out(principal: Principal) -> None:
+def log_out(caller: Caller) -> None:
     """End the session: both its tokens are worth nothing from now on. Idempotent."""
     with transaction() as t:
-        sessions.end_where(
-            t, Session.user_id == principal.user_id, Session.id == principal.session_id
-        )
+        sessions.end_where(t, Session.user_id == caller.user_id, Session.id == caller.session_id)
 
 
 def list_users(
-    principal: Principal, *, words: str | None = None, after: int = 0, limit: int = 100
+    caller: Caller, *, words: str | None = None, after: int = 0, limit: int = 100
 ) -> list[Account]:
     """Accounts with id > *after*, ascending; with *words*, those with them in name or address.
 
     Raises `Forbidden` unless the caller is an admin.
     """
     with transaction() as t:
-        actors.require_admin(actors.resolve(t, principal))
+        callers.require_admin(callers.resolve(t, caller))
         wanted = select(User).where(User.id > after).order_by(User.id).limit(limit)
         if words:
             wanted = wanted.where(
@@ -132,7 +130,7 @@ def list_users(
 
 
 def change_user(
-    principal: Principal, user_id: int, *, role: Role | None = None, active: bool | None = None
+    caller: Caller, user_id: int, *, role: Role | None = None, active: bool | None = None
 ) -> Account:
     """Change a user's role or activity. What it is already is left alone.
 
@@ -140,9 +138,9 @@ def change_user(
     `NotFound` when there is no such user.
     """
     with transaction() as t:
-        users = _locked(t, {principal.user_id, user_id})
-        actor = actors.resolve(t, principal)
-        actors.require_admin(actor)
+        users = _locked(t, {caller.user_id, user_id})
+        actor = callers.resolve(t, caller)
+        callers.require_admin(actor)
         user = users.get(user_id)
         if user is None:
             raise NotFound("There is no such user.")
@@ -221,14 +219,14 @@ def _account(user: User) -> Account:
     )
 
 
-def continue_session(principal: Principal) -> SignIn:
+def continue_session(caller: Caller) -> SignIn:
     """What a refresh token earns: the same session, still good.
 
     Raises `InvalidToken` when the session was signed out, has expired, or the user was deactivated.
     """
     with transaction() as t:
-        actor = actors.resolve(t, principal)
-        session = t.get_one(Session, principal.session_id)
+        actor = callers.resolve(t, caller)
+        session = t.get_one(Session, caller.session_id)
         if session.expires_at <= datetime.now(UTC):
             raise InvalidToken("This session has expired. Log in again.")
-        return SignIn(_account(t.get_one(User, actor.id)), principal)
+        return SignIn(_account(t.get_one(User, actor.id)), caller)

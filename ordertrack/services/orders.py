@@ -28,9 +28,9 @@ from ordertrack.errors import (
 from ordertrack.eventlog import Event, Span
 from ordertrack.lifecycle import Standing, Status
 from ordertrack.models import IdempotencyKey, User
-from ordertrack.policy import Actor, DriverScope, Principal, Role
-from ordertrack.services import actors
-from ordertrack.turns import Turns
+from ordertrack.policy import Actor, Caller, DriverScope, Role
+from ordertrack.services import callers
+from ordertrack.services.row_queue import RowQueue
 
 # More missed events than this are not worth replaying: the client takes the present state instead.
 REPLAY_LIMIT = 500
@@ -113,24 +113,24 @@ NAMES = "JOIN users c ON c.id = o.customer_id LEFT JOIN users d ON d.id = o.driv
 # The caller and the orders in one statement. The caller's row comes even when no order does, so
 # that "signed out" and "no such order" can be told apart. Rights are for `policy` to judge.
 _READ_SQL = f"""
-    WITH {actors.ACTOR_CTE}
+    WITH {callers.ACTOR_CTE}
     SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {ORDER_COLUMNS}
       FROM actor a
       LEFT JOIN (orders o {NAMES}) ON o.id = ANY (:ids)
 """
-_READ = db.Statement(_READ_SQL, **actors.CALLER, ids="bigint[]")
+_READ = db.Statement(_READ_SQL, **callers.CALLER, ids="bigint[]")
 
 
-def get(principal: Principal, order_id: int, scope: DriverScope) -> OrderView:
+def get(caller: Caller, order_id: int, scope: DriverScope) -> OrderView:
     """One order. Raises `NotFound` when it does not exist for this caller, `InvalidToken`."""
-    actor, rows = _read(principal, [order_id])
+    actor, rows = _read(caller, [order_id])
     return view_of(actor, _seen(actor, rows.get(order_id), scope), scope)
 
 
-def _read(principal: Principal, ids: Sequence[int]) -> tuple[Actor, dict[int, "Facts"]]:
-    rows = _READ.all(user=principal.user_id, session=principal.session_id, ids=list(ids))
+def _read(caller: Caller, ids: Sequence[int]) -> tuple[Actor, dict[int, "Facts"]]:
+    rows = _READ.all(user=caller.user_id, session=caller.session_id, ids=list(ids))
     if not rows:
-        raise actors.signed_out()
+        raise callers.signed_out()
     return actor_of(rows[0]), {row.id: facts_of(row) for row in rows if row.id is not None}
 
 
@@ -145,13 +145,13 @@ def no_such_order() -> NotFound:
 
 
 def history(
-    principal: Principal, order_id: int, scope: DriverScope, *, after: int, limit: int
+    caller: Caller, order_id: int, scope: DriverScope, *, after: int, limit: int
 ) -> History:
     """The events with version > *after*, at most *limit*: audit trail and offline recovery.
 
     Raises `NotFound` when the caller may not read it. Of a deleted order admins may.
     """
-    actor, rows = _read(principal, [order_id])
+    actor, rows = _read(caller, [order_id])
     order = rows.get(order_id)
     if order is None or not policy.can_read_history(actor, order, scope):
         raise no_such_order()
@@ -161,7 +161,7 @@ def history(
 
 
 def catch_up(
-    principal: Principal,
+    caller: Caller,
     wanted: dict[int, int | None],
     scope: DriverScope,
     budget: Budget = Budget(),
@@ -175,7 +175,7 @@ def catch_up(
 
     Raises `InvalidToken` when the caller's session has ended.
     """
-    actor, rows = _read(principal, list(wanted))
+    actor, rows = _read(caller, list(wanted))
     answers: dict[int, CaughtUp | DomainError] = {}
     spans = []
     for order_id, since in wanted.items():
@@ -260,11 +260,11 @@ def fit(
 
 # --- changing ----------------------------------------------------------------------------------
 
-_turns = Turns()
+_row_queue = RowQueue()
 
 _INSERT = text(
     f"""
-    WITH {actors.ACTOR_CTE},
+    WITH {callers.ACTOR_CTE},
     o AS (
         INSERT INTO orders (customer_id, description)
         SELECT id, :description FROM actor
@@ -287,7 +287,7 @@ _NAMED = f"SELECT {ORDER_COLUMNS} FROM orders o {NAMES} WHERE o.id = :id"
 
 
 def create(
-    principal: Principal, description: str, scope: DriverScope, *, key: str | None = None
+    caller: Caller, description: str, scope: DriverScope, *, key: str | None = None
 ) -> OrderView:
     """Place an order for the caller.
 
@@ -296,19 +296,19 @@ def create(
     description differs, `Conflict` when that order has been deleted, `InvalidToken`.
     """
     parameters = {
-        "user": principal.user_id,
-        "session": principal.session_id,
+        "user": caller.user_id,
+        "session": caller.session_id,
         "description": description,
     }
     with db.transaction() as t:
-        actor = actors.resolve(t, principal)
+        actor = callers.resolve(t, caller)
         if key is not None:
             made = _claim(t, actor, key, description)
             if made is not None:
                 return _again(t, actor, made, scope)
         row = t.execute(_INSERT, parameters).one_or_none()
         if row is None:  # signed out since the actor was read
-            raise actors.signed_out()
+            raise callers.signed_out()
         db.appends(t)
         if key is not None:
             t.get_one(IdempotencyKey, (actor.id, key)).order_id = row.id
@@ -352,7 +352,7 @@ _LOCK_ROW = "SELECT id FROM orders WHERE id = :id FOR NO KEY UPDATE"
 # not there, and `_move_after_waiting` comes next. A row that was changed since that moment is
 # judged again as it is now (READ COMMITTED), so of two conflicting changes one finds no row.
 _MOVE_SQL = f"""
-    WITH {actors.ACTOR_CTE},
+    WITH {callers.ACTOR_CTE},
     free AS ({_LOCK_ROW} SKIP LOCKED),
     o AS (
         UPDATE orders o
@@ -376,7 +376,7 @@ _MOVE_SQL = f"""
 """
 _MOVE = db.Statement(
     _MOVE_SQL,
-    **actors.CALLER,
+    **callers.CALLER,
     id="bigint",
     target="text",
     note="text",
@@ -396,7 +396,7 @@ _SOURCES: dict[Status, dict[str, list[str]]] = {
 
 
 def change_status(
-    principal: Principal,
+    caller: Caller,
     order_id: int,
     target: Status,
     scope: DriverScope,
@@ -413,8 +413,8 @@ def change_status(
     and ``allowed``) when the order's status does not lead there, `InvalidToken`, `Unavailable`.
     """
     parameters = {
-        "user": principal.user_id,
-        "session": principal.session_id,
+        "user": caller.user_id,
+        "session": caller.session_id,
         "id": order_id,
         "target": target.value,
         "all_drivers": scope is DriverScope.ALL,
@@ -429,7 +429,7 @@ def change_status(
         row = move(**parameters)
         if row is not None:
             return view_of(actor_of(row), facts_of(row), scope)
-        unchanged = _why_not(principal, order_id, target, scope, if_version)
+        unchanged = _why_not(caller, order_id, target, scope, if_version)
         if unchanged is not None:
             return unchanged
         move = _move_after_waiting
@@ -442,7 +442,7 @@ def _move_after_waiting(**parameters: Any) -> Any:
     Only this needs a turn. The statement by itself never waits, and would make a stuck queue look
     as if it moved.
     """
-    with _turns.take(parameters["id"]), db.transaction() as t:
+    with _row_queue.take(parameters["id"]), db.transaction() as t:
         t.execute(text(_LOCK_ROW), {"id": parameters["id"]})
         row = t.execute(text(_MOVE_SQL), parameters).one_or_none()
         if row is not None:
@@ -451,10 +451,10 @@ def _move_after_waiting(**parameters: Any) -> Any:
 
 
 def _why_not(
-    principal: Principal, order_id: int, target: Status, scope: DriverScope, if_version: int | None
+    caller: Caller, order_id: int, target: Status, scope: DriverScope, if_version: int | None
 ) -> OrderView | None:
     """Explain a refused move by raising; the order when it is there already; None to try again."""
-    actor, rows = _read(principal, [order_id])
+    actor, rows = _read(caller, [order_id])
     order = _seen(actor, rows.get(order_id), scope)
     held = policy.standings(actor, order, scope)
     somebody_may = lifecycle.may_ever_set(target, Standing)
@@ -475,7 +475,7 @@ def _why_not(
 
 
 def edit(
-    principal: Principal,
+    caller: Caller,
     order_id: int,
     description: str,
     scope: DriverScope,
@@ -486,8 +486,8 @@ def edit(
 
     Raises `NotFound`, `Forbidden` (a driver), `Conflict` (no longer editable), `VersionMismatch`.
     """
-    with _turns.take(order_id), db.transaction() as t:
-        actor, order, held = _locked(t, principal, order_id, scope)
+    with _row_queue.take(order_id), db.transaction() as t:
+        actor, order, held = _locked(t, caller, order_id, scope)
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may edit an order.")
         if order.description == description:
@@ -510,14 +510,14 @@ def edit(
 
 
 def delete(
-    principal: Principal, order_id: int, scope: DriverScope, *, if_version: int | None = None
+    caller: Caller, order_id: int, scope: DriverScope, *, if_version: int | None = None
 ) -> None:
     """Hide the order; its history stays.
 
     Raises `NotFound` (also the second time), `Forbidden`, `Conflict`, `VersionMismatch`.
     """
-    with _turns.take(order_id), db.transaction() as t:
-        actor, order, held = _locked(t, principal, order_id, scope)
+    with _row_queue.take(order_id), db.transaction() as t:
+        actor, order, held = _locked(t, caller, order_id, scope)
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may delete an order.")
         _require_version(order.version, if_version)
@@ -531,7 +531,7 @@ def delete(
 
 
 def assign_driver(
-    principal: Principal,
+    caller: Caller,
     order_id: int,
     driver_id: int | None,
     scope: DriverScope,
@@ -543,9 +543,9 @@ def assign_driver(
     Raises `NotFound`, `Forbidden` unless the caller is an admin, `ValidationFailed` when
     *driver_id* is not an active driver, `Conflict` when the order is final, `VersionMismatch`.
     """
-    with _turns.take(order_id), db.transaction() as t:
-        actor, order, _ = _locked(t, principal, order_id, scope)
-        actors.require_admin(actor)
+    with _row_queue.take(order_id), db.transaction() as t:
+        actor, order, _ = _locked(t, caller, order_id, scope)
+        callers.require_admin(actor)
         if order.driver_id == driver_id:
             return view_of(actor, order, scope)
         _require_version(order.version, if_version)
@@ -557,7 +557,7 @@ def assign_driver(
         if driver_id is not None:
             driver = _active_driver(t, driver_id)
             # The driver's row, too, may have been waited for.
-            actors.require_admin(actors.resolve(t, principal))
+            callers.require_admin(callers.resolve(t, caller))
         shown = {"id": str(driver_id), "name": driver} if driver is not None else None
         changed = eventlog.append(
             t,
@@ -584,7 +584,7 @@ def _active_driver(t: Transaction, user_id: int) -> str:
 
 
 def _locked(
-    t: Transaction, principal: Principal, order_id: int, scope: DriverScope
+    t: Transaction, caller: Caller, order_id: int, scope: DriverScope
 ) -> tuple[Actor, "Facts", frozenset[Standing]]:
     """The order under its row lock, for a change.
 
@@ -593,10 +593,10 @@ def _locked(
     t.execute(text(_LOCK_ROW), {"id": order_id})
     rows = t.execute(
         text(_READ_SQL),
-        {"user": principal.user_id, "session": principal.session_id, "ids": [order_id]},
+        {"user": caller.user_id, "session": caller.session_id, "ids": [order_id]},
     ).all()
     if not rows:
-        raise actors.signed_out()
+        raise callers.signed_out()
     actor = actor_of(rows[0])
     found = facts_of(rows[0]) if rows[0].id is not None else None
     order = _seen(actor, found, scope)

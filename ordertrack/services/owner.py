@@ -12,7 +12,7 @@ from sqlalchemy import Engine, NullPool
 from sqlalchemy.orm import Session
 
 from ordertrack.config import Settings
-from ordertrack.connecting import Connector
+from ordertrack.connector import Connector
 from ordertrack.db import unavailable_when_down
 from ordertrack.extensions import db
 

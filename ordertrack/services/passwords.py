@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session as Transaction
 from ordertrack import logs
 from ordertrack.db import transaction
 from ordertrack.errors import NotFound, ValidationFailed
-from ordertrack.green import off_the_loop
+from ordertrack.eventlet_support import off_the_loop
 from ordertrack.models import User
-from ordertrack.policy import Principal
-from ordertrack.services import actors, sessions
+from ordertrack.policy import Caller
+from ordertrack.services import callers, sessions
 
 log = logging.getLogger(__name__)
 
@@ -50,24 +50,24 @@ def _verify(stored: str, password: str) -> bool:
 # --- one's own -----------------------------------------------------------------------------------
 
 
-def change(principal: Principal, current: str, new: str) -> None:
+def change(caller: Caller, current: str, new: str) -> None:
     """Set the caller's password and end its other sessions.
 
     Raises `ValidationFailed` at ``/current_password`` when *current* is wrong, `InvalidToken`.
     """
     with transaction() as t:
-        stored = t.get_one(User, actors.resolve(t, principal).id).password_hash
+        stored = t.get_one(User, callers.resolve(t, caller).id).password_hash
     # No transaction is open while hashes are computed.
     if not matches(stored, current):
         raise ValidationFailed.at("/current_password", "is not your current password")
     new_hash = hash_password(new)
     with transaction() as t:
-        user = _locked(t, principal.user_id)
-        actors.resolve(t, principal)  # after the wait: the session may have been ended meanwhile
+        user = _locked(t, caller.user_id)
+        callers.resolve(t, caller)  # after the wait: the session may have been ended meanwhile
         if user is None or user.password_hash != stored:
             raise ValidationFailed.at("/current_password", "was changed meanwhile")
         user.password_hash = new_hash
-        sessions.end_all(t, user.id, but=principal.session_id)
+        sessions.end_all(t, user.id, but=caller.session_id)
 
 
 # --- one-time links ------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ class Reset:
     """Permission to set one user's password, for as long as it has the password of now.
 
     ``fingerprint`` is derived from the stored hash, so the first use makes the permission void,
-    without a table of links. `ordertrack.identity` signs it into a link that expires.
+    without a table of links. `ordertrack.auth` signs it into a link that expires.
     """
 
     user_id: int
@@ -94,11 +94,11 @@ def reset_for(email: str) -> Reset:
         return Reset(user.id, _fingerprint(user))
 
 
-def reset_by_admin(principal: Principal, user_id: int) -> Reset:
+def reset_by_admin(caller: Caller, user_id: int) -> Reset:
     """Permission to reset, for an admin to hand over. Raises `Forbidden`, `NotFound`."""
     with transaction() as t:
-        admin = actors.resolve(t, principal)
-        actors.require_admin(admin)
+        admin = callers.resolve(t, caller)
+        callers.require_admin(admin)
         user = t.get(User, user_id)
         if user is None or not user.active:
             raise NotFound("There is no such active user.")

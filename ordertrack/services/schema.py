@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from ordertrack.extensions import db, migrate
 from ordertrack.models import schema_compatibility
-from ordertrack.services import owner, roles
+from ordertrack.services import database_roles, owner
 
 
 class SchemaTooNew(Exception):
@@ -63,5 +63,5 @@ def finish(connection: Connection) -> None:
             {"oldest_code": getattr(module, "oldest_code", present)},
         )
     if owner.is_separate():
-        roles.grant(connection, roles.serving())
+        database_roles.grant(connection, database_roles.serving())
     connection.commit()

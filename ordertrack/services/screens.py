@@ -13,9 +13,9 @@ from ordertrack import db, policy
 from ordertrack.errors import DomainError
 from ordertrack.eventlog import Event
 from ordertrack.lifecycle import TERMINAL, Standing, Status
-from ordertrack.policy import Actor, DriverScope, Principal
-from ordertrack.services import actors, lists, orders
-from ordertrack.services.lists import Count, Filters, Page
+from ordertrack.policy import Actor, Caller, DriverScope
+from ordertrack.services import callers, order_lists, orders
+from ordertrack.services.order_lists import Count, Filters, Page
 from ordertrack.services.orders import OrderView
 
 # Events that an order's page shows besides the steps themselves; the whole trail has its own page.
@@ -80,7 +80,7 @@ _DRIVERS = """
 
 _ORDER = db.Statement(
     f"""
-    WITH {actors.ACTOR_CTE}
+    WITH {callers.ACTOR_CTE}
     SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {orders.ORDER_COLUMNS},
            (SELECT json_agg(json_build_array(
                        e.id, e.order_id, e.version, e.type, e.status, e.previous_status, e.actor_id,
@@ -93,41 +93,35 @@ _ORDER = db.Statement(
       FROM actor a
       LEFT JOIN (orders o {orders.NAMES}) ON o.id = :id
     """,
-    **actors.CALLER,
+    **callers.CALLER,
     id="bigint",
     recent="integer",
 )
 
 
-def order(principal: Principal, order_id: int, scope: DriverScope) -> OrderScreen:
+def order(caller: Caller, order_id: int, scope: DriverScope) -> OrderScreen:
     """One order's page. Raises `NotFound` when it does not exist for this caller."""
-    screen = _order_screen(principal, order_id, scope, RECENT)
+    screen = _order_screen(caller, order_id, scope, RECENT)
     if screen.deleted_at is not None:
         raise orders.no_such_order()
     return screen
 
 
-def trail(
-    principal: Principal, order_id: int, scope: DriverScope, *, after: int = 0
-) -> OrderScreen:
+def trail(caller: Caller, order_id: int, scope: DriverScope, *, after: int = 0) -> OrderScreen:
     """An order with a page of its trail from a version on; for admins also of a deleted one.
 
     There is more when the last event's version is not the order's. Raises `NotFound` when the
     caller may not read it.
     """
-    screen = _order_screen(principal, order_id, scope, 0)
-    page = orders.history(principal, order_id, scope, after=after, limit=TRAIL_PAGE)
+    screen = _order_screen(caller, order_id, scope, 0)
+    page = orders.history(caller, order_id, scope, after=after, limit=TRAIL_PAGE)
     return replace(screen, events=page.events)
 
 
-def _order_screen(
-    principal: Principal, order_id: int, scope: DriverScope, recent: int
-) -> OrderScreen:
-    row = _ORDER.one(
-        user=principal.user_id, session=principal.session_id, id=order_id, recent=recent
-    )
+def _order_screen(caller: Caller, order_id: int, scope: DriverScope, recent: int) -> OrderScreen:
+    row = _ORDER.one(user=caller.user_id, session=caller.session_id, id=order_id, recent=recent)
     if row is None:
-        raise actors.signed_out()
+        raise callers.signed_out()
     actor = orders.actor_of(row)
     if row.id is None:
         raise orders.no_such_order()
@@ -161,7 +155,7 @@ _LOOKED_UP = """o.id, o.description, o.status, o.version, o.customer_id,
     o.created_at, o.updated_at, o.deleted_at"""
 _WAITING = db.Statement(
     f"""
-    WITH {actors.ACTOR_CTE}
+    WITH {callers.ACTOR_CTE}
     SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {_LOOKED_UP}
       FROM actor a
       LEFT JOIN (unnest(CAST(:statuses AS text[])) WITH ORDINALITY AS stage (status, place)
@@ -174,12 +168,12 @@ _WAITING = db.Statement(
                UNION ALL
                (SELECT * FROM orders o
                  WHERE a.role <> 'user' AND (:mine OR :only_assigned AND a.role = 'driver')
-                   AND o.deleted_at IS NULL AND {lists.IS_OPEN}
+                   AND o.deleted_at IS NULL AND {order_lists.IS_OPEN}
                    AND o.driver_id = a.id AND o.status = stage.status
                  ORDER BY o.id LIMIT :limit)) o) ON true
      ORDER BY stage.place, o.id
     """,
-    **actors.CALLER,
+    **callers.CALLER,
     statuses="text[]",
     mine="boolean",
     only_assigned="boolean",
@@ -187,23 +181,23 @@ _WAITING = db.Statement(
 )
 
 
-def waiting(principal: Principal, scope: DriverScope, *, mine: bool) -> Listing:
+def waiting(caller: Caller, scope: DriverScope, *, mine: bool) -> Listing:
     """The orders that a driver can move, by status and age; *mine*: those assigned to the caller.
 
     At most `WAITING` of each status. Raises `Forbidden` for customers.
     """
     rows = _WAITING.all(
-        user=principal.user_id,
-        session=principal.session_id,
+        user=caller.user_id,
+        session=caller.session_id,
         statuses=[status.value for status in Status if status not in TERMINAL],
         mine=mine,
         only_assigned=scope is DriverScope.ASSIGNED,
         limit=WAITING,
     )
     if not rows:
-        raise actors.signed_out()
+        raise callers.signed_out()
     actor = orders.actor_of(rows[0])
-    actors.require_staff(actor)
+    callers.require_staff(actor)
     found = [orders.facts_of(row) for row in rows if row.id is not None]
     return Listing(actor, [orders.view_of(actor, one, scope) for one in found])
 
@@ -214,7 +208,7 @@ _LIST_DRIVERS = db.Statement(f"SELECT {_DRIVERS} AS drivers")
 
 
 def board(
-    principal: Principal,
+    caller: Caller,
     filters: Filters,
     scope: DriverScope,
     *,
@@ -225,18 +219,18 @@ def board(
 
     Raises `Forbidden` for customers, and for drivers who ask for deleted orders.
     """
-    page, counts = lists.overview(principal, filters, scope, before=before, limit=limit)
+    page, counts = order_lists.overview(caller, filters, scope, before=before, limit=limit)
     return Board(page, counts, [Driver(*one) for one in _LIST_DRIVERS.one().drivers])
 
 
-def export(principal: Principal, filters: Filters, scope: DriverScope) -> Iterator[OrderView]:
+def export(caller: Caller, filters: Filters, scope: DriverScope) -> Iterator[OrderView]:
     """All orders that `board` would show, newest first, read in batches as they are consumed.
 
     Raises what `board` raises, at the first step; ends early when the caller's session does.
     """
     before = None
     while True:
-        page = lists.staff_page(principal, filters, scope, before=before, limit=EXPORT_BATCH)
+        page = order_lists.staff_page(caller, filters, scope, before=before, limit=EXPORT_BATCH)
         yield from page.orders
         before = page.older
         if before is None:
@@ -254,56 +248,56 @@ class Outcome:
     refused: DomainError | None
 
 
-def chosen(principal: Principal, order_ids: Sequence[int], scope: DriverScope) -> Listing:
+def chosen(caller: Caller, order_ids: Sequence[int], scope: DriverScope) -> Listing:
     """Those of *order_ids* that the caller may see, in that order, to ask before changing them.
 
     Raises `Forbidden` for customers, `InvalidToken`.
     """
-    actor, found = orders.catch_up(principal, dict.fromkeys(order_ids), scope)
-    actors.require_staff(actor)
+    actor, found = orders.catch_up(caller, dict.fromkeys(order_ids), scope)
+    callers.require_staff(actor)
     answers = (found[order_id] for order_id in dict.fromkeys(order_ids))
     return Listing(actor, [one.order for one in answers if isinstance(one, orders.CaughtUp)])
 
 
 _ALL_DRIVERS = db.Statement(
-    f"WITH {actors.ACTOR_CTE} SELECT a.id, a.name, a.role, {_DRIVERS} AS drivers FROM actor a",
-    **actors.CALLER,
+    f"WITH {callers.ACTOR_CTE} SELECT a.id, a.name, a.role, {_DRIVERS} AS drivers FROM actor a",
+    **callers.CALLER,
 )
 
 
-def drivers(principal: Principal) -> list[Driver]:
+def drivers(caller: Caller) -> list[Driver]:
     """The drivers that orders can be given to. Raises `Forbidden` unless an admin asks."""
-    row = _ALL_DRIVERS.one(user=principal.user_id, session=principal.session_id)
+    row = _ALL_DRIVERS.one(user=caller.user_id, session=caller.session_id)
     if row is None:
-        raise actors.signed_out()
-    actors.require_admin(Actor(row.id, row.name, policy.Role(row.role)))
+        raise callers.signed_out()
+    callers.require_admin(Actor(row.id, row.name, policy.Role(row.role)))
     return [Driver(*values) for values in row.drivers]
 
 
 def move_many(
-    principal: Principal, order_ids: Sequence[int], target: Status, scope: DriverScope
+    caller: Caller, order_ids: Sequence[int], target: Status, scope: DriverScope
 ) -> list[Outcome]:
     """Move each order to *target* by itself: one that cannot does not hold up the others.
 
     Raises `Forbidden` for customers, `InvalidToken`.
     """
-    actors.require_staff(actors.identify(principal))
+    callers.require_staff(callers.identify(caller))
     return [
-        _outcome(order_id, orders.change_status, principal, order_id, target, scope)
+        _outcome(order_id, orders.change_status, caller, order_id, target, scope)
         for order_id in order_ids
     ]
 
 
 def assign_many(
-    principal: Principal, order_ids: Sequence[int], driver_id: int | None, scope: DriverScope
+    caller: Caller, order_ids: Sequence[int], driver_id: int | None, scope: DriverScope
 ) -> list[Outcome]:
     """Give each order to the driver, or to none, by itself.
 
     Raises `Forbidden` unless the caller is an admin, `InvalidToken`.
     """
-    actors.require_admin(actors.identify(principal))
+    callers.require_admin(callers.identify(caller))
     return [
-        _outcome(order_id, orders.assign_driver, principal, order_id, driver_id, scope)
+        _outcome(order_id, orders.assign_driver, caller, order_id, driver_id, scope)
         for order_id in order_ids
     ]
 

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session as Transaction
 from ordertrack.db import transaction
 from ordertrack.errors import NotFound
 from ordertrack.models import AccessChange, Session
-from ordertrack.policy import Principal
-from ordertrack.services import actors
+from ordertrack.policy import Caller
+from ordertrack.services import callers
 
 # More are neither useful to look at nor likely; the newest are shown.
 MOST_SHOWN = 100
@@ -27,10 +27,10 @@ class OpenSession:
     is_current: bool
 
 
-def list_open(principal: Principal) -> list[OpenSession]:
+def list_open(caller: Caller) -> list[OpenSession]:
     """The caller's sessions that are neither ended nor expired, newest first."""
     with transaction() as t:
-        actor = actors.resolve(t, principal)
+        actor = callers.resolve(t, caller)
         found = t.scalars(
             select(Session)
             .where(
@@ -47,16 +47,16 @@ def list_open(principal: Principal) -> list[OpenSession]:
                 session.user_agent,
                 session.created_at,
                 session.expires_at,
-                session.id == principal.session_id,
+                session.id == caller.session_id,
             )
             for session in found
         ]
 
 
-def end(principal: Principal, session_id: int) -> None:
+def end(caller: Caller, session_id: int) -> None:
     """End one of the caller's sessions. Raises `NotFound` when it has no such open session."""
     with transaction() as t:
-        actor = actors.resolve(t, principal)
+        actor = callers.resolve(t, caller)
         if not end_where(t, Session.user_id == actor.id, Session.id == session_id):
             raise NotFound("There is no such open session.")
 

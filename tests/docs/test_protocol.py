@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from flask import Flask
 
 from ordertrack import errors, problems
-from ordertrack.payloads import MAX_SUBSCRIPTIONS
-from ordertrack.realtime.transport import CONTROL_COST
-from ordertrack.realtime.transport import DEFAULT_LIMITS as LIMITS
+from ordertrack.schemas import MAX_SUBSCRIPTIONS
+from ordertrack.server.websocket import CONTROL_COST
+from ordertrack.server.websocket import DEFAULT_LIMITS as LIMITS
 from ordertrack.services.orders import REPLAY_LIMIT, Budget, Reset
 from tests.support.people import People
 from tests.support.servers import ROOT
@@ -51,7 +51,11 @@ def sent_by_name() -> set[tuple[str, int]]:
 def sent_as_text() -> Iterator[tuple[str, int]]:
     """What the server below the application refuses by itself, read from its source."""
     found = 0
-    for path in [*PACKAGE.glob("realtime/*.py"), *PACKAGE.glob("serving/*.py")]:
+    for path in [
+        *PACKAGE.glob("realtime/*.py"),
+        *PACKAGE.glob("server/*.py"),
+        *PACKAGE.glob("sio/*.py"),
+    ]:
         source = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Refused", "BadRequest"):

@@ -32,9 +32,9 @@ from flask import Flask, Response, request
 from sqlalchemy import text
 
 from ordertrack import app as application
-from ordertrack import identity
+from ordertrack import auth
 from ordertrack.db import transaction
-from ordertrack.realtime.fanout import Fanout
+from ordertrack.realtime.hub import Fanout
 from ordertrack.realtime.relay import Relay
 
 BEAT = 0.005
@@ -95,21 +95,21 @@ def faulty_app(*arguments: Any) -> Flask:
     eventlet.spawn(heartbeat.beat)
 
     @app.post("/fault/heartbeat")
-    @identity.public
+    @auth.public
     def longest_block() -> Response:
         shown = {"waited": heartbeat.waited, "worked": heartbeat.worked}
         heartbeat.waited = heartbeat.worked = 0.0
         return Response(json.dumps(shown), content_type="application/json")
 
     @app.post("/fault/query")
-    @identity.public
+    @auth.public
     def query() -> Response:
         with transaction() as t:
             t.execute(text(request.args["sql"]))
         return Response(status=204)
 
     @app.post("/fault/arm")
-    @identity.public
+    @auth.public
     def arm() -> Response:
         point = request.args["point"]
         response = Response(status=204)

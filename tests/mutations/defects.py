@@ -17,36 +17,36 @@ class Defect:
 
 POLICY = "ordertrack/policy.py"
 LIFECYCLE = "ordertrack/lifecycle.py"
-ACTORS = "ordertrack/services/actors.py"
+ACTORS = "ordertrack/services/callers.py"
 ORDERS = "ordertrack/services/orders.py"
-LISTS = "ordertrack/services/lists.py"
+LISTS = "ordertrack/services/order_lists.py"
 ACCOUNTS = "ordertrack/services/accounts.py"
 PASSWORDS = "ordertrack/services/passwords.py"
 SESSIONS = "ordertrack/services/sessions.py"
 HOUSEKEEPING = "ordertrack/services/housekeeping.py"
-ROLES = "ordertrack/services/roles.py"
+ROLES = "ordertrack/services/database_roles.py"
 SCREENS = "ordertrack/services/screens.py"
 AUDIT = "ordertrack/services/audit.py"
 EVENTLOG = "ordertrack/eventlog.py"
-FANOUT = "ordertrack/realtime/fanout.py"
-ROOMS = "ordertrack/realtime/rooms.py"
-GUESTS = "ordertrack/realtime/guests.py"
+FANOUT = "ordertrack/realtime/hub.py"
+ROOMS = "ordertrack/realtime/socketio_handlers.py"
+GUESTS = "ordertrack/realtime/connections.py"
 RELAY = "ordertrack/realtime/relay.py"
-TRANSPORT = "ordertrack/realtime/transport.py"
-LIVE = "ordertrack/realtime/live.py"
-ENDPOINT = "ordertrack/realtime/endpoint.py"
-NEWCOMERS = "ordertrack/realtime/newcomers.py"
-FRAMES = "ordertrack/realtime/frames.py"
-WEBSOCKET = "ordertrack/realtime/websocket.py"
+TRANSPORT = "ordertrack/server/websocket.py"
+LIVE = "ordertrack/realtime/setup.py"
+ENDPOINT = "ordertrack/sio/engineio_server.py"
+NEWCOMERS = "ordertrack/sio/pending_sessions.py"
+FRAMES = "ordertrack/server/ws_frames.py"
+WEBSOCKET = "ordertrack/realtime/order_socket.py"
 ORIGINS = "ordertrack/origins.py"
-CONNECTION = "ordertrack/serving/connection.py"
-WAITING = "ordertrack/serving/waiting.py"
-IDENTITY = "ordertrack/identity.py"
+CONNECTION = "ordertrack/server/http_connection.py"
+WAITING = "ordertrack/server/waiting.py"
+IDENTITY = "ordertrack/auth.py"
 DB = "ordertrack/db.py"
-CONNECTING = "ordertrack/connecting.py"
-TURNS = "ordertrack/turns.py"
+CONNECTING = "ordertrack/connector.py"
+TURNS = "ordertrack/services/row_queue.py"
 APP = "ordertrack/app.py"
-HEADERS = "ordertrack/blueprints/headers.py"
+HEADERS = "ordertrack/web/middleware/security_headers.py"
 FIRST_MIGRATION = "migrations/versions/0001_initial.py"
 STAMPS = "migrations/versions/0003_rights.py"
 
@@ -57,39 +57,39 @@ def only(file: list[str], *tests: str) -> list[str]:
 
 
 UNIT_POLICY = ["tests/unit/test_policy.py"]
-LIFECYCLE_TESTS = ["tests/http/test_lifecycle.py"]
-ORDER_TESTS = ["tests/http/test_orders.py"]
-ACCOUNT_TESTS = ["tests/http/test_accounts.py"]
+LIFECYCLE_TESTS = ["tests/web/test_lifecycle.py"]
+ORDER_TESTS = ["tests/web/test_orders.py"]
+ACCOUNT_TESTS = ["tests/web/test_accounts.py"]
 TAIL_TESTS = ["tests/faults/test_log_tail.py"]
-SEAM_TESTS = ["tests/realtime/test_fanout.py"]
-ROOM_TESTS = ["tests/realtime/test_rooms.py"]
-GUEST_TESTS = ["tests/realtime/test_guests.py"]
+SEAM_TESTS = ["tests/realtime/test_hub.py"]
+ROOM_TESTS = ["tests/realtime/test_socketio_handlers.py"]
+GUEST_TESTS = ["tests/realtime/test_connections.py"]
 TOKEN_TESTS = ["tests/realtime/test_tokens.py"]
 NGINX_TESTS = ["tests/proxy/test_nginx.py"]
-COOKIE_TESTS = ["tests/http/test_cookies.py"]
+COOKIE_TESTS = ["tests/web/test_csrf.py"]
 STUCK_TESTS = ["tests/faults/test_database.py"]
 RACE_TESTS = ["tests/services/test_races.py"]
 TIME_TESTS = ["tests/realtime/test_time.py"]
-LIMIT_TESTS = ["tests/realtime/test_limits.py"]
-DOOR_TESTS = ["tests/realtime/test_rights_at_the_door.py"]
-WAIT_TESTS = ["tests/services/test_rights_in_time.py"]
-LIST_TESTS = ["tests/services/test_lists.py"]
+LIMIT_TESTS = ["tests/realtime/test_settings.py"]
+DOOR_TESTS = ["tests/realtime/test_revocation_while_connecting.py"]
+WAIT_TESTS = ["tests/services/test_rights_after_waiting.py"]
+LIST_TESTS = ["tests/services/test_order_lists.py"]
 PLAN_TESTS = ["tests/services/test_plans.py"]
-PASSWORD_TESTS = ["tests/http/test_passwords.py"]
+PASSWORD_TESTS = ["tests/web/test_passwords.py"]
 HOUSE_TESTS = ["tests/services/test_housekeeping.py"]
 ROLE_TESTS = ["tests/services/test_serving_role.py"]
 CONNECTION_TESTS = ["tests/services/test_connections.py"]
 FAILOVER_TESTS = ["tests/faults/test_failover.py"]
-NEWCOMER_TESTS = ["tests/realtime/test_newcomers.py"]
-ENGINE_TESTS = ["tests/realtime/test_engine.py"]
-TRANSPORT_TESTS = ["tests/realtime/test_transport.py"]
-WAITING_TESTS = ["tests/serving/test_waiting.py"]
+NEWCOMER_TESTS = ["tests/sio/test_pending_sessions.py"]
+ENGINE_TESTS = ["tests/sio/test_socketio.py"]
+TRANSPORT_TESTS = ["tests/server/test_websocket.py"]
+WAITING_TESTS = ["tests/server/test_waiting.py"]
 AUDIT_TESTS = ["tests/cli/test_audit.py"]
-BOARD_TESTS = ["tests/http/test_board.py"]
+BOARD_TESTS = ["tests/web/test_board.py"]
 SESSION_TESTS = ["tests/services/test_sessions.py"]
-LOG_TESTS = ["tests/services/test_log.py"]
-HTTP_LIST_TESTS = ["tests/http/test_lists.py"]
-AUTHORISATION_TESTS = ["tests/http/test_authorisation.py"]
+LOG_TESTS = ["tests/services/test_eventlog.py"]
+HTTP_LIST_TESTS = ["tests/web/test_order_lists.py"]
+AUTHORISATION_TESTS = ["tests/web/test_authorisation.py"]
 PASSING_TESTS = only(
     CONNECTION_TESTS, "test_what_passes_by_itself_is_unavailable_and_the_rest_a_defect"
 )
@@ -264,7 +264,7 @@ DEFECTS = [
     Defect(
         "keys-are-not-compared", ORDERS,
         "if earlier.request_hash != fingerprint:", "if not fingerprint:",
-        ["tests/http/test_idempotency.py"],
+        ["tests/web/test_idempotency.py"],
     ),
     Defect(
         "inactive-drivers-are-assigned", ORDERS,
@@ -347,7 +347,7 @@ DEFECTS = [
     Defect(
         "replay-repeats-the-last-seen", EVENTLOG,
         "AND version > wanted.after AND version <= wanted.upto",
-        "AND version >= wanted.after AND version <= wanted.upto", ["tests/http/test_history.py"],
+        "AND version >= wanted.after AND version <= wanted.upto", ["tests/web/test_history.py"],
     ),
     Defect(
         "tail-skips-the-next-transaction", EVENTLOG,
@@ -479,12 +479,12 @@ DEFECTS = [
     ),
     Defect(
         "guests-go-on-as-others", GUESTS,
-        "if credential.principal.user_id != guest.credential.principal.user_id:",
+        "if credential.caller.user_id != guest.credential.caller.user_id:",
         "if not credential:", GUEST_TESTS,
     ),
     Defect(
         "guests-all-sessions-end", GUESTS,
-        "if right.session_id in (None, guest.credential.principal.session_id):", "if right:",
+        "if right.session_id in (None, guest.credential.caller.session_id):", "if right:",
         GUEST_TESTS,
     ),
     Defect(
@@ -670,7 +670,7 @@ DEFECTS = [
     ),
     Defect(
         "answers-may-be-cached", HEADERS,
-        '    ("Cache-Control", "no-store"),\n', "", ["tests/http/test_pages.py"],
+        '    ("Cache-Control", "no-store"),\n', "", ["tests/web/test_pages.py"],
     ),
     Defect("proxys-scheme-is-ignored", APP, "x_proto=n", "x_proto=0", NGINX_TESTS),
     Defect("proxys-client-is-ignored", APP, "x_for=n", "x_for=n + 1", NGINX_TESTS),
@@ -704,7 +704,7 @@ DEFECTS = [
     ),
     Defect(
         "admins-demote-each-other", ACCOUNTS,
-        "users = _locked(t, {principal.user_id, user_id})", "users = _locked(t, {user_id})",
+        "users = _locked(t, {caller.user_id, user_id})", "users = _locked(t, {user_id})",
         only(WAIT_TESTS, "test_two_admins_do_not_demote_each_other"),
     ),
     Defect(
@@ -742,7 +742,7 @@ DEFECTS = [
     ),
     Defect(
         "new-passwords-leave-other-sessions", PASSWORDS,
-        "        sessions.end_all(t, user.id, but=principal.session_id)\n", "", PASSWORD_TESTS,
+        "        sessions.end_all(t, user.id, but=caller.session_id)\n", "", PASSWORD_TESTS,
     ),
     Defect(
         "new-passwords-need-no-old-one", PASSWORDS,

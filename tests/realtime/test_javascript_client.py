@@ -1,17 +1,24 @@
-"""The stock JavaScript client (npm's socket.io-client) against the real server."""
+"""The stock JavaScript client (npm's socket.io-client) watches orders of the real server."""
 
 import json
+import queue
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.realtime.echo import Echo, running
 from tests.support import missing
+from tests.support.people import Person, id_of
+from tests.support.servers import Server
+from tests.support.waiting import eventually
 
 HERE = Path(__file__).parent
+
+DEADLINE = 20
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,61 +26,143 @@ def _installed() -> None:
     missing.node(HERE)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Echo]:
-    with running() as started:
-        yield started
+@pytest.fixture
+def owner(server: Server) -> Person:
+    return server.people.customer()
 
 
-def start(server: Echo, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        ["node", "client.mjs", server.url, json.dumps(options)],  # noqa: S607
+class JavaScriptWatcher:
+    """A Node process with one client; what it says is kept in ``seen``, by event."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._acks: queue.Queue[Any] = queue.Queue()
+        self.seen: list[tuple[str, Any]] = []
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            said = json.loads(line)
+            if "ack" in said:
+                self._acks.put(said["ack"])
+            else:
+                self.seen.append((said["on"], said["data"]))
+
+    def of(self, event: str) -> list[Any]:
+        return [data for name, data in list(self.seen) if name == event]
+
+    def wait_for(self, event: str) -> Any:
+        return eventually(lambda: self.of(event))[0]
+
+    def call(self, event: str, data: Any) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"emit": event, "data": data}) + "\n")
+        self._process.stdin.flush()
+        return self._acks.get(timeout=DEADLINE)
+
+    def versions(self, order: Any) -> list[int]:
+        updates = self.of("order_update")
+        return [event["version"] for event in updates if event["order_id"] == id_of(order)]
+
+
+@contextmanager
+def watching(
+    server: Server, token: str | None, *transports: str, connected: bool = True
+) -> Iterator[JavaScriptWatcher]:
+    options: dict[str, Any] = {"auth": {"token": token}}
+    if transports:
+        options["transports"] = transports
+    process = subprocess.Popen(
+        ["node", "js/watcher.mjs", server.url, json.dumps(options)],  # noqa: S607
         cwd=HERE,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    watcher = JavaScriptWatcher(process)
+    try:
+        if connected:
+            eventually(lambda: watcher.of("connect") == [None])
+        yield watcher
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+        watcher.reader.join(DEADLINE)
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            stream.close()
 
 
-def run(server: Echo, **options: Any) -> Any:
-    with start(server, **options) as client:
-        out, _ = client.communicate(timeout=30)
-    assert client.returncode == 0, out
-    return json.loads(out)
+def test_a_refusal_is_a_connect_error_whose_data_is_the_problem(server: Server) -> None:
+    with watching(server, "forged", connected=False) as watcher:
+        error = watcher.wait_for("connect_error")
+    assert error["message"] == error["data"]["detail"]
+    assert (error["data"]["status"], error["data"]["code"]) == (401, "invalid_token")
 
 
 @pytest.mark.parametrize(
-    ("options", "transport"),
-    [
-        ({"transports": ["websocket"]}, "websocket"),
-        ({"transports": ["polling"]}, "polling"),
-        ({"upgrade": True}, "websocket"),  # as it does unless told otherwise
-    ],
-    ids=["websocket", "polling", "upgrade"],
+    "transports", [("websocket",), ("polling",), ()], ids=["websocket", "polling", "upgrading"]
 )
-def test_it_gets_every_event_once_and_in_order(
-    server: Echo, options: dict[str, Any], transport: str
+def test_it_hears_the_events_of_the_history(
+    server: Server, owner: Person, transports: tuple[str, ...]
 ) -> None:
-    seen = run(server, count=2000, rooms=["a", "b"], **options)
-    assert seen["transport"] == transport
-    assert seen["numbers"] == list(range(2000))
-    assert seen["acknowledged"] == 2000
-    assert seen["numbersAtAcknowledgement"] == 2000
-    assert seen["joined"] == {"rooms": ["a", "b"]}
-    assert seen["binary"] == [0, 1, 255]
-    assert seen["disconnects"] == ["io server disconnect"]
+    driver = server.people.driver()
+    order = owner.order()
+    driver.move(order, "Processing")
+    with watching(server, owner.token, *transports) as watcher:
+        answer = watcher.call("subscribe", {"order_id": order["id"], "after": 1})
+        assert answer["ok"] is True
+        assert answer["version"] == 2
+        assert answer["events"] == owner.history(order, after=1)
+        assert answer["order"] == owner.read(order)
+        driver.move(order, "Shipped", note="Grüße 🚚")
+        if not transports:
+            assert watcher.wait_for("upgrade") == "websocket"
+        driver.move(order, "Completed")
+        eventually(lambda: watcher.versions(order) == [3, 4])
+        assert watcher.of("order_update") == owner.history(order, after=2)
 
 
-def test_a_refusal_reaches_it_with_its_data(server: Echo) -> None:
-    seen = run(server, auth={"token": "bad"}, count=0, rooms=[])
-    assert seen["error"] == {"message": "no", "data": {"code": "invalid_token"}}
+def test_many_orders_a_feed_and_leaving(server: Server, owner: Person) -> None:
+    first, second, later = owner.order(), owner.order(), None
+    with watching(server, owner.token, "websocket") as watcher:
+        wanted = [{"order_id": first["id"], "after": 0}, {"order_id": int(second["id"])}]
+        answer = watcher.call("subscribe", {"orders": [*wanted, {"order_id": str(2**62)}]})
+        assert [result["ok"] for result in answer["results"]] == [True, True, False]
+        assert answer["results"][0]["events"] == owner.history(first)
+        assert answer["results"][2]["error"]["code"] == "not_found"
+        assert watcher.call("subscribe", {"feed": "orders"}) == {"ok": True}
+        later = owner.order()
+        owner.edit(first, "changed")
+        eventually(lambda: watcher.versions(first) == [2])
+        assert watcher.versions(later) == [1]
+        assert watcher.call("unsubscribe", {"feed": "orders"}) == {"ok": True}
+        assert watcher.call("unsubscribe", {"order_id": first["id"]}) == {"ok": True}
+        owner.edit(first, "changed again")
+        owner.edit(later, "changed")
+        owner.edit(second, "changed")
+        eventually(lambda: watcher.versions(second) == [2])
+        assert (watcher.versions(first), watcher.versions(later)) == ([2], [1])
 
 
-def test_a_server_that_stops_leaves_it_trying_to_come_back() -> None:
-    with running(drain_seconds=2.0) as server:
-        client = start(server, transports=["websocket"], count=1, rooms=[], restart=True)
-        assert client.stdout is not None
-        assert client.stdout.readline() == "ready\n"
-        server.process.terminate()
-        out, _ = client.communicate(timeout=30)
-    # "io server disconnect" would tell it to stay away.
-    assert json.loads(out)["disconnects"] == ["transport close"]
+def test_a_token_is_renewed_in_place(server: Server, owner: Person) -> None:
+    again = owner.signed_in_again()
+    with watching(server, owner.token, "websocket") as watcher:
+        assert watcher.call("authenticate", {"token": again.token}) == {"ok": True}
+        refused = watcher.call("authenticate", {"token": server.people.admin().token})
+        assert refused["error"]["code"] == "invalid_token"
+        assert watcher.call("subscribe", {"order_id": again.order()["id"]})["ok"] is True
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+def test_signing_out_tells_it_why_and_not_to_come_back(
+    server: Server, owner: Person, transport: str
+) -> None:
+    with watching(server, owner.token, transport) as watcher:
+        watcher.call("subscribe", {"order_id": owner.order()["id"]})
+        owner.api.post("/api/logout")
+        # The reason that keeps the stock client from coming back by itself.
+        assert watcher.wait_for("disconnect") == "io server disconnect"
+        assert [problem["code"] for problem in watcher.of("signed_out")] == ["invalid_token"]

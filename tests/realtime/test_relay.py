@@ -20,8 +20,8 @@ from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 from ordertrack import eventlog
 from ordertrack.eventlog import Event, Tail
 from ordertrack.realtime import relay as relay_module
-from ordertrack.realtime import transport
 from ordertrack.realtime.relay import Relay
+from ordertrack.server import loop
 from tests.support.people import Person
 from tests.support.servers import Server
 from tests.support.sockets import Watcher, raw_watching, settled, watching
@@ -306,7 +306,7 @@ def test_it_follows_for_as_long_as_a_turn_may_take_and_no_longer(
         start_over=nothing, poll=0.5,
     )  # fmt: skip
     now = 1000.0
-    monkeypatch.setattr(transport, "monotonic", lambda: now)
+    monkeypatch.setattr(loop, "monotonic", lambda: now)
     assert not relay.is_following
     with contextlib.closing(psycopg2.connect(database)) as connection:
         connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
@@ -390,7 +390,7 @@ def test_after_a_long_time_out_of_reach_everybody_resumes_and_after_a_short_one_
     own_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(transport, "monotonic", lambda: now)
+    monkeypatch.setattr(loop, "monotonic", lambda: now)
     gaps = Gaps(own_dsn)
     order = an_order(own_dsn)
     with gaps.connected() as connection:

@@ -7,14 +7,14 @@ import pytest
 from flask import Flask
 
 from ordertrack import eventlog
+from ordertrack.auth import from_token
 from ordertrack.errors import DomainError, NotFound
 from ordertrack.eventlog import Event
-from ordertrack.identity import from_token
 from ordertrack.policy import Actor, DriverScope, Role
-from ordertrack.realtime.fanout import Announcement, Fanout
+from ordertrack.realtime.hub import Announcement, Hub
 from ordertrack.services import orders
 from ordertrack.services.orders import REPLAY_LIMIT, Budget, CaughtUp, Reset, fit
-from tests.realtime.wire import CLOSE, TEXT, handshake, peer
+from tests.server.wire import CLOSE, TEXT, handshake, peer
 from tests.support.people import People, Person
 from tests.support.servers import Server, running_server
 from tests.support.sockets import raw_watching, settled, watching
@@ -202,7 +202,7 @@ def test_what_will_not_fit_is_not_read_either(
     monkeypatch.setattr(orders, "_READ_AT_ONCE", 2)
     with app.app_context():
         _, answers = orders.catch_up(
-            from_token(owner.token).principal,
+            from_token(owner.token).caller,
             {int(order["id"]): 1 for order in made},
             DriverScope.ALL,
             Budget(events=3),
@@ -230,16 +230,16 @@ class Nobody:
 
 def test_several_reads_of_the_log_make_one_answer_and_share_its_budget() -> None:
     """Each of them keeps to the budget; what they found together does not."""
-    fanout = Fanout(lambda _: [], DriverScope.ALL, Budget(events=3, bytes=1000))
+    hub = Hub(lambda _: [], DriverScope.ALL, Budget(events=3, bytes=1000))
     found = {1: caught_up(2, 100), 2: caught_up(2, 100)}
-    answers = fanout.subscribe(
+    answers = hub.subscribe(
         Nobody(), {1: 0, 2: 0}, lambda _: (Actor(1, "Ann", Role.ADMIN), dict(found))
     )
     assert [answer.reset for answer in answers.values() if isinstance(answer, CaughtUp)] == [
         None,
         Reset.ANSWER_FULL,
     ]
-    assert (fanout.resets, fanout.replayed) == (1, 2)
+    assert (hub.resets, hub.replayed) == (1, 2)
 
 
 @pytest.mark.parametrize(("events", "size"), [(11, 500), (5, 1001)])

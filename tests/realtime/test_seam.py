@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 from ordertrack.errors import DomainError, Unavailable
 from ordertrack.eventlog import Event
 from ordertrack.policy import Actor, DriverScope, Role
-from ordertrack.realtime.fanout import Announcement, Fanout, Wanted
+from ordertrack.realtime.hub import Announcement, Hub, Wanted
 from ordertrack.services.orders import CaughtUp
 from tests.support.examples import examples
 
@@ -112,7 +112,7 @@ class Seam(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.rooms = Rooms()
-        self.fanout = Fanout(self.rooms, DriverScope.ALL)
+        self.hub = Hub(self.rooms, DriverScope.ALL)
         self.committed: dict[int, int] = dict.fromkeys((1, 2, 3), 1)
         self.unread: list[tuple[int, int]] = []  # committed, and not read by the relay
         self.read: list[tuple[int, int]] | None = None  # read, and to be published in this turn
@@ -128,14 +128,14 @@ class Seam(RuleBasedStateMachine):
     @rule()
     def relay_step(self) -> None:
         if self.read is None:
-            self.fanout.reading()
+            self.hub.reading()
             self.read, self.unread = self.unread, []
         elif self.read:
             order_id, version = self.read.pop(0)
             self.note_what_is_kept_back(order_id, version)
-            self.fanout.publish(event_of(order_id, version))
+            self.hub.publish(event_of(order_id, version))
         else:
-            self.fanout.caught_up()
+            self.hub.caught_up()
             self.read = None
 
     def relay_turn(self) -> None:
@@ -152,7 +152,7 @@ class Seam(RuleBasedStateMachine):
             watcher.hang_up(1012, "")
 
     def note_what_is_kept_back(self, order_id: int, version: int) -> None:
-        for watcher, transit in self.fanout._transit.get(order_id, {}).items():
+        for watcher, transit in self.hub._transit.get(order_id, {}).items():
             if watcher not in self.rooms.members[str(order_id)]:
                 continue
             if transit.floor is None and version > transit.answered:
@@ -176,7 +176,7 @@ class Seam(RuleBasedStateMachine):
 
     @rule(client=clients, order_id=order_ids)
     def unsubscribe(self, client: Watcher, order_id: int) -> None:
-        self.fanout.unsubscribe(client, order_id)
+        self.hub.unsubscribe(client, order_id)
         self.connected[client].pop(order_id, None)
         client.received.pop(order_id, None)
 
@@ -223,7 +223,7 @@ class Seam(RuleBasedStateMachine):
 
         # Whoever subscribes again names what it has seen, and begins anew from there.
         try:
-            answers = self.fanout.subscribe(client, dict(after), read)
+            answers = self.hub.subscribe(client, dict(after), read)
         except Unavailable:
             return
         for order_id, answer in answers.items():
@@ -273,7 +273,7 @@ class Seam(RuleBasedStateMachine):
             for order_id, after in began.items():
                 if not client.closed:
                     assert after + len(client.received[order_id]) == self.committed[order_id]
-        assert self.fanout._transit == {}
+        assert self.hub._transit == {}
 
 
 def caught_up(version: int) -> CaughtUp:

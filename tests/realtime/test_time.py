@@ -5,16 +5,19 @@ from typing import Any
 
 import pytest
 
-from ordertrack.realtime import relay, transport
+from ordertrack.realtime import relay
 from ordertrack.realtime.relay import Relay
+from ordertrack.server import loop as event_loop_module
+from ordertrack.server import websocket
 
 
 class Clock:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        patch.setattr(transport, "monotonic", lambda: self.now)
-        patch.setattr(transport, "sleep", self.sleep)
-        patch.setattr(transport, "pause", lambda: None)
+        for module in (event_loop_module, websocket):
+            patch.setattr(module, "monotonic", lambda: self.now)
+            patch.setattr(module, "sleep", self.sleep)
+            patch.setattr(module, "pause", lambda: None)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -40,8 +43,8 @@ def test_sockets_are_sent_away_evenly_over_the_time_given(
     for number in range(8):
         sockets[number] = SimpleNamespace(close=lambda *given, n=number: leave(n, *given))
     loop = SimpleNamespace(draining=False, sockets=sockets)
-    monkeypatch.setattr(transport, "_loop", loop)
-    transport.close_all(1012, "server restarting", 4.0)
+    monkeypatch.setattr(websocket, "event_loop", loop)
+    websocket.close_all(1012, "server restarting", 4.0)
     assert loop.draining
     assert closed == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
 

@@ -17,12 +17,12 @@ from sqlalchemy import event, exc, text
 from ordertrack import db as database_module
 from ordertrack.app import create_app
 from ordertrack.config import SettingsError
-from ordertrack.connecting import Connector, require_own_sessions, say_what_is_overridden
+from ordertrack.connector import Connector, require_own_sessions, say_what_is_overridden
 from ordertrack.db import Statement, connector, fetch_all, transaction
 from ordertrack.errors import Unavailable
 from ordertrack.extensions import db
 from ordertrack.realtime.relay import Relay
-from ordertrack.services.restore import require_own_log
+from ordertrack.services.log_adoption import require_own_log
 from tests.support.databases import Postgres, settings_for
 from tests.support.pooler import Pooler
 from tests.support.servers import running_server

@@ -17,8 +17,8 @@ from ordertrack.errors import Forbidden
 from ordertrack.extensions import db
 from ordertrack.lifecycle import Status
 from ordertrack.policy import DriverScope
-from ordertrack.services import lists, screens
-from ordertrack.services.lists import Filters
+from ordertrack.services import order_lists, screens
+from ordertrack.services.order_lists import Filters
 from tests.support import reads
 from tests.support.bulk import ABSENT, Size, fill
 from tests.support.databases import Postgres, settings_for
@@ -31,9 +31,9 @@ SIZE = Size(200_000, events_per_order=2)
 
 # For one page: what a walk looks at for the page, again for the place where it stopped, again for
 # the counts, in each of three walks of a driver who sees only some, and what an index search finds.
-MOST_ROWS = 3 * 3 * lists.SCANNED + lists.CANDIDATES
+MOST_ROWS = 3 * 3 * order_lists.SCANNED + order_lists.CANDIDATES
 # The counts of the plain board come from the index of the statuses.
-MOST_COUNTED = 5 * (lists.COUNTED + 1)
+MOST_COUNTED = 5 * (order_lists.COUNTED + 1)
 
 BIG_TABLES = ("orders", "order_events", "users")
 
@@ -101,13 +101,13 @@ def _no_order(plans: list[Plan]) -> bool:
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda caller, scope: lists.staff_page(
+        lambda caller, scope: order_lists.staff_page(
             caller, Filters(text=ABSENT), scope, before=None, limit=50
         ),
-        lambda caller, scope: lists.staff_page(
+        lambda caller, scope: order_lists.staff_page(
             caller, Filters(words="4711", driver_id=25), scope, before=None, limit=50
         ),
-        lambda caller, scope: lists.staff_page(
+        lambda caller, scope: order_lists.staff_page(
             caller,
             Filters(driver_id=25, status=Status.COMPLETED),
             scope,
@@ -135,5 +135,7 @@ def test_for_a_driver_who_asks_for_deleted_orders_no_order_is_looked_at(large: L
     wanted = Filters(deleted=True, words=ABSENT)
     with recorded(db.engine) as plans:
         with pytest.raises(Forbidden):
-            lists.staff_page(large.callers.driver, wanted, DriverScope.ALL, before=None, limit=50)
+            order_lists.staff_page(
+                large.callers.driver, wanted, DriverScope.ALL, before=None, limit=50
+            )
         assert _no_order(plans)

@@ -15,9 +15,9 @@ from ordertrack import app as application
 from ordertrack.app import create_app
 from ordertrack.eventlog import AccessEnded
 from ordertrack.extensions import db
-from ordertrack.policy import Actor, Principal
-from ordertrack.realtime.live import Live
-from ordertrack.services import actors, orders
+from ordertrack.policy import Actor, Caller
+from ordertrack.realtime.setup import Realtime
+from ordertrack.services import callers, orders
 from tests.support.databases import Postgres, settings_for
 from tests.support.http import Answer, InProcess
 from tests.support.people import People, Person
@@ -32,7 +32,7 @@ class House:
 
     dsn: str
     people: People
-    live: Live
+    live: Realtime
     postgres: Postgres
     app: Any = field(repr=False)
 
@@ -67,14 +67,14 @@ def house(
     fresh_database: Callable[[], str], postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[House]:
     dsn = fresh_database()
-    made: list[Live] = []
-    init_app = application.live.init_app
+    made: list[Realtime] = []
+    init_app = application.setup.init_app
 
-    def keep(*arguments: Any) -> Live:
+    def keep(*arguments: Any) -> Realtime:
         made.append(init_app(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(application.live, "init_app", keep)
+    monkeypatch.setattr(application.setup, "init_app", keep)
     app = create_app(settings_for(dsn, LOCK_TIMEOUT_MS="4000"))
     yield House(dsn, People(dsn, InProcess(app)), made[0], postgres, app)
     with app.app_context():
@@ -220,17 +220,17 @@ def test_a_right_that_ends_between_the_question_and_the_door_opens_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     person = house.people.customer()
-    identify = actors.identify
+    identify = callers.identify
 
-    def just_before_it_ends(principal: Principal) -> Actor:
-        found = identify(principal)
-        house.live.guests.end_access(ended(person, house))
+    def just_before_it_ends(caller: Caller) -> Actor:
+        found = identify(caller)
+        house.live.connections.end_access(ended(person, house))
         return found
 
-    monkeypatch.setattr(actors, "identify", just_before_it_ends)
+    monkeypatch.setattr(callers, "identify", just_before_it_ends)
     with pytest.raises(Refused):
         handlers[0]["connect"]("sid", {}, {"token": person.token})
-    assert len(house.live.guests) == 0
+    assert len(house.live.connections) == 0
 
 
 @pytest.mark.safety("ended-rights-close-sockets")
@@ -243,19 +243,19 @@ def test_a_right_that_ends_while_a_socket_takes_it_up_ends_the_socket(
     person = house.people.customer()
     on["connect"]("sid", {}, {"token": person.token})
     renewed = person.signed_in_again()
-    identify = actors.identify
-    asked: list[Principal] = []
+    identify = callers.identify
+    asked: list[Caller] = []
 
-    def just_before_it_ends(principal: Principal) -> Actor:
-        found = identify(principal)
-        asked.append(principal)
+    def just_before_it_ends(caller: Caller) -> Actor:
+        found = identify(caller)
+        asked.append(caller)
         if len(asked) == 1:  # nobody is here on the new session yet: nobody is told
-            house.live.guests.end_access(ended(renewed, house))
+            house.live.connections.end_access(ended(renewed, house))
         return found
 
-    monkeypatch.setattr(actors, "identify", just_before_it_ends)
+    monkeypatch.setattr(callers, "identify", just_before_it_ends)
     answer = on["authenticate"]("sid", {"token": renewed.token})
     assert answer["ok"] is False
     assert answer["error"]["code"] == "invalid_token"
     assert socket.closed
-    assert len(house.live.guests) == 0
+    assert len(house.live.connections) == 0

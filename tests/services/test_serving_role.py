@@ -11,7 +11,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from ordertrack.app import create_app
 from ordertrack.config import SettingsError
 from ordertrack.extensions import db
-from ordertrack.services import roles
+from ordertrack.services import database_roles
 from tests.cli.conftest import opened
 from tests.support.databases import Postgres, migrate, settings_for
 from tests.support.http import InProcess
@@ -189,7 +189,7 @@ def test_tables_that_the_serving_role_owned_are_taken_from_it(
 def test_settings_that_name_no_two_roles_are_refused(changes: dict[str, str], told: str) -> None:
     settings = settings_for("host=x user=a dbname=d", **changes)
     with pytest.raises(SettingsError, match=told):
-        roles.make("host=nowhere", settings)
+        database_roles.make("host=nowhere", settings)
 
 
 def test_a_demo_says_that_it_needs_the_owner(fresh_database: Callable[[], str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from argon2 import PasswordHasher
 from flask import Flask
 
-from ordertrack import identity
+from ordertrack import auth
 from tests.support.databases import Postgres
 from tests.support.http import Api
 from tests.support.people import People
@@ -62,6 +62,6 @@ def test_a_token_that_was_good_before_expires_all_the_same(
     person = people.customer()
     assert person.api.get("/api/me").status_code == 200
     later = time.time() + app.config["JWT_ACCESS_TOKEN_EXPIRES"].total_seconds()
-    monkeypatch.setattr(identity, "time", SimpleNamespace(time=lambda: later))
+    monkeypatch.setattr(auth, "time", SimpleNamespace(time=lambda: later))
     ended = person.api.get("/api/me")
     assert (ended.status_code, ended.code) == (401, "token_expired")

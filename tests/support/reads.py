@@ -11,9 +11,9 @@ import psycopg2
 from ordertrack import eventlog
 from ordertrack.eventlog import Cursor
 from ordertrack.lifecycle import Status
-from ordertrack.policy import DriverScope, Principal
-from ordertrack.services import accounts, actors, audit, lists, orders, screens
-from ordertrack.services.lists import Filters
+from ordertrack.policy import Caller, DriverScope
+from ordertrack.services import accounts, audit, callers, order_lists, orders, screens
+from ordertrack.services.order_lists import Filters
 from tests.support.bulk import ABSENT, ADMINS, COMMON, DRIVERS, RARE, Size
 
 Read = Callable[[], object]
@@ -25,12 +25,12 @@ _ALL, _ASSIGNED = DriverScope.ALL, DriverScope.ASSIGNED
 class Callers:
     """People of `bulk`, with a session each."""
 
-    admin: Principal
-    driver: Principal
-    customer: Principal
+    admin: Caller
+    driver: Caller
+    customer: Caller
 
 
-def session_of(dsn: str, user_id: int) -> Principal:
+def session_of(dsn: str, user_id: int) -> Caller:
     """A new session of a user."""
     with closing(psycopg2.connect(dsn)) as connection, connection:
         cursor = connection.cursor()
@@ -39,7 +39,7 @@ def session_of(dsn: str, user_id: int) -> Principal:
             " RETURNING id",
             [user_id],
         )
-        return Principal(user_id, cursor.fetchone()[0])
+        return Caller(user_id, cursor.fetchone()[0])
 
 
 def sign_in(dsn: str) -> Callers:
@@ -89,15 +89,17 @@ def filters(driver_id: int) -> dict[str, Filters]:
     }
 
 
-def list_reads(callers: Callers, size: Size) -> Iterator[tuple[str, Read]]:
+def list_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
     """Lists: of REST, of the board, of drivers, of customers, and where they begin to be far."""
-    admin, driver = callers.admin, callers.driver
+    admin, driver = asking.admin, asking.driver
     middle = size.orders // 2
     for name, narrowed in filters(driver.user_id).items():
         for before in (None, middle):
             yield (
                 f"list: {name}{', from the middle' if before else ''}",
-                lambda n=narrowed, b=before: lists.staff_page(admin, n, _ALL, before=b, limit=100),
+                lambda n=narrowed, b=before: order_lists.staff_page(
+                    admin, n, _ALL, before=b, limit=100
+                ),
             )
         yield (
             f"board: {name}",
@@ -106,15 +108,17 @@ def list_reads(callers: Callers, size: Size) -> Iterator[tuple[str, Read]]:
         if not narrowed.deleted:
             yield (
                 f"assigned only: {name}",
-                lambda n=narrowed: lists.overview(driver, n, _ASSIGNED, before=None, limit=50),
+                lambda n=narrowed: order_lists.overview(
+                    driver, n, _ASSIGNED, before=None, limit=50
+                ),
             )
     yield "export: two batches", lambda: list(islice(screens.export(admin, Filters(), _ALL), 1500))
     for text in (None, ABSENT):
         for status in (None, Status.PENDING):
             yield (
                 f"own: {text or 'everything'}, {status or 'any'}",
-                lambda t=text, s=status: lists.own_page(
-                    callers.customer, Filters(text=t, status=s), _ALL, before=None, limit=100
+                lambda t=text, s=status: order_lists.own_page(
+                    asking.customer, Filters(text=t, status=s), _ALL, before=None, limit=100
                 ),
             )
     for mine in (True, False):
@@ -125,21 +129,21 @@ def list_reads(callers: Callers, size: Size) -> Iterator[tuple[str, Read]]:
             )
 
 
-def order_reads(callers: Callers, size: Size) -> Iterator[tuple[str, Read]]:
+def order_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
     """One order, its history, its page, and catching up with two hundred."""
-    admin, middle = callers.admin, size.orders // 2
+    admin, middle = asking.admin, size.orders // 2
     many: dict[int, int | None] = {middle + n * 7: 1 for n in range(200)}
     yield "order", lambda: orders.get(admin, middle, _ALL)
     yield "history", lambda: orders.history(admin, middle, _ALL, after=0, limit=100)
     yield "order page", lambda: screens.order(admin, middle, _ALL)
     yield "trail page", lambda: screens.trail(admin, middle, _ALL)
     yield "200 subscriptions", lambda: orders.catch_up(admin, many, _ALL)
-    yield "who asks", lambda: actors.identify(admin)
+    yield "who asks", lambda: callers.identify(admin)
 
 
-def other_reads(callers: Callers, size: Size) -> Iterator[tuple[str, Read]]:
+def other_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
     """People, and the audit of a batch of orders."""
-    admin = callers.admin
+    admin = asking.admin
     yield "users: first page", lambda: accounts.list_users(admin, limit=101)
     yield (
         "users: from the middle",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ordertrack.blueprints.pages.account import client_name
+from ordertrack.web.pages.account import client_name
 
 BLINK = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0"
 IPHONE = "iPhone; CPU iPhone OS 18_1 like Mac OS X"

@@ -1,0 +1,301 @@
+"""Who speaks: header, cookie or handshake → Caller. No other module reads or makes tokens."""
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, Final, TypeVar
+
+import jwt as pyjwt
+from flask import Flask, Response, current_app, g, request
+from flask_jwt_extended import (
+    create_access_token,
+    create_refresh_token,
+    decode_token,
+    get_jwt,
+    set_access_cookies,
+    set_refresh_cookies,
+    unset_jwt_cookies,
+    verify_jwt_in_request,
+)
+from flask_jwt_extended.exceptions import CSRFError, JWTExtendedException
+from itsdangerous import BadData, URLSafeTimedSerializer
+
+from ordertrack import logs
+from ordertrack.config import Settings
+from ordertrack.errors import CsrfFailed, DomainError, InvalidToken, TokenExpired
+from ordertrack.origins import Origins
+from ordertrack.policy import Caller
+from ordertrack.services import accounts, passwords
+from ordertrack.services.accounts import SignIn
+from ordertrack.services.passwords import Reset
+
+ISSUER = AUDIENCE = "ordertrack"
+
+# Long enough to be sent on and read the next morning.
+RESET_SECONDS: Final = 86_400
+
+_UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    access: str
+    refresh: str
+    expires_in: int  # seconds that the access token is good for
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A verified access token: who, and until when (Unix time, seconds)."""
+
+    caller: Caller
+    expires_at: float
+
+
+def jwt_options(settings: Settings) -> dict[str, Any]:
+    """Flask-JWT-Extended's configuration, nothing left to its defaults that matters."""
+    return {
+        "JWT_SECRET_KEY": settings.jwt_secret,
+        "JWT_ALGORITHM": "HS256",
+        "JWT_DECODE_ALGORITHMS": ["HS256"],
+        "JWT_ENCODE_ISSUER": ISSUER,
+        "JWT_DECODE_ISSUER": ISSUER,
+        "JWT_ENCODE_AUDIENCE": AUDIENCE,
+        "JWT_DECODE_AUDIENCE": AUDIENCE,
+        "JWT_ACCESS_TOKEN_EXPIRES": timedelta(seconds=settings.access_token_seconds),
+        "JWT_REFRESH_TOKEN_EXPIRES": timedelta(seconds=settings.refresh_token_seconds),
+        "JWT_TOKEN_LOCATION": ["headers", "cookies"],
+        "JWT_COOKIE_SECURE": settings.cookie_secure,
+        "JWT_COOKIE_SAMESITE": "Lax",
+        "JWT_COOKIE_CSRF_PROTECT": True,
+        "JWT_CSRF_CHECK_FORM": True,
+        # Pages carry the token in their forms and in one meta element; no cookie needs to.
+        "JWT_CSRF_IN_COOKIES": False,
+    }
+
+
+def issue(sign_in: SignIn) -> Tokens:
+    """Sign the tokens of a session."""
+    logs.note_user(sign_in.caller.user_id)
+    session_id = sign_in.caller.session_id
+    claims = {"sid": str(session_id), "csrf": _csrf_token(session_id)}
+    subject = str(sign_in.caller.user_id)
+    lifetime: timedelta = current_app.config["JWT_ACCESS_TOKEN_EXPIRES"]
+    return Tokens(
+        access=create_access_token(subject, additional_claims=claims),
+        refresh=create_refresh_token(subject, additional_claims=claims),
+        expires_in=int(lifetime.total_seconds()),
+    )
+
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+def public(view: View) -> View:
+    """Mark a view that anybody may call. Without the mark a request needs an access token."""
+    view.__dict__["is_public"] = True
+    return view
+
+
+def takes_refresh_token(view: View) -> View:
+    """Mark a view that is called with the refresh token instead of the access token."""
+    view.__dict__["takes_refresh_token"] = True
+    return view
+
+
+def caller() -> Caller:
+    """The caller of the current request, verified before the view ran."""
+    caller: Caller = g.caller
+    return caller
+
+
+def init_app(app: Flask) -> None:
+    """Closed by default: one check before every request, opened per view by a mark."""
+    # Verifying a token costs more than the rest of the check together, and a client sends the same
+    # one for minutes. What was genuine stays genuine; only the time is checked again.
+    app.extensions["ordertrack_verify"] = lru_cache(maxsize=8192)(_verify)
+
+    @app.before_request
+    def authenticate() -> None:
+        view = app.view_functions.get(request.endpoint or "")
+        if view is None or "is_public" in view.__dict__:
+            return
+        if request.method in _UNSAFE and "Authorization" not in request.headers:
+            refuse_other_sites()
+        refresh = "takes_refresh_token" in view.__dict__
+        try:
+            g.caller = from_request(refresh=refresh)
+        except (InvalidToken, TokenExpired):
+            if refresh or "Authorization" in request.headers:
+                raise
+            g.caller = _continue_by_cookie()
+        logs.note_user(g.caller.user_id)
+
+    @app.after_request
+    def keep_what_was_renewed(response: Response) -> Response:
+        tokens: Tokens | None = g.pop("renewed", None)
+        if tokens is not None:
+            set_access_cookie(response, tokens)
+        return response
+
+
+def _continue_by_cookie() -> Caller:
+    """A browser that was away for longer than an access token lives: go on by its refresh cookie.
+
+    The CSRF token is checked as ever; it belongs to the session, so a form that was open for hours
+    still carries the right one. Raises what `from_request` and `accounts.continue_session` raise.
+    """
+    caller = from_request(refresh=True, location="cookies")
+    g.renewed = issue(accounts.continue_session(caller))
+    return caller
+
+
+def from_request(*, refresh: bool = False, location: str | None = None) -> Caller:
+    """Verify the current request's token (header, or cookie with its CSRF token on writes).
+
+    Raises `InvalidToken`, `TokenExpired`, `CsrfFailed`.
+    """
+    if location is None and not refresh and (token := bearer(request.headers.get("Authorization"))):
+        return from_token(token).caller
+    try:
+        verify_jwt_in_request(refresh=refresh, locations=location)
+    except (JWTExtendedException, pyjwt.PyJWTError) as error:
+        raise _refusal(error) from error
+    return _caller(get_jwt())
+
+
+# --- browsers ----------------------------------------------------------------------------------
+
+
+def set_session_cookies(response: Response, tokens: Tokens) -> None:
+    """Sign the browser in: HttpOnly, SameSite=Lax, each for as long as its token lives."""
+    set_access_cookie(response, tokens)
+    lifetime: timedelta = current_app.config["JWT_REFRESH_TOKEN_EXPIRES"]
+    set_refresh_cookies(response, tokens.refresh, max_age=int(lifetime.total_seconds()))
+
+
+def set_access_cookie(response: Response, tokens: Tokens) -> None:
+    """Renew only what is short-lived."""
+    set_access_cookies(response, tokens.access, max_age=tokens.expires_in)
+
+
+def clear_cookies(response: Response) -> None:
+    """Sign the browser out; ending the session is `accounts.log_out`'s part."""
+    unset_jwt_cookies(response)
+
+
+def has_cookies() -> bool:
+    """Whether the browser claims to be signed in; nothing is verified."""
+    names = ("JWT_ACCESS_COOKIE_NAME", "JWT_REFRESH_COOKIE_NAME")
+    return any(current_app.config[name] in request.cookies for name in names)
+
+
+def csrf_token() -> str:
+    """What the forms of the current caller's pages must send back."""
+    return _csrf_token(caller().session_id)
+
+
+def _csrf_token(session_id: int) -> str:
+    # One for the whole session: a form stays good while the tokens are renewed beneath it, in this
+    # tab or another. It is a claim of both tokens, so Flask-JWT-Extended's check is unchanged.
+    key: str = current_app.config["JWT_SECRET_KEY"]
+    return hmac.digest(key.encode(), f"csrf:{session_id}".encode(), "sha256").hex()[:32]
+
+
+def refuse_other_sites() -> None:
+    """Raise `CsrfFailed` when a browser says that another site sent this request.
+
+    For forms without a session of their own (a login could be forged, too), and a second lock on
+    the others. Clients that are no browsers say nothing, and have no cookies to abuse.
+    """
+    settings: Settings = current_app.extensions["ordertrack_settings"]
+    if not Origins(frozenset(settings.allowed_origins)).permit(request.environ):
+        raise CsrfFailed("The request came from another site.")
+
+
+# --- tokens ------------------------------------------------------------------------------------
+
+
+def from_token(token: Any) -> Credential:
+    """Verify an access token by itself: from a header or a socket's handshake.
+
+    Needs an application context. Raises `InvalidToken`, `TokenExpired`.
+    """
+    if not isinstance(token, str) or not token or not token.isascii():
+        raise InvalidToken("An access token is required.")
+    try:
+        credential: Credential = current_app.extensions["ordertrack_verify"](token)
+    except (JWTExtendedException, pyjwt.PyJWTError) as error:
+        raise _refusal(error) from error
+    if credential.expires_at <= time.time():
+        raise _refusal(pyjwt.ExpiredSignatureError())
+    return credential
+
+
+def _verify(token: str) -> Credential:
+    claims = decode_token(token)
+    if claims.get("type") != "access" or "exp" not in claims:
+        raise InvalidToken("This is not an access token.")
+    return Credential(_caller(claims), float(claims["exp"]))
+
+
+def token_from_cookies(header: str | None) -> str | None:
+    """The access token in a Cookie header, if there is one."""
+    try:
+        cookies = SimpleCookie(header or "")
+    except CookieError:
+        return None
+    found = cookies.get(current_app.config["JWT_ACCESS_COOKIE_NAME"])
+    return found.value if found else None
+
+
+def bearer(header: str | None) -> str | None:
+    """The token in an ``Authorization: Bearer …`` header, if it is one."""
+    scheme, _, token = (header or "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _caller(claims: dict[str, Any]) -> Caller:
+    try:
+        return Caller(int(claims["sub"]), int(claims["sid"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidToken("The token lacks what this server puts into its tokens.") from error
+
+
+def _refusal(error: Exception) -> DomainError:
+    if isinstance(error, CSRFError):
+        return CsrfFailed("The CSRF token is missing or wrong. Reload the page and try again.")
+    if isinstance(error, pyjwt.ExpiredSignatureError):
+        return TokenExpired("The token has expired. Renew it or log in again.")
+    return InvalidToken("A valid token is required: Authorization: Bearer <token>.")
+
+
+# --- links that set a password -------------------------------------------------------------------
+
+
+def sign_reset(reset: Reset) -> str:
+    """The token of a one-time link that sets a password; good for `RESET_SECONDS`."""
+    return _reset_signer().dumps([reset.user_id, reset.fingerprint])
+
+
+def read_reset(token: str) -> Reset:
+    """What `sign_reset` signed. Raises `ValidationFailed` at ``/token``."""
+    try:
+        user_id, fingerprint = _reset_signer().loads(token, max_age=RESET_SECONDS)
+    except BadData:
+        raise passwords.void_link() from None
+    return Reset(user_id, fingerprint)
+
+
+def _reset_signer() -> URLSafeTimedSerializer:
+    # The salt keeps its key apart from that of the access tokens.
+    return URLSafeTimedSerializer(
+        current_app.config["JWT_SECRET_KEY"],
+        salt="ordertrack password reset",
+        signer_kwargs={"digest_method": hashlib.sha256},
+    )

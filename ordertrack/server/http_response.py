@@ -1,0 +1,232 @@
+"""What the application answers: WSGI on one side, bytes of HTTP/1.1 on the other."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from functools import lru_cache
+from typing import Any, Final, Protocol
+
+from ordertrack.server.http_request import Environ
+
+log = logging.getLogger(__name__)
+
+# Small pieces are gathered up to this size before they are sent.
+SEND_BYTES: Final = 16_384
+
+_ONLY_ONCE: Final = frozenset({"connection", "content-length"})
+
+Wsgi = Callable[..., Iterable[bytes]]
+
+
+class Gone(ConnectionError):
+    """The client has left, or has kept us waiting for too long."""
+
+
+class Client(Protocol):
+    """The connection that the answer goes to."""
+
+    taken: bool
+
+    @property
+    def stopping(self) -> bool: ...
+    def send(self, data: bytes) -> None: ...
+    def pause(self) -> None: ...
+
+
+def http_date() -> str:
+    return _date_of(int(time.time()))
+
+
+@lru_cache(maxsize=1)
+def _date_of(second: int) -> str:
+    return formatdate(second, usegmt=True)
+
+
+def keeps_open(environ: Environ) -> bool:
+    """Whether another request may follow this one on the connection."""
+    asked = _tokens(environ.get("HTTP_CONNECTION", ""))
+    if environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+        return "keep-alive" in asked and "close" not in asked
+    return "close" not in asked
+
+
+class Answer:
+    """What the application answers to one request.
+
+    keeps_open      another request may follow on the connection
+    broken          it ended before its end, and the client must notice
+    """
+
+    __slots__ = (
+        "_bodyless",
+        "_chunked",
+        "_connection",
+        "_headers",
+        "_is_head",
+        "_is_old",
+        "_left",
+        "_sent",
+        "_status",
+        "broken",
+        "keeps_open",
+    )
+
+    def __init__(self, connection: Client, environ: Environ) -> None:
+        self._connection = connection
+        self._status: str | None = None
+        self._headers: list[tuple[str, str]] = []
+        self._sent = False
+        self._chunked = False
+        self._is_head = environ["REQUEST_METHOD"] == "HEAD"
+        self._bodyless = False
+        self._left: int | None = None  # of the length that the application has promised
+        self._is_old = environ["SERVER_PROTOCOL"] == "HTTP/1.0"
+        self.keeps_open = keeps_open(environ)
+        self.broken = False
+
+    def run(self, app: Wsgi, environ: Environ) -> None:
+        """Call the application and send what it answers, unless it takes the connection over."""
+        result: Iterable[bytes] = ()
+        try:
+            result = app(environ, self.start_response)
+            if not self._connection.taken:
+                self._send_result(result)
+        except Gone:
+            raise
+        except Exception:
+            log.exception("The application failed")
+            self.keeps_open = False
+            if self._sent:
+                self.broken = True
+            elif not self._connection.taken:
+                self._apologise()
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], None]:
+        if exc_info is None:
+            if self._status is not None:
+                raise RuntimeError("The application has called start_response twice")
+        elif self._sent:
+            raise exc_info[1].with_traceback(exc_info[2])
+        self._status, self._headers = status, headers
+        return self._write
+
+    def _send_result(self, result: Iterable[bytes]) -> None:
+        gathered: list[bytes] = []
+        size = 0
+        for data in result:
+            gathered.append(data)
+            size += len(data)
+            if size >= SEND_BYTES:
+                self._write(b"".join(gathered))
+                gathered.clear()
+                size = 0
+                self._connection.pause()  # a client that reads fast must not keep the loop
+        self._finish(gathered[0] if len(gathered) == 1 else b"".join(gathered))
+
+    def _apologise(self) -> None:
+        body = (
+            b'{"type":"about:blank","title":"Internal Server Error","status":500,'
+            b'"detail":"Something went wrong here","code":"internal_error"}'
+        )
+        self._status = "500 Internal Server Error"
+        self._headers = [("Content-Type", "application/problem+json")]
+        self._finish(body)
+
+    def _write(self, data: bytes) -> None:
+        """Send a piece of the body, and the head before the first."""
+        head = b"" if self._sent else self._make_head(None)
+        piece = head + self._encode(data)
+        self._sent = True
+        self._connection.send(piece)
+
+    def _finish(self, data: bytes) -> None:
+        """Send the last piece."""
+        head = b"" if self._sent else self._make_head(len(data))
+        end = b"0\r\n\r\n" if self._chunked else b""
+        rest = head + self._encode(data) + end
+        self._sent = True
+        if rest:
+            self._connection.send(rest)
+        if self._left and not self._bodyless:
+            log.error("The application has sent %d bytes less than it said", self._left)
+            self.broken = True
+
+    def _encode(self, data: bytes) -> bytes:
+        if self._bodyless or not data:
+            return b""
+        if self._left is not None:
+            if len(data) > self._left:
+                raise ValueError("The application sends more than it said")
+            self._left -= len(data)
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+
+    def _make_head(self, length: int | None) -> bytes:
+        """The answer's head. `length` is the body's, if it is known."""
+        if self._status is None:
+            raise RuntimeError("The application has not called start_response")
+        lines = [f"HTTP/1.1 {self._status}"]
+        given: dict[str, str] = {}
+        for name, value in self._headers:
+            key = name.lower()
+            if (key in given and key in _ONLY_ONCE) or key == "transfer-encoding":
+                raise ValueError(f"The application must not send this {name}")
+            given[key] = value
+            if key != "connection":
+                lines.append(f"{name}: {value}")
+        if "date" not in given:
+            lines.append(f"Date: {http_date()}")
+        self._frame_body(given.get("content-length"), length, lines)
+        self._settle_connection(given.get("connection"), lines)
+        lines.append("\r\n")
+        head = "\r\n".join(lines)
+        if head.count("\n") != len(lines) or head.count("\r") != len(lines):
+            raise ValueError("A header of the answer holds a line end")
+        return head.encode("latin-1")
+
+    def _frame_body(self, promised: str | None, length: int | None, lines: list[str]) -> None:
+        """Settle how the client learns where the body ends."""
+        assert self._status is not None
+        # Anew: a head may have been begun before that could not be sent.
+        self._chunked = False
+        self._left = None
+        self._bodyless = (
+            self._is_head or self._status[:1] == "1" or self._status[:3] in ("204", "304")
+        )
+        if promised is not None:
+            if not promised.isdecimal():
+                raise ValueError("The application's Content-Length is not a number")
+            self._left = int(promised)
+        elif self._bodyless:
+            pass
+        elif length is not None:
+            lines.append(f"Content-Length: {length}")
+        elif self._is_old:
+            self.keeps_open = False
+        else:
+            self._chunked = True
+            lines.append("Transfer-Encoding: chunked")
+
+    def _settle_connection(self, given: str | None, lines: list[str]) -> None:
+        """Say whether the connection goes on, beside what the application says about it."""
+        options = _tokens(given or "")
+        if "close" in options or self._connection.stopping:
+            self.keeps_open = False
+        options -= {"close", "keep-alive"}
+        if not self.keeps_open:
+            options.add("close")
+        elif self._is_old:
+            options.add("keep-alive")
+        if options:
+            lines.append(f"Connection: {', '.join(sorted(options))}")
+
+
+def _tokens(header: str) -> set[str]:
+    """The members of a list such as Connection's, in small letters."""
+    return {token.strip() for token in header.lower().split(",") if token} if header else set()

@@ -1,0 +1,79 @@
+"""What the kernel did not take: the queue of one slow socket."""
+
+from collections import deque
+from typing import Final
+
+from ordertrack.server.counters import counters
+
+# Frames are joined up to this size per `send`: more only copies what is not taken.
+JOIN_BYTES: Final = 65_536
+
+
+class SendQueue:
+    """Frames that the kernel did not take, each with the time when it was queued."""
+
+    __slots__ = ("_since", "_taken", "frames", "size", "times")
+
+    def __init__(self, now: float) -> None:
+        self.frames: deque[bytes | memoryview] = deque()
+        self.times: deque[float] = deque()
+        self.size = 0
+        self._since = now  # when the period began that is being watched,
+        self._taken = 0  # and what has been taken in it
+
+    def append(self, frame: bytes | memoryview, now: float) -> None:
+        self.frames.append(frame)
+        self.times.append(now)
+        self.size += len(frame)
+        counters.queued_bytes += len(frame)
+
+    def head(self) -> bytes | memoryview:
+        """The next bytes to send: at least one frame, several small ones joined."""
+        waiting = self.frames
+        if len(waiting) == 1 or len(waiting[0]) >= JOIN_BYTES:
+            return waiting[0]
+        joined, size = [], 0
+        for frame in waiting:
+            size += len(frame)
+            joined.append(frame)
+            if size >= JOIN_BYTES:
+                break
+        return b"".join(joined)
+
+    def sent(self, count: int) -> None:
+        """Forget the first `count` bytes; a partly sent frame stays as its rest."""
+        self.size -= count
+        self._taken += count
+        counters.queued_bytes -= count
+        while count:
+            frame = self.frames[0]
+            if count < len(frame):
+                self.frames[0] = memoryview(frame)[count:]
+                return
+            count -= len(frame)
+            self.frames.popleft()
+            self.times.popleft()
+
+    def is_stuck(self, now: float, seconds: float, rate: float) -> bool:
+        """Whether the oldest frame has waited too long for somebody who hardly reads.
+
+        That is, for more than *seconds*, in which less than *rate* bytes a second were taken. Age
+        alone says little: one large frame may take a steady reader longer than that. Asked about
+        once a second, it is found out before twice *seconds* have passed.
+        """
+        watched = now - self._since
+        if watched < seconds:
+            return False
+        if self._taken >= rate * watched:
+            self._since, self._taken = now, 0
+            return False
+        return bool(self.times) and now - self.times[0] >= seconds
+
+    def discard(self) -> bytes | memoryview | None:
+        """Empty it. Answers the rest of a partly sent frame, which the peer must still get."""
+        counters.queued_bytes -= self.size
+        head = self.frames[0] if self.frames else None
+        self.frames.clear()
+        self.times.clear()
+        self.size = 0
+        return head if isinstance(head, memoryview) else None

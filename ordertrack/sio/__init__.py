@@ -1,0 +1,1 @@
+"""Socket.IO and Engine.IO on this server's own WebSockets."""

@@ -1,0 +1,100 @@
+"""/api: registering, signing in and out."""
+
+from datetime import timedelta
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from ordertrack import auth
+from ordertrack.schemas import (
+    Credentials,
+    PasswordChange,
+    PasswordReset,
+    Registration,
+    present_account,
+    present_session,
+)
+from ordertrack.services import accounts, passwords, sessions
+from ordertrack.web.http import body, json_answer, settings
+
+blueprint = Blueprint("auth", __name__, url_prefix="/api")
+
+
+@blueprint.post("/register")
+@auth.public
+def register() -> Response:
+    form = body(Registration)
+    account = accounts.register(form.name, form.email, form.password)
+    return json_answer(present_account(account), 201)
+
+
+@blueprint.post("/login")
+@auth.public
+def login() -> Response:
+    form = body(Credentials)
+    lifetime = timedelta(seconds=settings().refresh_token_seconds)
+    sign_in = accounts.log_in(
+        form.email, form.password, lifetime, user_agent=request.user_agent.string
+    )
+    return json_answer(_tokens(sign_in))
+
+
+@blueprint.post("/refresh")
+@auth.takes_refresh_token
+def refresh() -> Response:
+    """A new access token for the same session; the refresh token stays good."""
+    sign_in = accounts.continue_session(auth.caller())
+    shown = _tokens(sign_in)
+    del shown["refresh_token"]
+    return json_answer(shown)
+
+
+def _tokens(sign_in: accounts.SignIn) -> dict[str, Any]:
+    tokens = auth.issue(sign_in)
+    return {
+        "access_token": tokens.access,
+        "refresh_token": tokens.refresh,
+        "token_type": "Bearer",
+        "expires_in": tokens.expires_in,
+        "user": present_account(sign_in.account),
+    }
+
+
+@blueprint.post("/logout")
+def logout() -> Response:
+    accounts.log_out(auth.caller())
+    return Response(status=204)
+
+
+@blueprint.get("/me")
+def me() -> Response:
+    return json_answer(present_account(accounts.me(auth.caller())))
+
+
+@blueprint.put("/me/password")
+def change_password() -> Response:
+    """Set the caller's password; its other sessions end."""
+    form = body(PasswordChange)
+    passwords.change(auth.caller(), form.current_password, form.new_password)
+    return Response(status=204)
+
+
+@blueprint.post("/password-reset")
+@auth.public
+def reset_password() -> Response:
+    """Set a password by the token of a one-time link; all sessions of that user end."""
+    form = body(PasswordReset)
+    passwords.redeem(auth.read_reset(form.token), form.password)
+    return Response(status=204)
+
+
+@blueprint.get("/me/sessions")
+def list_sessions() -> Response:
+    found = sessions.list_open(auth.caller())
+    return json_answer({"sessions": [present_session(session) for session in found]})
+
+
+@blueprint.delete("/me/sessions/<id:session_id>")
+def end_session(session_id: int) -> Response:
+    sessions.end(auth.caller(), session_id)
+    return Response(status=204)

@@ -1,0 +1,36 @@
+"""For those who run it: alive, ready, and in figures. See docs/operations.md."""
+
+from flask import Blueprint, Response, current_app, request
+from prometheus_client.exposition import choose_encoder
+
+from ordertrack import auth, db
+from ordertrack.errors import Unavailable
+from ordertrack.web.http import json_answer
+
+blueprint = Blueprint("ops", __name__)
+
+
+@blueprint.get("/healthz")
+@auth.public
+def healthz() -> Response:
+    """The process answers: no more than that, so that a database's fault does not restart it."""
+    return json_answer({"status": "ok"})
+
+
+@blueprint.get("/readyz")
+@auth.public
+def readyz() -> Response:
+    """Whether to send it traffic: the database answers and the relay follows the log."""
+    relay = current_app.extensions.get("ordertrack_relay")
+    if relay is not None and not relay.is_following:
+        raise Unavailable("The relay is not following the log.")
+    db.require_answer()
+    return json_answer({"status": "ready"})
+
+
+@blueprint.get("/metrics")
+@auth.public
+def metrics() -> Response:
+    """This process's figures, in Prometheus' text format or, if asked, OpenMetrics."""
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return Response(encode(current_app.extensions["ordertrack_metrics"]), content_type=content_type)

@@ -1,0 +1,1 @@
+"""WSGI middleware around everything that answers a request."""

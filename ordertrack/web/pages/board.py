@@ -1,0 +1,324 @@
+"""The dispatchers' board: every order, filtered by the address, changed several at a time."""
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from itertools import chain
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from flask import Blueprint, Response, request, stream_with_context
+
+from ordertrack import auth
+from ordertrack.errors import Conflict, DomainError, ValidationFailed
+from ordertrack.lifecycle import TERMINAL, Status
+from ordertrack.schemas import MAX_ID, DriverForm, StatusForm, present_time
+from ordertrack.services import callers, orders, screens
+from ordertrack.services.order_lists import Count, Filters
+from ordertrack.services.orders import OrderView
+from ordertrack.services.screens import Outcome
+from ordertrack.web.http import integer, known_arguments, scope
+from ordertrack.web.pages.rendering import back, fields, go_to, messages, read, render
+
+blueprint = Blueprint("board", __name__)
+
+PAGE = 50
+
+# Orders that one form moves: a page full of them, and then some.
+AT_ONCE = 100
+
+FILTERS = ("status", "q", "driver", "customer", "from", "to", "deleted")
+
+
+@blueprint.get("/board")
+def show() -> Response:
+    """``picked`` names the orders that are selected when the page is shown."""
+    known_arguments(*FILTERS, "before", "picked")
+    wanted = request.args.get("picked")
+    picked = _ids(wanted.split(","), "/picked") if wanted else []
+    errors: dict[str, str] = {}
+    try:
+        filters = _filters()
+    except ValidationFailed as error:
+        errors = messages(error)
+        if not errors.keys() <= {"from", "to"}:  # what is wrong is in no field of the page
+            raise
+        filters = Filters()
+    found = screens.board(
+        auth.caller(),
+        filters,
+        scope(),
+        before=integer("before", low=1),
+        limit=PAGE,
+    )
+    page = found.page
+    older = None if errors else page.older
+    return render(
+        "board.html",
+        422 if errors else 200,
+        viewer=page.actor,
+        orders=[] if errors else page.orders,
+        cut_short=page.cut_short,
+        searched_to=older,
+        counts=found.counts,
+        total=sum(found.counts.values(), start=Count(0)),
+        drivers=found.drivers,
+        filters=filters,
+        errors=errors,
+        picked=frozenset(picked),
+        chosen={name: request.args.get(name, "") for name in FILTERS},
+        is_filtered=any(request.args.get(name) for name in FILTERS),
+        older=_address(before=older) if older is not None else None,
+        newest=_address() if "before" in request.args else None,
+        here=_address(before=request.args.get("before")),
+        address=_address,
+    )
+
+
+def _address(path: str = "/board", **changed: Any) -> str:
+    """The board's address with the present filters, but for what is *changed*."""
+    wanted = {name: request.args.get(name) for name in FILTERS} | changed
+    query = urlencode({name: value for name, value in wanted.items() if value})
+    return f"{path}?{query}" if query else path
+
+
+def _filters() -> Filters:
+    arguments = request.args
+    wanted = arguments.get("status")
+    if wanted and wanted not in list(Status):
+        raise ValidationFailed.at("/status", f"must be one of {', '.join(Status)}")
+    driver = arguments.get("driver", "")
+    customer = arguments.get("customer", "").strip()[:200]
+    is_id = customer.isascii() and customer.isdecimal() and int(customer) <= MAX_ID
+    since, until = _day("from"), _day("to")
+    if since and until and until < since:
+        raise ValidationFailed.at("/to", "must not be before the first day")
+    return Filters(
+        status=Status(wanted) if wanted else None,
+        words=arguments.get("q", "").strip()[:200] or None,
+        driver_id=None if driver in ("", "none") else integer("driver", low=1),
+        unassigned=driver == "none",
+        customer=None if is_id else customer or None,
+        customer_id=int(customer) if is_id else None,
+        created_from=since,
+        created_before=until + timedelta(days=1) if until else None,
+        deleted=arguments.get("deleted") == "yes",
+    )
+
+
+def _day(name: str) -> datetime | None:
+    raw = request.args.get(name)
+    if not raw:
+        return None
+    try:
+        return datetime.strptime(raw, "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError:
+        raise ValidationFailed.at(f"/{name}", "must be a date such as 2025-07-28") from None
+
+
+# --- several at once ---------------------------------------------------------------------------
+
+# What became of the orders, after their number: "3 orders cancelled".
+_BECAME: Final[dict[Status, str]] = {
+    Status.PENDING: "moved to Pending",
+    Status.PROCESSING: "moved to Processing",
+    Status.SHIPPED: "moved to Shipped",
+    Status.COMPLETED: "completed",
+    Status.CANCELLED: "cancelled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked before several orders are changed.
+
+    ask         the question, around the number of orders: "Cancel {}?"
+    name        somebody's name that ends the question, or nothing
+    hint        what to think of
+    hidden      the field that says what to do
+    """
+
+    ask: str
+    hidden: tuple[str, str]
+    name: str = ""
+    hint: str = ""
+
+
+_MOVES: Final[dict[Status, tuple[str, str]]] = {
+    Status.PENDING: ("Move {} to Pending?", ""),
+    Status.PROCESSING: ("Move {} to Processing?", ""),
+    Status.SHIPPED: ("Move {} to Shipped?", ""),
+    Status.COMPLETED: ("Mark {} as Completed?", "Completed is final."),
+    Status.CANCELLED: ("Cancel {}?", "A cancelled order cannot be taken up again."),
+}
+
+
+@blueprint.post("/board/move")
+def move() -> Response:
+    values = fields("order", "left", "driver_id", "confirmed")
+    target = read({"status": values.get("status", "")}, StatusForm).status
+    order_ids = _chosen()
+    if order_ids and request.form.get("confirmed") != "yes":
+        ask, hint = _MOVES[target]
+        question = Question(ask, ("status", target.value), hint=hint)
+        return _ask(order_ids, question, lambda order: target in order.next_statuses)
+    outcomes = screens.move_many(auth.caller(), order_ids, target, scope())
+    return _done(outcomes + _left(), _BECAME[target])
+
+
+@blueprint.post("/board/assign")
+def assign() -> Response:
+    driver_id = fields("order", "left", "status", "confirmed").get("driver_id", "")
+    form = read({"driver_id": None if driver_id == "none" else driver_id}, DriverForm)
+    order_ids = _chosen()
+    if order_ids and request.form.get("confirmed") != "yes":
+        drivers = screens.drivers(auth.caller())
+        name = next((driver.name for driver in drivers if driver.id == form.driver_id), None)
+        if name is None and form.driver_id is not None:
+            raise ValidationFailed.at("/driver_id", "must be the id of an active driver")
+        ask = "Take the driver off {}?" if name is None else "Assign {} to "
+        question = Question(ask, ("driver_id", driver_id), name=name or "")
+        return _ask(order_ids, question, lambda order: order.status not in TERMINAL)
+    outcomes = screens.assign_many(auth.caller(), order_ids, form.driver_id, scope())
+    return _done(outcomes + _left(), "assigned" if form.driver_id else "without a driver now")
+
+
+def _chosen() -> list[int]:
+    return _ids(request.form.getlist("order"), "/order")
+
+
+def _left() -> list[Outcome]:
+    """The selected orders that the question said would be left as they are: nothing is done to
+    them, also when it has become possible meanwhile. They are listed with the refused ones.
+    """
+    order_ids = _ids(request.form.getlist("left"), "/left")
+    if not order_ids:
+        return []
+    found = screens.chosen(auth.caller(), order_ids, scope()).orders
+    reasons: dict[int, DomainError] = {
+        order.id: Conflict(f"It was {order.status}, and is left so.") for order in found
+    }
+    gone = orders.no_such_order()
+    return [Outcome(order_id, reasons.get(order_id, gone)) for order_id in order_ids]
+
+
+def _ids(raw: Sequence[str], pointer: str) -> list[int]:
+    if len(raw) > AT_ONCE:
+        raise ValidationFailed.at(pointer, f"must be at most {AT_ONCE} orders at once")
+    if not all(one.isascii() and one.isdecimal() and int(one) <= MAX_ID for one in raw):
+        raise ValidationFailed.at(pointer, "must be ids of orders")
+    return [int(one) for one in raw]
+
+
+def _ask(order_ids: list[int], question: Question, can_be: Callable[[OrderView], bool]) -> Response:
+    """The page that asks. It names the customers concerned, and what will be left as it is."""
+    found = screens.chosen(auth.caller(), order_ids, scope())
+    changing = [order for order in found.orders if can_be(order)]
+    return render(
+        "bulk_ask.html",
+        viewer=found.actor,
+        before_name=question.ask.format(_orders(len(changing))),
+        question=question,
+        path=request.path,
+        changing=changing,
+        left=[one for one in order_ids if one not in {order.id for order in changing}],
+        others=[order for order in found.orders if not can_be(order)],
+        missing=len(set(order_ids)) - len(found.orders),
+        customers=Counter((order.customer_id, order.customer_name) for order in changing),
+        back=back("/board"),
+        back_with_selection=_with_picked(back("/board"), order_ids),
+    )
+
+
+def _with_picked(path: str, order_ids: Sequence[int]) -> str:
+    joint = "&" if "?" in path else "?"
+    return f"{path}{joint}{urlencode({'picked': ','.join(map(str, order_ids))})}"
+
+
+def _done(outcomes: list[Outcome], became: str) -> Response:
+    """The board again; when some were refused, a page that lists them first."""
+    following = back("/board")
+    refused = [one for one in outcomes if one.refused is not None]
+    changed = _orders(len(outcomes) - len(refused))
+    if not outcomes:
+        return go_to(following, "none_chosen")
+    if not refused:
+        return go_to(following, "changed", changed, became)
+    return render(
+        "bulk_refused.html",
+        viewer=callers.identify(auth.caller()),
+        changed=f"{changed} {became}",
+        left=_orders(len(refused)),
+        refused=refused,
+        back_with_selection=_with_picked(following, [one.order_id for one in refused]),
+    )
+
+
+def _orders(number: int) -> str:
+    return "1 order" if number == 1 else f"{number} orders"
+
+
+# --- export ------------------------------------------------------------------------------------
+
+COLUMNS = (
+    "id",
+    "status",
+    "description",
+    "customer_id",
+    "customer",
+    "driver_id",
+    "driver",
+    "version",
+    "created_at",
+    "updated_at",
+)
+
+
+@blueprint.get("/board.csv")
+def export() -> Response:
+    """All orders of the board's filters, streamed; never more than a batch in memory."""
+    known_arguments(*FILTERS)
+    rows = screens.export(auth.caller(), _filters(), scope())
+    # The first row is read here, so that a refusal is an answer of its own and not half a file.
+    first = next(rows, None)
+    found = chain(() if first is None else (first,), rows)
+    name = f"orders-{datetime.now(UTC):%Y-%m-%d}.csv"
+    return Response(
+        stream_with_context(_lines(found)),
+        content_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
+
+
+def _lines(found: Iterator[OrderView]) -> Iterator[str]:
+    buffer = StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(COLUMNS)
+    for number, order in enumerate(found, 1):
+        writer.writerow(
+            (
+                order.id,
+                order.status,
+                _harmless(order.description),
+                order.customer_id,
+                _harmless(order.customer_name),
+                order.driver_id,
+                _harmless(order.driver_name or ""),
+                order.version,
+                present_time(order.created_at),
+                present_time(order.updated_at),
+            )
+        )
+        if number % 200 == 0:
+            yield buffer.getvalue()
+            buffer.seek(0)
+            buffer.truncate()
+    yield buffer.getvalue()
+
+
+def _harmless(cell: str) -> str:
+    """Text that no spreadsheet takes for a formula (OWASP: CSV injection)."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -1,0 +1,34 @@
+"""A driver's phone: what waits to be moved, one large button each."""
+
+from flask import Blueprint, Response, request
+
+from ordertrack import auth
+from ordertrack.lifecycle import TERMINAL, Status
+from ordertrack.policy import DriverScope
+from ordertrack.services import screens
+from ordertrack.services.orders import OrderView
+from ordertrack.web.http import scope, settings
+from ordertrack.web.pages.rendering import render
+
+blueprint = Blueprint("deliveries", __name__)
+
+
+@blueprint.get("/deliveries")
+def show() -> Response:
+    """``?show=mine`` narrows to what is assigned to the viewer."""
+    mine = request.args.get("show") == "mine"
+    found = screens.waiting(auth.caller(), scope(), mine=mine)
+    groups: dict[Status, list[OrderView]] = {
+        status: [] for status in Status if status not in TERMINAL
+    }
+    for order in found.orders:
+        groups[order.status].append(order)
+    return render(
+        "deliveries.html",
+        viewer=found.actor,
+        groups=groups,
+        mine=mine,
+        most=screens.WAITING,
+        may_see_all=DriverScope(settings().driver_scope) is DriverScope.ALL,
+        here="/deliveries?show=mine" if mine else "/deliveries",
+    )

@@ -1,0 +1,259 @@
+"""A customer's orders, and one order: its page, its trail, and what can be done with it."""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+from uuid import uuid4
+
+from flask import Blueprint, Response, request
+
+from ordertrack import auth, policy
+from ordertrack.errors import (
+    Conflict,
+    DomainError,
+    Forbidden,
+    IdempotencyKeyReused,
+    InvalidTransition,
+    NotFound,
+    ValidationFailed,
+    VersionMismatch,
+)
+from ordertrack.eventlog import Event
+from ordertrack.lifecycle import STEPS, TERMINAL, Status
+from ordertrack.problems import STATUS as HTTP_STATUS
+from ordertrack.schemas import MAX_VERSION, DriverForm, OrderForm, StatusForm
+from ordertrack.services import order_lists, orders, screens
+from ordertrack.services.order_lists import Filters
+from ordertrack.web.http import integer, scope
+from ordertrack.web.pages.progress import stops
+from ordertrack.web.pages.rendering import (
+    back,
+    fields,
+    go_to,
+    messages,
+    read,
+    render,
+    version,
+)
+
+blueprint = Blueprint("order_pages", __name__)
+
+PAGE = 30
+
+# Refusals that the order's own page explains, with the order as it is now.
+REFUSALS = (ValidationFailed, VersionMismatch, Conflict, InvalidTransition, Forbidden)
+
+View = Callable[[int], Response]
+
+
+# --- a customer's orders -----------------------------------------------------------------------
+
+
+@blueprint.get("/orders")
+def own() -> Response:
+    return _own()
+
+
+def _own(status: int = 200, *, typed: str = "", error: str | None = None) -> Response:
+    wanted = request.args.get("status")
+    chosen = Status(wanted) if wanted in list(Status) else None
+    found = order_lists.own_page(
+        auth.caller(),
+        Filters(status=chosen),
+        scope(),
+        before=integer("before", low=1),
+        limit=PAGE,
+    )
+    return render(
+        "orders.html",
+        status,
+        viewer=found.actor,
+        orders=found.orders,
+        older=found.older,
+        is_first_page="before" not in request.args,
+        chosen=chosen,
+        typed=typed,
+        error=error,
+        key=request.form.get("key") or uuid4().hex,
+    )
+
+
+@blueprint.post("/orders")
+def place() -> Response:
+    """The form's key makes a second click or a reload find what the first one placed."""
+    values = fields("key")
+    key = request.form.get("key", "")
+    try:
+        form = read(values, OrderForm)
+        order = orders.create(
+            auth.caller(),
+            form.description,
+            scope(),
+            key=f"page-{key}" if re.fullmatch("[0-9a-f]{32}", key) else None,
+        )
+    except ValidationFailed as error:
+        typed = values.get("description", "")
+        return _own(422, typed=typed, error=_about_description(error, typed))
+    except (IdempotencyKeyReused, Conflict):
+        return _own(409, typed="", error="This form was sent before. Here is a fresh one.")
+    return go_to(f"/orders/{order.id}", "placed")
+
+
+def _about_description(error: ValidationFailed, typed: str) -> str:
+    return " ".join(messages(error).values()) if typed.strip() else "Write what you need."
+
+
+# --- one order ---------------------------------------------------------------------------------
+
+
+@blueprint.get("/orders/<id:order_id>")
+def show(order_id: int) -> Response:
+    try:
+        return _show(order_id)
+    except NotFound:
+        # A deleted order has no page any more, but admins may read its trail.
+        screens.trail(auth.caller(), order_id, scope())
+        return go_to(f"/orders/{order_id}/history")
+
+
+def _show(order_id: int, refused: DomainError | None = None) -> Response:
+    screen = screens.order(auth.caller(), order_id, scope())
+    order = screen.order
+    typed = fields("version").get("description") if refused else None
+    return render(
+        "order.html",
+        200 if refused is None else HTTP_STATUS[refused.code].value,
+        viewer=screen.actor,
+        order=order,
+        events=screen.events,
+        stops=stops(screen.events),
+        earlier=order.version - len(screen.events),
+        steps=_steps(screen),
+        when=_when(screen),
+        drivers=screen.drivers,
+        is_owner=order.customer_id == screen.actor.id,
+        mover=_mover(screen.events),
+        refused=refused,
+        reason=_reason(refused, typed),
+        typed=typed,
+    )
+
+
+def _mover(events: Sequence[Event]) -> str | None:
+    """Who took the latest step of the main flow: who did it, where no driver is assigned."""
+    for event in reversed(events):
+        if event.type == "status_changed" and event.status != Status.CANCELLED:
+            return event.actor_name
+    return None
+
+
+def _reason(refused: DomainError | None, typed: str | None) -> str:
+    """Why a form was refused, in the words of the page."""
+    if not isinstance(refused, ValidationFailed):
+        return refused.detail if refused else ""
+    if typed is not None:
+        return _about_description(refused, typed)
+    return " ".join(messages(refused).values())
+
+
+def _steps(screen: screens.OrderScreen) -> list[tuple[Status, Status]]:
+    """Every step of the table that the viewer may take with this order, some day or now."""
+    return [
+        (current, target)
+        for current, targets in STEPS.items()
+        for target, allowed in targets.items()
+        if allowed & screen.held
+    ]
+
+
+def _when(screen: screens.OrderScreen) -> dict[str, list[Status]]:
+    """In which statuses the viewer may edit, delete, assign: the page shows the form then."""
+    held = screen.held
+    return {
+        "edit": [status for status in Status if policy.can_edit(held, status)],
+        "delete": [status for status in Status if policy.can_delete(held, status)],
+        "assign": [
+            status
+            for status in Status
+            if screen.actor.role is policy.Role.ADMIN and status not in TERMINAL
+        ],
+    }
+
+
+@blueprint.get("/orders/<id:order_id>/history")
+def trail(order_id: int) -> Response:
+    after = integer("after", 0, high=MAX_VERSION)
+    screen = screens.trail(auth.caller(), order_id, scope(), after=after)
+    last = screen.events[-1].version if screen.events else screen.order.version
+    return render(
+        "trail.html",
+        viewer=screen.actor,
+        order=screen.order,
+        events=screen.events,
+        deleted_at=screen.deleted_at,
+        after=last if last < screen.order.version else None,
+    )
+
+
+def explaining(change: View) -> View:
+    """Show what *change* refuses on the order's page, as it is now; elsewhere as a notice."""
+
+    @wraps(change)
+    def view(order_id: int) -> Response:
+        try:
+            return change(order_id)
+        except REFUSALS as refused:
+            page = f"/orders/{order_id}"
+            following = back(page)
+            if following == page:
+                return _show(order_id, refused)
+            if isinstance(refused, Forbidden):
+                return go_to(following, "denied", order_id)
+            order = orders.get(auth.caller(), order_id, scope())
+            return go_to(following, "refused", order_id, order.status)
+
+    return view
+
+
+@blueprint.post("/orders/<id:order_id>/edit")
+@explaining
+def edit(order_id: int) -> Response:
+    form = read(fields("version"), OrderForm)
+    orders.edit(auth.caller(), order_id, form.description, scope(), if_version=version())
+    return go_to(f"/orders/{order_id}", "edited")
+
+
+@blueprint.post("/orders/<id:order_id>/status")
+@explaining
+def change_status(order_id: int) -> Response:
+    values: dict[str, Any] = fields("version")
+    if not values.get("note", "").strip():
+        values.pop("note", None)
+    form = read(values, StatusForm)
+    orders.change_status(
+        auth.caller(),
+        order_id,
+        form.status,
+        scope(),
+        note=form.note,
+        if_version=version(),
+    )
+    return go_to(back(f"/orders/{order_id}"), "moved", order_id, form.status)
+
+
+@blueprint.post("/orders/<id:order_id>/driver")
+@explaining
+def assign_driver(order_id: int) -> Response:
+    values = fields("version")
+    form = read({**values, "driver_id": values.get("driver_id") or None}, DriverForm)
+    orders.assign_driver(auth.caller(), order_id, form.driver_id, scope(), if_version=version())
+    notice = "assigned" if form.driver_id else "unassigned"
+    return go_to(back(f"/orders/{order_id}"), notice, order_id)
+
+
+@blueprint.post("/orders/<id:order_id>/delete")
+@explaining
+def delete(order_id: int) -> Response:
+    orders.delete(auth.caller(), order_id, scope(), if_version=version())
+    return go_to(back("/"), "deleted", order_id)

@@ -1,0 +1,25 @@
+"""wsgi.py with as many open files allowed as FEW_DESCRIPTORS says, as under `ulimit -n`.
+
+FEW_PER_ADDRESS replaces the number of waiting connections that one address may have.
+"""
+
+# ruff: noqa: E402 (patched before everything else, as wsgi.py does it)
+import eventlet
+
+eventlet.monkey_patch()
+
+import os
+import resource
+import runpy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from ordertrack.server import waiting
+
+waiting.MAX_PER_ADDRESS = int(os.environ.get("FEW_PER_ADDRESS", waiting.MAX_PER_ADDRESS))
+few = int(os.environ["FEW_DESCRIPTORS"])
+resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
+runpy.run_path(str(ROOT / "wsgi.py"), run_name="__main__")

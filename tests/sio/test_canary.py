@@ -1,0 +1,265 @@
+"""What we use of other people's libraries beyond their documentation, watched.
+
+The transport, the engine and the HTTP server replace parts of eventlet, python-engineio,
+python-socketio and Flask-SocketIO. This fails first, and says what to look at, when a new release
+changes something that they replace, call or rely on.
+"""
+
+import hashlib
+import inspect
+import re
+import socket
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import engineio
+import engineio.payload
+import eventlet
+import eventlet.greenio
+import eventlet.hubs
+import eventlet.hubs.epolls
+import eventlet.hubs.hub
+import eventlet.hubs.poll
+import eventlet.patcher
+import eventlet.semaphore
+import eventlet.tpool
+import flask
+import flask_socketio
+import pytest
+import socketio
+import socketio.base_manager
+import socketio.base_server
+import socketio.manager
+import socketio.server
+from engineio.packet import Packet
+from socketio.exceptions import ConnectionRefusedError as Refused
+
+from ordertrack.sio.engineio_server import EngineIOServer
+from ordertrack.sio.socketio import RoomManager, Server, SocketIO
+
+# Library code → the digest of the source that ours was written against, and which of ours that is.
+REPLACED: list[tuple[Callable[..., Any], str, str]] = [
+    (flask_socketio.SocketIO.init_app, "1aee68394e5a", "sio.socketio.SocketIO"),
+    (flask_socketio.SocketIO._handle_event, "69a4417881fc", "sio.socketio.Server.get_environ"),
+    (socketio.base_server.BaseServer.__init__, "2c8cc5c0d8c6", "sio.socketio.Server"),
+    (socketio.base_server.BaseServer.get_environ, "f1ef733563a3", "sio.socketio.Server"),
+    (
+        socketio.base_server.BaseServer._get_event_handler,
+        "6a4ef0e7299a",
+        "realtime.socketio_handlers",
+    ),
+    (socketio.server.Server.disconnect, "020af70c9898", "sio.socketio.Server"),
+    (socketio.server.Server._trigger_event, "538ac44578a4", "sio.socketio.Server"),
+    (socketio.server.Server._handle_connect, "f5c273b9ebd0", "sio.socketio.Server._connect"),
+    (socketio.server.Server._handle_disconnect, "6b911cf3d530", "sio.socketio.Server._leave"),
+    (socketio.server.Server._handle_event, "31c51f38933a", "sio.socketio.Server._event"),
+    (socketio.server.Server._handle_event_internal, "59536800dbb7", "sio.socketio.Server._event"),
+    (socketio.server.Server._handle_ack, "185c7aa8cb39", "sio.socketio.Server.on_message"),
+    (socketio.server.Server._handle_eio_message, "593c35ba826b", "sio.socketio.Server.on_message"),
+    (socketio.server.Server._handle_eio_connect, "6e14607150e7", "sio.socketio.Server"),
+    (socketio.server.Server._handle_eio_disconnect, "5f8577bacbe6", "sio.socketio.Server.on_end"),
+    (socketio.server.Server._send_packet, "dbf7d9137a9e", "sio.socketio.Server._tell"),
+    (
+        socketio.server.Server._send_eio_packet,
+        "c12968b6a8d7",
+        "sio.engineio_server.EngineIOServer.send_packet",
+    ),
+    (socketio.base_manager.BaseManager, "b393b4c05dbd", "sio.rooms.RoomManager"),
+    (socketio.manager.Manager, "cfeabf92435f", "sio.rooms.RoomManager"),
+    (engineio.payload.Payload, "6b839223a0a7", "sio.engineio._PollQueue"),
+    (eventlet.hubs.epolls.Hub.add, "cbe94e0160e0", "server.loop.Loop"),
+    (eventlet.hubs.poll.Hub.wait, "8d89538abd2e", "server.epoll.Epoll"),
+    (eventlet.hubs.hub.BaseHub.squelch_exception, "1a1328f30142", "server.epoll.Epoll"),
+    (eventlet.tpool.execute, "b4389614472e", "eventlet_support"),
+]
+
+
+def digest(code: Callable[..., Any]) -> str:
+    source = textwrap.dedent(inspect.getsource(code))
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    ("code", "known", "ours"),
+    REPLACED,
+    ids=[f"{code.__module__}.{code.__qualname__}" for code, _, _ in REPLACED],
+)
+def test_what_we_replace_is_what_it_was(code: Callable[..., Any], known: str, ours: str) -> None:
+    assert digest(code) == known, (
+        f"{code.__module__}.{code.__qualname__} has changed in this release. Compare it with "
+        f"ordertrack.{ours}, adapt that if need be, and note {digest(code)!r} here."
+    )
+
+
+def test_every_method_of_the_stock_manager_that_touches_rooms_is_ours() -> None:
+    state = ("self.rooms", "self.pending_connect", "self.pending_disconnect", "self.eio_to_sid")
+    for name, method in inspect.getmembers(socketio.Manager, inspect.isfunction):
+        if name != "__init__" and any(field in inspect.getsource(method) for field in state):
+            assert name in vars(RoomManager), f"RoomManager must replace {name}"
+
+
+def test_our_classes_override_what_exists() -> None:
+    """A renamed method would silently not be called any more."""
+    additions = {
+        Server: {"on_message", "on_end", "_is_event", "_connect", "_ask", "_event", "_leave"}
+        | {"_tell"},
+        RoomManager: {"sockets", "socket", "namespaces_of", "forget", "_client", "_recipients"}
+        | {"_remove"},
+        SocketIO: {"rooms", "drain"},
+    }
+    for ours, added in additions.items():
+        base = ours.__mro__[1]
+        for name, member in vars(ours).items():
+            if callable(member) and not name.startswith("__"):
+                assert hasattr(base, name) is (name not in added), f"{ours.__name__}.{name}"
+
+
+def test_the_endpoint_has_what_the_library_asks_of_its_own_server() -> None:
+    """And the library's own server is asked for nothing more than that."""
+    asked: set[str] = set()
+    for module in (socketio.server, socketio.base_server, socketio.base_manager, socketio.manager):
+        asked |= set(re.findall(r"(?:self|server)\.eio\.(\w+)", inspect.getsource(module)))
+    assert asked == {
+        "async_mode", "create_event", "generate_id", "get_session", "handle_request", "on",
+        "send", "send_packet", "shutdown", "sleep", "start_background_task", "transport",
+    }  # fmt: skip
+    endpoint = EngineIOServer()
+    assert all(hasattr(endpoint, name) for name in asked)
+
+
+def test_the_server_dispatches_as_we_rely_on() -> None:
+    server = Server(client_manager=RoomManager())
+    server.on("known", lambda sid, *arguments: (sid, arguments))
+    assert server._trigger_event("known", "/", "a sid", 1, 2) == ("a sid", (1, 2))
+    assert server._trigger_event("unknown", "/", "a sid") is server.not_handled
+    server.on("*", lambda event, sid: (event, sid))
+    assert server._trigger_event("unknown", "/", "a sid") == ("unknown", "a sid")
+    assert set(server.reserved_events) == {"connect", "disconnect"}
+    assert server._trigger_event("connect", "/", "a sid") is server.not_handled
+    assert server.packet_class is socketio.packet.Packet
+    assert server.handlers.keys() == {"/"}
+    assert server.namespace_handlers == {}
+    assert type(server.eio) is EngineIOServer
+    assert Refused("no", {"code": 1}).error_args == {"message": "no", "data": {"code": 1}}
+    assert Refused().error_args == {"message": "Connection rejected by server"}
+    for reason in ("CLIENT_DISCONNECT", "SERVER_DISCONNECT", "PING_TIMEOUT", "TRANSPORT_CLOSE"):
+        assert isinstance(getattr(server.reason, reason), str)
+    assert isinstance(server.reason.TRANSPORT_ERROR, str)
+
+
+def test_packets_are_encoded_as_we_build_them_ourselves() -> None:
+    assert Packet(4, 'x["a"]').encode() == '4x["a"]'
+    assert Packet(2).encode() == "2"
+    assert Packet(4, b"\x00").encode(b64=True) == "bAA=="
+    assert socketio.packet.Packet(2, ["e", {"a": 1}], namespace="/").encode() == '2["e",{"a":1}]'
+    assert socketio.packet.Packet(1, namespace="/").encode() == "1"
+    assert socketio.packet.Packet(3, [1], namespace="/a", id=7).encode() == "3/a,7[1]"
+    assert engineio.payload.Payload([Packet(4, "a"), Packet(2)]).encode() == "4a\x1e2"
+    assert engineio.payload.Payload.max_decode_packets == 16
+    read = socketio.packet.Packet(encoded_packet='2/a,7["e",{"b":1}]')
+    assert (read.packet_type, read.namespace, read.id) == (2, "/a", 7)
+    assert read.data == ["e", {"b": 1}]
+
+
+def test_flask_socketio_keeps_its_middleware_and_handlers_where_we_put_ours() -> None:
+    made = SocketIO()
+
+    @made.on("before")
+    def before() -> None: ...
+
+    app = flask.Flask("canary")
+    made.init_app(app)
+    assert type(made.server) is Server
+    assert type(made.server.eio) is EngineIOServer
+    assert type(made.server.manager) is RoomManager
+    assert made.sockio_mw.engineio_app is made.server
+    assert app.wsgi_app is made.sockio_mw
+    assert "before" in made.server.handlers["/"]
+    assert app.extensions["socketio"] is made
+
+
+def test_eventlets_hub_calls_back_as_often_as_a_descriptor_is_ready() -> None:
+    hub = eventlet.hubs.get_hub()
+    original = eventlet.patcher.original("select")
+    inner = original.epoll()
+    one, other = socket.socketpair()
+    inner.register(other.fileno(), original.EPOLLIN)
+    calls: list[Any] = []
+
+    def ready(descriptor: int) -> None:
+        calls.append((descriptor, inner.poll(0, 8)))
+        other.recv(1)
+
+    listener = hub.add(hub.READ, inner.fileno(), ready, lambda *_: None, None)
+    try:
+        for _ in range(3):
+            one.send(b"x")
+            eventlet.sleep(0.01)
+        assert [call[0] for call in calls] == [inner.fileno()] * 3
+        assert all(events == [(other.fileno(), original.EPOLLIN)] for _, events in calls)
+    finally:
+        hub.remove(listener)
+        inner.close()
+        one.close()
+        other.close()
+
+
+def test_eventlet_has_the_names_that_we_use() -> None:
+    hub = eventlet.hubs.get_hub()
+    assert callable(hub.schedule_call_global)
+    assert list(inspect.signature(eventlet.hubs.trampoline).parameters)[:5] == [
+        "fd",
+        "read",
+        "write",
+        "timeout",
+        "timeout_exc",
+    ]
+    assert issubclass(eventlet.hubs.IOClosed, IOError)
+    assert eventlet.semaphore.Semaphore(0).counter == 0
+    pool = eventlet.GreenPool(1)
+    assert all(callable(getattr(pool, name)) for name in ("spawn_n", "waitall", "running"))
+    with socket.socket() as plain:
+        green = eventlet.greenio.GreenSocket(plain)
+        assert green.fd is plain, "serving gives this away when a WebSocket takes over"
+
+
+def test_eventlets_timeout_may_end_without_a_word() -> None:
+    with eventlet.Timeout(0.01, False):
+        eventlet.sleep(5)
+        pytest.fail("the block was not left")
+
+
+def test_eventlet_runs_what_blocks_in_a_thread() -> None:
+    own = eventlet.patcher.original("threading").get_ident()
+    assert eventlet.tpool.execute(eventlet.patcher.original("threading").get_ident) != own
+    with pytest.raises(ZeroDivisionError):
+        eventlet.tpool.execute(lambda: 1 // 0)
+    eventlet.tpool.killall()
+
+
+def test_an_exception_in_a_callback_costs_eventlets_hub_the_descriptor() -> None:
+    """So nothing may be raised out of ours: all sockets would fall silent."""
+    one, other = socket.socketpair()
+    hub = eventlet.hubs.get_hub()
+    calls: list[int] = []
+
+    def fail(descriptor: int) -> None:
+        calls.append(descriptor)
+        raise RuntimeError("a bug in a callback")
+
+    hub.add(hub.READ, other.fileno(), fail, lambda *_: None, None)
+    quiet, hub.debug_exceptions = hub.debug_exceptions, False
+    try:
+        one.send(b"x")
+        for _ in range(3):
+            eventlet.sleep(0.01)
+        seen = len(calls)
+        one.send(b"x")
+        eventlet.sleep(0.01)
+        assert seen == len(calls) > 0
+        assert other.fileno() not in hub.listeners[hub.READ]
+    finally:
+        hub.debug_exceptions = quiet
+        one.close()
+        other.close()
