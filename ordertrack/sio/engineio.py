@@ -113,7 +113,8 @@ class EngineIOSession:
     """One Engine.IO session. Serves as the `transport.Handler` of its own WebSocket.
 
     `sid` is the Engine.IO session id. `ws` is its WebSocket; None while it is polling. `handshake`
-    is what is kept of the first request until the client has been let in.
+    is what is kept of the first request until the client has been let in. `application` belongs to
+    the application: the object that it keeps for this client.
     """
 
     __slots__ = (
@@ -126,6 +127,7 @@ class EngineIOSession:
         "_queue",
         "_reason",
         "address",
+        "application",
         "beating",
         "closing",
         "deadline",
@@ -144,7 +146,8 @@ class EngineIOSession:
         self.address: str = handshake.get("REMOTE_ADDR", "")
         self.deadline = 0.0  # by when it has to have been let in
         self.ws: WebSocket | None = None
-        self.session: dict[str, Any] = {}
+        self.application: Any = None
+        self.session: dict[str, Any] | None = None  # see `EngineIOServer.get_session`
         self.joined = False  # Socket.IO let it into a namespace
         self.beating = False  # it gets pings
         self.closing = False  # nothing is sent any more

@@ -345,8 +345,11 @@ class EngineIOServer:
         return secrets.token_urlsafe(15)
 
     def get_session(self, sid: str) -> dict[str, Any]:
-        """What the application keeps for a client. Raises `KeyError` when it is gone."""
-        return self.sockets[sid].session
+        """What `save_session` keeps for a client. Raises `KeyError` when the client is gone."""
+        session = self.sockets[sid]
+        if session.session is None:
+            session.session = {}
+        return session.session
 
     create_event = staticmethod(loop.Signal)
     start_background_task = staticmethod(loop.spawn)
