@@ -5,13 +5,13 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from ordertrack import auth, cli, metrics, problems
+from ordertrack import auth, cli, metrics
 from ordertrack.config import Settings
 from ordertrack.db import engine_options
 from ordertrack.extensions import db, jwt, migrate
 from ordertrack.realtime import setup
 from ordertrack.services import owner
-from ordertrack.web import api, assets, pages
+from ordertrack.web import api, assets, error_handlers, pages
 from ordertrack.web.http import IdConverter
 from ordertrack.web.middleware import request_log, security_headers
 
@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> Flask:
     db.init_app(app)
     migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     jwt.init_app(app)
-    problems.init_app(app)
+    error_handlers.init_app(app)
     auth.init_app(app)
     api.init_app(app)
     assets.init_app(app, ROOT / "static")

@@ -1,21 +1,31 @@
-"""What can go wrong, by meaning. Nothing here knows HTTP, Flask or sockets.
+"""The errors that callers see, one class for each meaning.
 
-Each error has a stable snake_case ``code`` that clients may rely on, a ``detail`` for people, and
-extra members that are shown beside them. `ordertrack.problems` turns them into answers, once, for
-REST, pages and sockets alike.
+Each has a stable snake_case ``code`` that clients may rely on, a ``detail`` for people, and extra
+members that are shown beside them. `ordertrack.problems` encodes them, for REST, pages and sockets
+alike, and knows their HTTP statuses.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 
 class DomainError(Exception):
-    """The base of all errors that a caller is meant to see."""
+    """The base of all errors that a caller is meant to see.
+
+    *headers* are HTTP headers that belong to the answer; a socket, which has none, ignores them.
+
+    Raise a new one each time: an exception that is raised again keeps every frame that it has
+    passed through, and the request in them.
+    """
 
     code = "internal_error"
 
-    def __init__(self, detail: str, **extra: Any) -> None:
+    def __init__(
+        self, detail: str, *, headers: Iterable[tuple[str, str]] = (), **extra: Any
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.headers = tuple(headers)
         self.extra = extra
 
 
@@ -107,6 +117,12 @@ class MalformedRequest(DomainError):
 
 class UnsupportedMediaType(DomainError):
     code = "unsupported_media_type"
+
+
+class UpgradeRequired(DomainError):
+    """The address is a WebSocket's, and the request is no handshake of a version spoken here."""
+
+    code = "upgrade_required"
 
 
 class PayloadTooLarge(DomainError):

@@ -17,7 +17,7 @@ from ordertrack.errors import DomainError, InvalidToken, Unavailable, Validation
 from ordertrack.eventlog import Event
 from ordertrack.origins import Origins
 from ordertrack.policy import Actor, Caller, DriverScope
-from ordertrack.problems import answer, from_exception
+from ordertrack.problems import from_exception, refuse
 from ordertrack.realtime.connections import Connections
 from ordertrack.realtime.hub import (
     TRY_AGAIN_LATER,
@@ -236,7 +236,7 @@ class OrderSockets:
         except Exception as error:  # noqa: BLE001 (answered as a problem, logged if unexpected)
             shown = from_exception(error)
             counters.refuse(shown.code)
-            return answer(shown)(environ, start_response)
+            return refuse(shown, start_response)
 
     def _open(self, environ: dict[str, Any], order_id: int) -> Iterable[bytes]:
         check_handshake(environ)

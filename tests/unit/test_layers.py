@@ -14,12 +14,13 @@ PACKAGE = ROOT / "ordertrack"
 LAYERS = (
     {"app", "cli", "embedded", "metrics"},
     {"web", "realtime"},
-    {"auth", "schemas", "problems"},
+    {"auth", "schemas"},
     {"services"},
     {"eventlog", "models", "db"},
     {"sio"},
     {"server"},
     {
+        "problems",
         "lifecycle",
         "policy",
         "errors",

@@ -12,7 +12,6 @@ from ordertrack.web.pages import (
     auth,
     board,
     deliveries,
-    errors,
     offline,
     orders,
     rendering,
@@ -32,6 +31,5 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
 
 def init_app(app: Flask) -> None:
     rendering.init_app(app)
-    errors.init_app(app)
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)

@@ -3,12 +3,11 @@
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from flask import Flask, Response, request
+from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
-from ordertrack import auth
+from ordertrack import auth, problems
 from ordertrack.errors import DomainError, InvalidToken, TokenExpired
-from ordertrack.problems import problem
 from ordertrack.web.pages.rendering import go_to, render, safe_path
 
 # Status → heading and what to do next. What happened is the error's own detail.
@@ -38,8 +37,7 @@ def error_page(error: DomainError) -> Response:
     """*error* as HTML; the way to sign in for those who are not."""
     if isinstance(error, InvalidToken | TokenExpired):
         return _to_sign_in()
-    shown = problem(error)
-    status: int = shown["status"]
+    status = problems.STATUS[error.code].value
     heading, advice = _CSRF if error.code == "csrf_failed" else _PAGES.get(status, _PAGES[400])
     response = render(
         "error.html",
@@ -49,12 +47,13 @@ def error_page(error: DomainError) -> Response:
         detail=error.detail,
         number=status,
         code=error.code,
-        request_id=shown.get("request_id"),  # for the one who is asked what broke
+        request_id=error.extra.get("request_id"),  # for the one who is asked what broke
         may_retry=status in (429, 500, 503) and request.method == "GET",
         has_session=auth.has_cookies(),
     )
-    if "retry_after" in shown:
-        response.headers["Retry-After"] = str(shown["retry_after"])
+    for name, value in problems.headers(error):
+        if name in ("Allow", "Retry-After"):
+            response.headers[name] = value
     return response
 
 
@@ -91,7 +90,3 @@ def _written() -> str:
     except HTTPException:  # too large to be read
         return ""
     return (form.get("description") or form.get("note") or "").strip()
-
-
-def init_app(app: Flask) -> None:
-    app.extensions["ordertrack_error_page"] = error_page
