@@ -34,7 +34,7 @@ from sqlalchemy import text
 from ordertrack import app as application
 from ordertrack import auth
 from ordertrack.db import transaction
-from ordertrack.realtime.hub import Fanout
+from ordertrack.realtime.hub import Hub
 from ordertrack.realtime.relay import Relay
 
 BEAT = 0.005
@@ -46,7 +46,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-wake, publish = Relay.wake, Fanout.publish
+wake, publish = Relay.wake, Hub.publish
 
 
 def faulty_wake(self: Relay) -> None:
@@ -55,7 +55,7 @@ def faulty_wake(self: Relay) -> None:
     wake(self)
 
 
-def faulty_publish(self: Fanout, event: Any) -> None:
+def faulty_publish(self: Hub, event: Any) -> None:
     if "before-push" in armed:
         die()
     if "relay" in armed:
@@ -119,7 +119,7 @@ def faulty_app(*arguments: Any) -> Flask:
     return app
 
 
-Relay.wake, Fanout.publish = faulty_wake, faulty_publish  # type: ignore[method-assign]
+Relay.wake, Hub.publish = faulty_wake, faulty_publish  # type: ignore[method-assign]
 application.create_app = faulty_app  # type: ignore[assignment]
 application.migrate.init_app = other_migrations
 

@@ -16,6 +16,7 @@ from ordertrack import eventlog
 from tests.faults.cluster import Cluster
 from tests.faults.crowd import Client, all_of
 from tests.faults.watchers import SocketIO
+from tests.support.events import append_event
 from tests.support.http import Answer
 from tests.support.parallel import at_once
 from tests.support.people import PASSWORD, Person
@@ -198,19 +199,6 @@ def test_a_login_storm_does_not_block_the_loop(lasting_server: Server) -> None:
         socket.close()
 
 
-def append_at_once(cluster: Cluster, order: Any, number: int) -> None:
-    cluster.execute(
-        """WITH o AS (UPDATE orders SET version = version + %s WHERE id = %s RETURNING *)
-           INSERT INTO order_events (order_id, version, type, status, previous_status, actor_id,
-                                     actor_name, actor_role, customer_id)
-           SELECT id, n, 'description_changed', status, status, customer_id, 'Ann', 'admin',
-                  customer_id FROM o, generate_series(version - %s + 1, version) AS n ORDER BY n""",
-        number,
-        int(order["id"]),
-        number,
-    )
-
-
 @pytest.mark.safety("loop-never-blocked")
 def test_a_catch_up_of_thousands_of_events_does_not_block_the_loop(
     cluster: Cluster, lasting_server: Server
@@ -227,7 +215,7 @@ def test_a_catch_up_of_thousands_of_events_does_not_block_the_loop(
         socket.call("subscribe", {"order_id": order["id"]})
     server.api.post("/fault/heartbeat")
     # As after an outage of the relay: three thousand events become visible at once.
-    append_at_once(cluster, order, 3000)
+    append_event(cluster.dsn, order, count=3000)
 
     def drained() -> bool:
         for socket in sockets:
@@ -261,7 +249,7 @@ def test_more_than_can_be_caught_up_with_sends_everybody_to_resume(
         await all_of(clients, lambda client: client.call("subscribe", {"order_id": order["id"]}))
         await all_of(clients, lambda client: client.call("subscribe", {"feed": "orders"}))
         server.api.post("/fault/heartbeat")
-        append_at_once(cluster, order, eventlog.MOST + 1)
+        append_event(cluster.dsn, order, count=eventlog.MOST + 1)
         fresh_start = "ordertrack_relay_fresh_starts_total 1.0"
         eventually(lambda: fresh_start in server.api.get("/metrics").text)
         # Most of them are still open, and must not hear of what comes after what they missed.

@@ -15,6 +15,7 @@ from tests.faults.cluster import Cluster
 from tests.faults.crowd import Client, all_of
 from tests.support import missing
 from tests.support.databases import migrate
+from tests.support.events import append_event
 from tests.support.people import Person
 from tests.support.replication import BINARIES, Pair, replicated
 from tests.support.servers import Server, running_server
@@ -22,16 +23,6 @@ from tests.support.waiting import eventually
 
 # What a killed server leaves of a connection is left to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
-# One more event of an order, by whatever application the promoted standby has served meanwhile.
-EVENT = """
-    WITH o AS (UPDATE orders SET version = version + 1, description = 'elsewhere',
-                      updated_at = clock_timestamp() WHERE id = %s RETURNING *)
-    INSERT INTO order_events (order_id, version, type, status, previous_status, actor_id,
-                              actor_name, actor_role, changes, customer_id, created_at)
-    SELECT id, version, 'description_changed', status, status, customer_id, 'Ann', 'admin',
-           '{"description": "elsewhere"}', customer_id, updated_at FROM o
-"""
 
 
 @pytest.fixture
@@ -113,8 +104,9 @@ def test_after_a_failover_to_a_standby_that_lags_everybody_resumes_and_nothing_i
             pair.fail_over()
             # So many transactions that the old place in the log looks like the past there, too.
             burn_transactions(pair, 200)
+            # By whatever application the promoted standby has served meanwhile.
             for order in (quiet, busy):
-                pair.standby.execute(EVENT, int(order["id"]))
+                append_event(pair.standby.superuser_dsn, order)
             pair.open_the_standby()
 
         streams = [Stream(server, admin, order) for order in (quiet, busy)]

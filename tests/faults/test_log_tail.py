@@ -1,7 +1,6 @@
 """A reader of the log skips nothing, repeats nothing and delays nothing, whatever happens."""
 
 import contextlib
-from typing import Any
 
 import psycopg2
 import pytest
@@ -9,42 +8,12 @@ import pytest
 from ordertrack import eventlog
 from ordertrack.eventlog import Cursor, Event, LogLost, Tail
 from tests.faults.cluster import Cluster
-
-USER = """INSERT INTO users (name, email, password_hash) VALUES ('Ann', %s, '-') RETURNING id"""
-ORDER = "INSERT INTO orders (customer_id, description) VALUES (%s, 'apples') RETURNING id"
-EVENT = """
-    WITH o AS (UPDATE orders SET version = version + 1 WHERE id = %(order)s RETURNING *)
-    INSERT INTO order_events (order_id, version, type, status, actor_id, actor_name, actor_role,
-                              customer_id)
-    SELECT id, version, 'description_changed', status, customer_id, 'Ann', 'user', customer_id
-      FROM o RETURNING id, xid::text::bigint
-"""
-
-
-class Log:
-    """The log of one database, written by hand."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        (user,), *_ = cluster.execute(USER, f"{id(self)}@example.org")
-        self._user = user
-
-    def order(self) -> int:
-        return int(self._cluster.execute(ORDER, self._user)[0][0])
-
-    def append(self, order: int, connection: Any = None) -> tuple[int, int]:
-        """One more event of *order*, committed unless on *connection*: its id and transaction."""
-        if connection is None:
-            return self._cluster.execute(EVENT.replace("%(order)s", str(order)))[0]  # type: ignore[return-value]
-        with connection.cursor() as cursor:
-            cursor.execute(EVENT, {"order": order})
-            found: tuple[int, int] = cursor.fetchone()
-            return found
+from tests.support.events import append_event, append_uncommitted, insert_order
 
 
 @pytest.fixture
-def log(cluster: Cluster) -> Log:
-    return Log(cluster)
+def order(cluster: Cluster) -> int:
+    return insert_order(cluster.superuser_dsn)
 
 
 @pytest.fixture
@@ -63,11 +32,11 @@ def read(tail: Tail[Event], cluster: Cluster) -> list[int]:
 
 @pytest.mark.safety("late-commits")
 def test_an_event_that_commits_late_is_neither_skipped_nor_waited_for(
-    cluster: Cluster, log: Log, tail: Tail[Event]
+    cluster: Cluster, order: int, tail: Tail[Event]
 ) -> None:
     with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as slow:
-        first, _ = log.append(log.order(), slow)
-        second, _ = log.append(log.order())
+        first = append_uncommitted(slow, insert_order(cluster.superuser_dsn)).id
+        second = append_event(cluster.superuser_dsn, order).id
         assert read(tail, cluster) == [second]
         assert read(tail, cluster) == []
         slow.commit()
@@ -75,21 +44,20 @@ def test_an_event_that_commits_late_is_neither_skipped_nor_waited_for(
         assert read(tail, cluster) == []
 
 
-def test_what_rolls_back_is_never_seen(cluster: Cluster, log: Log, tail: Tail[Event]) -> None:
+def test_what_rolls_back_is_never_seen(cluster: Cluster, order: int, tail: Tail[Event]) -> None:
     with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as connection:
-        log.append(log.order(), connection)
+        append_uncommitted(connection, order)
         assert read(tail, cluster) == []
         connection.rollback()
-        after, _ = log.append(log.order())
+        after = append_event(cluster.superuser_dsn, order).id
         assert read(tail, cluster) == [after]
 
 
 def test_a_transaction_id_that_a_crash_gave_out_twice_hides_no_event(
-    cluster: Cluster, log: Log, tail: Tail[Event]
+    cluster: Cluster, order: int, tail: Tail[Event]
 ) -> None:
-    order = log.order()
-    before, _ = log.append(order)
-    assert read(tail, cluster) == [before]
+    before = append_event(cluster.superuser_dsn, order)
+    assert read(tail, cluster) == [before.id]
     # Ids of transactions of which nothing reaches the disk: rolled back, or only notifying.
     with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as connection:
         for _ in range(20):
@@ -104,25 +72,24 @@ def test_a_transaction_id_that_a_crash_gave_out_twice_hides_no_event(
         connection.rollback()
     cluster.kill()
     cluster.ensure_running()
-    after, xid = log.append(order)
-    assert xid <= burnt, "this crash gave no transaction id out twice, so it proves nothing"
-    assert read(tail, cluster) == [after]
+    after = append_event(cluster.superuser_dsn, order)
+    assert after.xid <= burnt, "this crash gave no transaction id out twice, so it proves nothing"
+    assert read(tail, cluster) == [after.id]
     assert read(tail, cluster) == []
 
 
 @pytest.mark.safety("late-commits")
 def test_a_foreign_transaction_held_open_does_not_make_reading_dearer(
-    cluster: Cluster, log: Log, tail: Tail[Event]
+    cluster: Cluster, order: int, tail: Tail[Event]
 ) -> None:
-    order = log.order()
     with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as foreign:
         foreign.cursor().execute("CREATE TABLE held_open (id int)")
         costs = []
         for _ in range(5):
             for _ in range(100):
-                log.append(order)
+                append_event(cluster.superuser_dsn, order)
             assert len(read(tail, cluster)) == 100
-            log.append(order)
+            append_event(cluster.superuser_dsn, order)
             costs.append(buffers_of_a_read(tail, cluster))
             assert len(read(tail, cluster)) == 1
     # Pages looked at, not time. An index that grows by a level may add a few.

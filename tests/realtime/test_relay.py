@@ -22,6 +22,7 @@ from ordertrack.eventlog import Event, Tail
 from ordertrack.realtime import relay as relay_module
 from ordertrack.realtime.relay import Relay
 from ordertrack.server import loop
+from tests.support.events import append_event, append_uncommitted, insert_order
 from tests.support.people import Person
 from tests.support.servers import Server
 from tests.support.sockets import Watcher, raw_watching, settled, watching
@@ -30,16 +31,6 @@ from tests.support.waiting import eventually
 WRITERS = 8
 CHANGES = 40
 
-# One change of an order as the services make it, in a transaction that the test holds.
-CHANGE = """
-    WITH o AS (UPDATE orders SET version = version + 1 WHERE id = %s RETURNING *)
-    INSERT INTO order_events (order_id, version, type, status, previous_status, actor_id,
-                              actor_name, actor_role, customer_id, driver_id)
-    SELECT id, version, 'description_changed', status, status, customer_id, 'Ann', 'user',
-           customer_id, driver_id FROM o
-    RETURNING version
-"""
-
 
 @contextmanager
 def transaction(dsn: str) -> Iterator[Any]:
@@ -47,13 +38,6 @@ def transaction(dsn: str) -> Iterator[Any]:
     with contextlib.closing(psycopg2.connect(dsn)) as connection:
         yield connection
         connection.rollback()
-
-
-def change(connection: Any, order: dict[str, Any]) -> int:
-    with connection.cursor() as cursor:
-        cursor.execute(CHANGE, [order["id"]])
-        version: int = cursor.fetchone()[0]
-        return version
 
 
 @pytest.fixture
@@ -74,7 +58,7 @@ def test_a_later_transaction_that_commits_first_is_told_at_once_and_the_first_wh
     watcher.watch(slow)
     watcher.watch(quick)
     with transaction(server.dsn) as first:
-        change(first, slow)  # its row has the lower id, and nobody can see it yet
+        append_uncommitted(first, slow)  # its row has the lower id, and nobody can see it yet
         owner.edit(quick, "changed")
         assert settled(watcher, quick, 2) == [2]
         assert watcher.versions(slow) == []
@@ -92,7 +76,7 @@ def test_raw_sockets_hear_of_transactions_that_commit_late_too(
         raw_watching(server, quick, owner.token, after=1) as quick_socket,
         transaction(server.dsn) as first,
     ):
-        change(first, slow)
+        append_uncommitted(first, slow)
         owner.edit(quick, "changed")
         assert quick_socket.next()["version"] == 2
         first.commit()
@@ -103,7 +87,7 @@ def test_what_rolls_back_is_never_told(server: Server, owner: Person, watcher: W
     order = owner.order()
     watcher.watch(order)
     with transaction(server.dsn) as connection:
-        assert change(connection, order) == 2
+        assert append_uncommitted(connection, order).version == 2
     # The next event takes the version that was given back, and is the first to be heard.
     owner.edit(order, "really")
     assert settled(watcher, order, 2) == [2]
@@ -117,7 +101,7 @@ def test_many_changes_in_one_transaction_arrive_in_version_order(
     watcher.watch(order)
     with transaction(server.dsn) as connection:
         for _ in range(50):
-            change(connection, order)
+            append_uncommitted(connection, order)
         connection.commit()
     assert settled(watcher, order, 51) == list(range(2, 52))
 
@@ -190,7 +174,7 @@ def write(dsn: str, orders: list[dict[str, Any]], seed: int) -> None:
             for order in sorted(
                 chance.sample(orders, chance.randint(1, 3)), key=lambda one: int(one["id"])
             ):
-                change(connection, order)
+                append_uncommitted(connection, order)
             if chance.random() < 1 / 3:
                 connection.rollback()
             else:
@@ -348,39 +332,20 @@ def own_dsn(fresh_database: Callable[[], str]) -> str:
     return fresh_database()
 
 
-def an_order(dsn: str) -> int:
-    with contextlib.closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            """WITH u AS (INSERT INTO users (name, email, password_hash)
-                          VALUES ('Ann', gen_random_uuid()::text, '-') RETURNING id)
-               INSERT INTO orders (customer_id, description) SELECT id, 'x' FROM u RETURNING id"""
-        )
-        order: int = cursor.fetchone()[0]
-        connection.commit()
-        return order
-
-
-def append(dsn: str, order: int, number: int = 1) -> None:
-    with contextlib.closing(psycopg2.connect(dsn)) as connection:
-        for _ in range(number):
-            change(connection, {"id": order})
-        connection.commit()
-
-
 def test_more_than_one_read_may_take_sends_everybody_to_resume_and_the_log_is_read_on(
     own_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eventlog, "MOST", 10)
     gaps = Gaps(own_dsn)
-    order = an_order(own_dsn)
+    order = insert_order(own_dsn)
     with gaps.connected() as connection:
-        append(own_dsn, order, 10)
+        append_event(own_dsn, order, count=10)
         gaps.relay._follow(connection)
         assert gaps.told == list(range(2, 12))
-        append(own_dsn, order, 11)
+        append_event(own_dsn, order, count=11)
         gaps.relay._follow(connection)
         assert gaps.told[10:] == ["start over"]
-        append(own_dsn, order)
+        append_event(own_dsn, order)
         gaps.relay._follow(connection)
         assert gaps.told[11:] == [23]
     assert gaps.relay.fresh_starts == 1
@@ -392,20 +357,20 @@ def test_after_a_long_time_out_of_reach_everybody_resumes_and_after_a_short_one_
     now = 1000.0
     monkeypatch.setattr(loop, "monotonic", lambda: now)
     gaps = Gaps(own_dsn)
-    order = an_order(own_dsn)
+    order = insert_order(own_dsn)
     with gaps.connected() as connection:
         gaps.relay._follow(connection)
-    append(own_dsn, order)
+    append_event(own_dsn, order)
     now += 299
     with gaps.connected() as connection:
         gaps.relay._follow(connection)
     assert gaps.told == [2]
-    append(own_dsn, order)
+    append_event(own_dsn, order)
     now += 301
     with gaps.connected() as connection:
         gaps.relay._follow(connection)
         assert gaps.told[1:] == ["start over"]
-        append(own_dsn, order)
+        append_event(own_dsn, order)
         gaps.relay._follow(connection)
     assert gaps.told[2:] == [4]
 
@@ -415,10 +380,10 @@ def test_a_fresh_start_that_is_interrupted_is_made_up_for(
 ) -> None:
     """Its connection dies after the new place was taken, and before anybody was sent away."""
     gaps = Gaps(own_dsn)
-    order = an_order(own_dsn)
+    order = insert_order(own_dsn)
     with gaps.connected() as connection:
         gaps.relay._follow(connection)
-    append(own_dsn, order)
+    append_event(own_dsn, order)
     gaps.relay._history = "another"
     start = gaps.relay._ended_access.start
 
@@ -432,7 +397,7 @@ def test_a_fresh_start_that_is_interrupted_is_made_up_for(
     assert gaps.told == []
     with gaps.connected() as connection:
         assert gaps.told == ["start over"]
-        append(own_dsn, order)
+        append_event(own_dsn, order)
         gaps.relay._follow(connection)
     assert gaps.told == ["start over", 3]
     assert gaps.relay.fresh_starts == 1
@@ -452,10 +417,10 @@ def end_the_right(dsn: str, order: int) -> None:
 
 def test_a_right_that_ended_before_an_event_ends_before_the_event_is_told(own_dsn: str) -> None:
     gaps = Gaps(own_dsn)
-    order = an_order(own_dsn)
+    order = insert_order(own_dsn)
     with gaps.connected() as connection:
         end_the_right(own_dsn, order)
-        append(own_dsn, order)
+        append_event(own_dsn, order)
         gaps.relay._follow(connection)
     assert gaps.told == ["role_changed", 2]
 
@@ -464,7 +429,7 @@ def test_events_that_were_read_when_the_connection_broke_are_told_on_the_next_on
     own_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gaps = Gaps(own_dsn)
-    order = an_order(own_dsn)
+    order = insert_order(own_dsn)
     read = gaps.relay._ended_access.read
 
     def broken(_: Any) -> Any:
@@ -472,11 +437,11 @@ def test_events_that_were_read_when_the_connection_broke_are_told_on_the_next_on
         raise psycopg2.OperationalError("gone")
 
     with gaps.connected() as connection:
-        append(own_dsn, order)
+        append_event(own_dsn, order)
         monkeypatch.setattr(gaps.relay._ended_access, "read", broken)
         with pytest.raises(psycopg2.OperationalError):
             gaps.relay._follow(connection)
-    append(own_dsn, order)
+    append_event(own_dsn, order)
     with gaps.connected() as connection:
         gaps.relay._follow(connection)
     assert gaps.told == [2, 3]
@@ -486,14 +451,14 @@ def test_a_socket_error_while_events_are_told_does_not_pass_for_a_lost_connectio
     own_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gaps = Gaps(own_dsn)
-    order = an_order(own_dsn)
+    order = insert_order(own_dsn)
 
     def broken(_: Any) -> None:
         raise OSError("not the database's")
 
     monkeypatch.setattr(gaps.relay, "_publish", broken)
     with gaps.connected() as connection:
-        append(own_dsn, order)
+        append_event(own_dsn, order)
         with pytest.raises(RuntimeError) as failure:
             gaps.relay._follow(connection)
         assert not relay_module._is_loss(failure.value, connection)

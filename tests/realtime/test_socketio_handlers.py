@@ -13,7 +13,7 @@ from ordertrack.errors import Unavailable
 from ordertrack.realtime.connections import Connections
 from ordertrack.realtime.socketio_handlers import SocketIOHandlers, SocketWatcher
 from ordertrack.sio.socketio import EngineIOSession
-from tests.support.databases import Postgres
+from tests.support.events import append_event
 from tests.support.http import Api
 from tests.support.people import People, Person
 from tests.support.servers import Server, running_server
@@ -305,18 +305,10 @@ def test_a_deleted_order_says_so_and_is_no_longer_there(owner: Person, watcher: 
 @pytest.mark.safety("client-offline")
 @pytest.mark.parametrize("missed", [500, 501])
 def test_too_much_missed_is_not_replayed_but_reset(
-    server: Server, owner: Person, watcher: Watcher, postgres: Postgres, missed: int
+    server: Server, owner: Person, watcher: Watcher, missed: int
 ) -> None:
     order = owner.order()
-    postgres.execute(
-        f"""WITH o AS (UPDATE orders SET version = 1 + {missed} WHERE id = %s RETURNING *)
-            INSERT INTO order_events (order_id, version, type, status, previous_status, actor_id,
-                                      actor_name, actor_role, customer_id)
-            SELECT id, 1 + n, 'description_changed', status, status, customer_id, 'Ann', 'user',
-                   customer_id FROM o, generate_series(1, {missed}) n""",
-        order["id"],
-        dsn=postgres.as_superuser(server.dsn),
-    )
+    append_event(server.dsn, order, count=missed)
     answer = watcher.watch(order, after=1)
     assert (answer["version"], answer["order"]["version"]) == (missed + 1, missed + 1)
     if missed == 500:

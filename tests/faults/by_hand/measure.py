@@ -22,6 +22,7 @@ from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
 from ordertrack import eventlog
 from tests.faults.cluster import Cluster, running_cluster
+from tests.support.events import insert_order
 from tests.support.servers import Server, running_server
 
 CHANGES = 500
@@ -127,7 +128,7 @@ class Run:
     _over: threading.Event = field(default_factory=threading.Event)
 
     def go(self) -> None:
-        orders = [self._order(number) for number in range(WRITERS)]
+        orders = [insert_order(self.cluster.superuser_dsn) for _ in range(WRITERS)]
         writers = [self._thread(self._write, order) for order in orders]
         others = [self._thread(self._read), self._thread(self._listen)]
         if self.coalesced:
@@ -147,17 +148,6 @@ class Run:
         connection = psycopg2.connect(self.cluster.superuser_dsn)
         connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
         return connection
-
-    def _order(self, number: int) -> int:
-        address = f"{id(self)}.{number}@example.org"
-        (user,), *_ = self.cluster.execute(
-            "INSERT INTO users (name, email, password_hash) VALUES ('Ann', %s, '-') RETURNING id",
-            address,
-        )
-        (order,), *_ = self.cluster.execute(
-            "INSERT INTO orders (customer_id, description) VALUES (%s, 'x') RETURNING id", user
-        )
-        return int(order)
 
     def _write(self, order: int) -> None:
         sql = f"{WRITE}, pg_notify('woken', '')" if self.in_transaction else WRITE
