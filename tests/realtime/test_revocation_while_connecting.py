@@ -78,14 +78,14 @@ def test_who_is_signed_out_while_being_let_in_is_not_let_in(
     app: Flask, people: People, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     person = people.customer()
-    genuine = module.actors.identify
+    genuine = module.callers.identify
 
     def identify(caller: Caller) -> Actor:
         actor = genuine(caller)  # good still, and now no longer:
         door.tell(caller)
         return actor
 
-    monkeypatch.setattr(module.actors, "identify", identify)
+    monkeypatch.setattr(module.callers, "identify", identify)
     with pytest.raises(Refused) as refused:
         door.connect(person)
     assert refused.value.error_args["data"]["code"] == "invalid_token"

@@ -23,7 +23,15 @@ import flask_socketio
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack.origins import Origins
-from ordertrack.server import descriptors, epoll, http_connection, loop, websocket, ws_handshake
+from ordertrack.server import (
+    descriptors,
+    epoll,
+    http_connection,
+    loop,
+    websocket,
+    ws_frames,
+    ws_handshake,
+)
 from ordertrack.server import server as http_server
 from ordertrack.server.counters import counters
 from ordertrack.sio import engineio_server
@@ -75,42 +83,42 @@ class Commands:
 
     def on_message_in_loop(self, ws: websocket.WebSocket, message: str | bytes) -> bool:
         if message == "quick":
-            ws.write(websocket.text_frame("in the loop"))
+            ws.write(ws_frames.text_frame("in the loop"))
             return True
         return False
 
     def on_message(self, ws: websocket.WebSocket, message: str | bytes) -> None:
         if isinstance(message, bytes):
-            ws.write(websocket.binary_frame(message))
+            ws.write(ws_frames.binary_frame(message))
             return
         command, _, rest = message.partition(" ")
         if command == "flood":  # "flood COUNT SIZE": numbered frames
             count, size = map(int, rest.split())
             for number in range(count):
-                ws.write(websocket.text_frame(f"{number} ".ljust(size, ".")))
+                ws.write(ws_frames.text_frame(f"{number} ".ljust(size, ".")))
         elif command == "mixed":  # "mixed COUNT SIZE": alternately now and in the next turn
             count, size = map(int, rest.split())
             for number in range(count):
                 send = ws.enqueue if number % 3 else ws.write
-                send(websocket.text_frame(f"{number} ".ljust(size, ".")))
+                send(ws_frames.text_frame(f"{number} ".ljust(size, ".")))
                 if number % 50 == 0:
                     loop.pause()
         elif command == "close":
-            ws.write(websocket.text_frame("last words"))
+            ws.write(ws_frames.text_frame("last words"))
             ws.close(int(rest), "as asked")
-            ws.write(websocket.text_frame("never sent"))
+            ws.write(ws_frames.text_frame("never sent"))
         elif command == "enqueue":
-            ws.enqueue(websocket.text_frame(rest))
+            ws.enqueue(ws_frames.text_frame(rest))
         elif command == "break":  # "break WHAT", for this connection; "break next WHAT": the next
             what = rest.removeprefix("next ")
             faults.inject(what, None if rest != what else ws, Commands)
-            ws.write(websocket.text_frame("broken"))
+            ws.write(ws_frames.text_frame("broken"))
         elif command == "nap":
             loop.sleep(float(rest))
         elif command == "fail":
             raise RuntimeError(rest)
         else:
-            ws.write(websocket.text_frame(message))
+            ws.write(ws_frames.text_frame(message))
 
     def on_close(self, ws: websocket.WebSocket, code: int, reason: str) -> None:
         ended.append([code, reason])

@@ -459,7 +459,7 @@ def test_what_is_due_more_often_than_every_second_is_done_as_often() -> None:
     loop = loop_module.Loop()
     done: dict[float, list[float]] = {0.05: [], 1.0: []}
     for period, times in done.items():
-        loop.sweeps.append(websocket._Sweep(period, times.append))
+        loop.sweeps.append(loop_module._Sweep(period, times.append))
     for step in range(1, 200):
         loop._sweep(step * 0.0625)
     assert len(done[0.05]) == 199
