@@ -22,7 +22,7 @@ from ordertrack.errors import DomainError, NotFound, Unavailable
 from ordertrack.eventlog import Event
 from ordertrack.policy import Actor, DriverScope, Role
 from ordertrack.schemas import present_event, to_json
-from ordertrack.server.ws_frames import text_frame
+from ordertrack.server.ws_frames import CloseCode, text_frame
 from ordertrack.services.orders import Budget, CaughtUp, fit
 from ordertrack.sio.socketio import Outgoing, encode_event
 
@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 # in a row is changing faster than anybody can watch it.
 ATTEMPTS = 20
 
-# WebSocket close codes
-TRY_AGAIN_LATER = 1013
-INTERNAL_ERROR = 1011
 
 Wanted = dict[int, int | None]
 Read = Callable[[Wanted], tuple[Actor, dict[int, CaughtUp | DomainError]]]
@@ -271,7 +268,7 @@ class Hub:
                 watcher.deliver(announcement)
             except Exception:  # it has a gap now, and nobody else is to have one
                 log.exception("An event could not be delivered")
-                watcher.hang_up(INTERNAL_ERROR, "internal error")
+                watcher.hang_up(CloseCode.INTERNAL_ERROR, "internal error")
 
     def _audience(self, event: Event) -> list[Watcher]:
         """Everybody in the order's room and in the feeds that show it, each once."""

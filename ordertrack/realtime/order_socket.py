@@ -20,7 +20,6 @@ from ordertrack.policy import Actor, Caller, DriverScope
 from ordertrack.problems import from_exception, refuse
 from ordertrack.realtime.connections import Connections
 from ordertrack.realtime.hub import (
-    TRY_AGAIN_LATER,
     Announcement,
     Hub,
     Wanted,
@@ -30,12 +29,12 @@ from ordertrack.schemas import MAX_ID, MAX_VERSION
 from ordertrack.server import websocket
 from ordertrack.server.counters import counters
 from ordertrack.server.websocket import Limits, WebSocket
+from ordertrack.server.ws_frames import CloseCode
 from ordertrack.server.ws_handshake import Refused, check_handshake, check_origin
 from ordertrack.services import orders
 from ordertrack.services.orders import REPLAY_LIMIT, CaughtUp
 
 PROTOCOL = "ordertrack.v1"
-SIGNED_OUT = 1008  # policy violation, RFC 6455
 
 # Events that are read and sent at once where a replay is too large for one answer: they are large.
 PAGE = 20
@@ -112,7 +111,7 @@ class RawWatcher:
             self._backlog.append(announcement.frame)
             self._held += len(announcement.frame)
             if self._held > self._most_held:
-                self.hang_up(TRY_AGAIN_LATER, "queue full")
+                self.hang_up(CloseCode.TRY_AGAIN_LATER, "queue full")
         elif self._ws is not None:
             self._ws.enqueue(announcement.frame)
 
@@ -138,7 +137,7 @@ class RawWatcher:
 
     def sign_out(self, error: DomainError) -> None:
         self._ended = error
-        self.hang_up(SIGNED_OUT, error.code)
+        self.hang_up(CloseCode.POLICY_VIOLATION, error.code)
 
     def silence(self, error: DomainError) -> None:
         self._ended = self._ended or error
@@ -168,7 +167,7 @@ class RawWatcher:
         try:
             events = next(pages, None)
         except Unavailable as error:
-            self.hang_up(TRY_AGAIN_LATER, error.code)
+            self.hang_up(CloseCode.TRY_AGAIN_LATER, error.code)
             return False
         except DomainError as error:
             self.sign_out(error)

@@ -19,6 +19,7 @@ from ordertrack.realtime.relay import Relay
 from ordertrack.realtime.socketio_handlers import SocketIOHandlers
 from ordertrack.server import loop
 from ordertrack.server.websocket import Limits
+from ordertrack.server.ws_frames import CloseCode
 from ordertrack.services.orders import Budget
 from ordertrack.sio.socketio import SocketIO
 
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
 RESUME = "The server has lost its place in the log. Connect again, and resume."
-SERVICE_RESTART = 1012  # WebSocket close code
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,6 @@ def hang_up(leaving: list[Connection], seconds: float) -> None:
     """Close the connections of those who have been silenced."""
     for connection in loop.one_by_one(leaving, seconds):
         try:
-            connection.hang_up(SERVICE_RESTART, "resume")
+            connection.hang_up(CloseCode.SERVICE_RESTART, "resume")
         except Exception:  # the others hear nothing any more, and must not wait for it for ever
             log.exception("A connection could not be closed")

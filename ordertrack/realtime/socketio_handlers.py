@@ -24,7 +24,7 @@ from ordertrack.errors import (
 from ordertrack.policy import Actor, Caller, DriverScope
 from ordertrack.problems import from_exception, problem
 from ordertrack.realtime.connections import Connections
-from ordertrack.realtime.hub import TRY_AGAIN_LATER, Announcement, Hub, Wanted, feed_room
+from ordertrack.realtime.hub import Announcement, Hub, Wanted, feed_room
 from ordertrack.schemas import (
     Form,
     OrdersWanted,
@@ -34,11 +34,10 @@ from ordertrack.schemas import (
     to_json,
 )
 from ordertrack.server.counters import counters
+from ordertrack.server.ws_frames import CloseCode
 from ordertrack.services import callers, orders
 from ordertrack.services.orders import CaughtUp
 from ordertrack.sio.socketio import EngineIOSession, SocketIO, encode_event
-
-SIGNED_OUT = 1008  # policy violation, RFC 6455
 
 # Of an unknown event's name.
 MAX_NAME_SHOWN = 50
@@ -85,7 +84,7 @@ class SocketWatcher:
         self.silence(error)
         if self.is_connected:  # else CONNECT is still to be answered, with a refusal now
             self._socket.send_outgoing(encode_event("signed_out", to_json(problem(error))))
-            self._socket.close_with(SIGNED_OUT, error.code)
+            self._socket.close_with(CloseCode.POLICY_VIOLATION, error.code)
 
     def hang_up(self, code: int, reason: str) -> None:
         self.silence(Unavailable(reason))
@@ -147,7 +146,7 @@ class SocketIOHandlers:
                 counters.refuse(shown.code)
             if isinstance(shown, Unavailable):
                 # Refused, the stock clients would not come back; closed, they do.
-                socket.close_with(TRY_AGAIN_LATER, shown.code, goodbye=False)
+                socket.close_with(CloseCode.TRY_AGAIN_LATER, shown.code, goodbye=False)
             raise Refused(shown.detail, problem(shown)) from error
 
     def _disconnect(self, sid: str, _reason: str) -> None:

@@ -70,7 +70,7 @@ from ordertrack.server.loop import (
     start,
 )
 from ordertrack.server.send_queue import SendQueue
-from ordertrack.server.ws_frames import close_frame
+from ordertrack.server.ws_frames import CloseCode, close_frame
 from ordertrack.server.ws_handshake import Refused, check_handshake, too_many
 from ordertrack.server.ws_handshake import refuse as _refuse
 
@@ -172,7 +172,7 @@ class Handler(Protocol):
         """Handle one message; the next one of this connection waits. May block cooperatively."""
 
     def on_close(self, ws: "WebSocket", code: int, reason: str) -> None:
-        """The connection is gone. `code` is the close code that was received or sent, 1006 if none.
+        """The connection is gone. `code` is what was received or sent, else ABNORMAL.
 
         Called exactly once, in a greenlet.
         """
@@ -206,7 +206,7 @@ class WebSocket:
         self.handler: Handler | None = handler
         self.limits = limits
         self.state: int = OPEN
-        self.close_code = 1006
+        self.close_code: int = CloseCode.ABNORMAL
         self.close_reason = ""
         self._heard = True
         self._socket = raw
@@ -272,7 +272,7 @@ class WebSocket:
         self._source = source
         self._start_worker()
 
-    def close(self, code: int = 1000, reason: str = "") -> None:
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Send a close frame behind what is queued, then close when the peer has answered.
 
         It has `CLOSE_SECONDS` for that. Nothing else is sent from now on.
@@ -340,14 +340,14 @@ class WebSocket:
     def _too_slow(self, reason: str) -> None:
         """Give up the backlog; what the peer gets is the rest of one frame and the reason."""
         counters.slow_closes += 1
-        self.close_code, self.close_reason = 1013, reason
+        self.close_code, self.close_reason = CloseCode.TRY_AGAIN_LATER, reason
         backlog = self._backlog
         assert backlog is not None
         rest = backlog.discard()
         if rest is not None:
             backlog.append(rest, monotonic())
         self._deaf = True
-        self._close_with(close_frame(1013, reason))
+        self._close_with(close_frame(CloseCode.TRY_AGAIN_LATER, reason))
 
     def check_pace(self, now: float) -> None:
         """Called by the sweep while there is a backlog."""
@@ -482,7 +482,7 @@ class WebSocket:
             whole = opcode in {ws_frames.TEXT, ws_frames.BINARY}
             allowance = self.limits.afford(self._allowance, 1.0 if whole else CONTROL_COST)
             if allowance is None:
-                self._fail(1008, "too many messages")
+                self._fail(CloseCode.POLICY_VIOLATION, "too many messages")
                 return
             self._allowance = allowance
             if whole:
@@ -508,7 +508,9 @@ class WebSocket:
             code, self.close_reason = error.code, error.reason
         self.close_code = code
         self._close_with(
-            close_frame(code) if code != 1005 else ws_frames.encode(ws_frames.CLOSE, b"")
+            close_frame(code)
+            if code != CloseCode.NO_STATUS
+            else ws_frames.encode(ws_frames.CLOSE, b"")
         )
 
     def _deliver(self, message: Message) -> None:
@@ -550,7 +552,7 @@ class WebSocket:
                         self._handle_next()
                 except (Exception, eventlet.Timeout):  # whatever a handler did, the others go on
                     log.exception("A message handler failed")
-                    self.close(1011, "internal error")
+                    self.close(CloseCode.INTERNAL_ERROR, "internal error")
         finally:
             self._working = False
             self._inbox = self._inbox or None

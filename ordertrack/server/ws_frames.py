@@ -7,6 +7,7 @@ Extensions (compression above all) are never negotiated, so reserved bits are an
 """
 
 import codecs
+from enum import IntEnum
 from typing import Final
 
 CONTINUATION: Final = 0x0
@@ -23,6 +24,28 @@ _MASKED: Final = 0x80
 _KNOWN: Final = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
 
 Event = tuple[int, str | bytes]
+
+
+class CloseCode(IntEnum):
+    """Why a connection ends, as its close frame says (RFC 6455, 7.4.1, and IANA's registry).
+
+    A client should reconnect after GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART and TRY_AGAIN_LATER.
+    NO_STATUS and ABNORMAL stand for a close frame without a code and for a missing close frame:
+    they are never sent.
+    """
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    UNSUPPORTED_DATA = 1003
+    NO_STATUS = 1005
+    ABNORMAL = 1006
+    INVALID_DATA = 1007
+    POLICY_VIOLATION = 1008
+    MESSAGE_TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
+    SERVICE_RESTART = 1012
+    TRY_AGAIN_LATER = 1013
 
 
 def encode(opcode: int, payload: bytes) -> bytes:
@@ -53,21 +76,21 @@ def close_frame(code: int, reason: str = "") -> bytes:
 
 
 def read_close(payload: bytes) -> tuple[int, str]:
-    """Code and reason of a received close frame; 1005 stands for none.
+    """Code and reason of a received close frame; NO_STATUS stands for none.
 
     Raises `ProtocolError` for a payload that no peer may send.
     """
     if not payload:
-        return 1005, ""
+        return CloseCode.NO_STATUS, ""
     code = int.from_bytes(payload[:2], "big")
     if len(payload) < 2 or not (1000 <= code <= 1014 or 3000 <= code <= 4999):
-        raise ProtocolError(1002, "bad close code")
-    if code in (1004, 1005, 1006):
-        raise ProtocolError(1002, "reserved close code")
+        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "bad close code")
+    if code in (1004, CloseCode.NO_STATUS, CloseCode.ABNORMAL):
+        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "reserved close code")
     try:
         return code, payload[2:].decode()
     except UnicodeDecodeError:
-        raise ProtocolError(1007, "close reason is not UTF-8") from None
+        raise ProtocolError(CloseCode.INVALID_DATA, "close reason is not UTF-8") from None
 
 
 class ProtocolError(Exception):
@@ -132,7 +155,7 @@ class Parser:
         except ProtocolError as error:
             self.error = error
         except UnicodeDecodeError:
-            self.error = ProtocolError(1007, "text is not UTF-8")
+            self.error = ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8")
         self._data, self._at, self._message, self._decoder = b"", 0, None, None
         return None
 
@@ -142,7 +165,7 @@ class Parser:
         first, length = data[at], data[at + 1] & 0x7F
         self._check_opcode(first, length)
         if not data[at + 1] & _MASKED:
-            raise ProtocolError(1002, "client frames must be masked")
+            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "client frames must be masked")
         start = at + 6
         if length >= 126:
             width = 2 if length == 126 else 8
@@ -152,9 +175,13 @@ class Parser:
             start += width
             length = int.from_bytes(data[at + 2 : at + 2 + width], "big")
             if length < (126 if width == 2 else 65_536) or length >> 63:
-                raise ProtocolError(1002, "a length must be in its shortest form")
+                raise ProtocolError(
+                    CloseCode.PROTOCOL_ERROR, "a length must be in its shortest form"
+                )
         if not first & _CONTROL and length + len(self._message or b"") > self.limit:
-            raise ProtocolError(1009, f"messages are limited to {self.limit} bytes")
+            raise ProtocolError(
+                CloseCode.MESSAGE_TOO_BIG, f"messages are limited to {self.limit} bytes"
+            )
         end = start + length
         if len(data) < end:
             self._need = end - at
@@ -171,12 +198,12 @@ class Parser:
         """`length` is the one in the frame's second byte, which a control frame's always is."""
         opcode = first & 0x0F
         if first & _RESERVED or opcode not in _KNOWN:
-            raise ProtocolError(1002, "reserved bits or opcode")
+            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "reserved bits or opcode")
         if opcode & _CONTROL:
             if length > 125 or not first & _FIN:
-                raise ProtocolError(1002, "control frames are short and whole")
+                raise ProtocolError(CloseCode.PROTOCOL_ERROR, "control frames are short and whole")
         elif (opcode == CONTINUATION) != (self._message is not None):
-            raise ProtocolError(1002, "fragments out of order")
+            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "fragments out of order")
 
     def _complete(self, first: int, payload: bytes) -> Event:
         opcode, final = first & 0x0F, bool(first & _FIN)

@@ -20,7 +20,7 @@ from ordertrack.server import loop, websocket
 from ordertrack.server.counters import counters
 from ordertrack.server.loop import Signal, monotonic
 from ordertrack.server.websocket import Message, WebSocket
-from ordertrack.server.ws_frames import binary_frame, text_frame
+from ordertrack.server.ws_frames import CloseCode, binary_frame, text_frame
 from ordertrack.server.ws_handshake import bad_request
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ class EngineIOSession:
     def close(self, reason: str | None = None) -> None:
         """End the session in order; `reason` is what the disconnect handler is told."""
         self._reason = self._reason or reason
-        self.close_with(1000, goodbye=False)
+        self.close_with(CloseCode.NORMAL, goodbye=False)
 
     def expire(self) -> None:
         """The client has not answered a ping, as far as has been read."""
@@ -295,7 +295,7 @@ class EngineIOSession:
         counters.slow_closes += 1
         self.discard_queue()
         self._reason = self.server.reason.TRANSPORT_ERROR
-        self.close_with(1013, goodbye=False)
+        self.close_with(CloseCode.TRY_AGAIN_LATER, goodbye=False)
 
     def discard_queue(self) -> None:
         """Free what waits to be fetched."""
@@ -343,21 +343,21 @@ class EngineIOSession:
 
     def on_message(self, ws: WebSocket, message: Message) -> None:
         if isinstance(message, bytes):
-            ws.close(1003, "binary messages are not used here")
+            ws.close(CloseCode.UNSUPPORTED_DATA, "binary messages are not used here")
             return
         kind = message[:1]
         if kind == "4":
             try:
                 self.server.receive(self, message[1:])
             except MalformedPacketError:
-                self.close_with(1002, "malformed packet", goodbye=False)
+                self.close_with(CloseCode.PROTOCOL_ERROR, "malformed packet", goodbye=False)
         elif kind == "1":
             self._reason = self.server.reason.CLIENT_DISCONNECT
-            ws.close(1000)
+            ws.close(CloseCode.NORMAL)
         elif kind == "2":
             ws.write(text_frame("3" + message[1:]))
         elif kind not in ("5", "6"):
-            ws.close(1002, "unknown Engine.IO packet")
+            ws.close(CloseCode.PROTOCOL_ERROR, "unknown Engine.IO packet")
 
     def on_close(self, ws: WebSocket, code: int, reason: str) -> None:
         del reason
@@ -369,13 +369,14 @@ class EngineIOSession:
         self.server.session_over(self)
         if self._reason is None:
             why = self.server.reason
-            self._reason = why.CLIENT_DISCONNECT if code in (1000, 1001) else why.TRANSPORT_CLOSE
+            left = code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
+            self._reason = why.CLIENT_DISCONNECT if left else why.TRANSPORT_CLOSE
         self.server.session_ended(self, self._reason)
 
     def _on_probe_message(self, ws: WebSocket, message: Message) -> None:
         """The upgrade: a probe, its answer, a NOOP that ends the pending poll, the switch."""
         if ws is not self._probe or self.closing:
-            ws.close(1000)
+            ws.close(CloseCode.NORMAL)
         elif message == "2probe":
             ws.write(_PROBE_ANSWER)
             self._probed = True
@@ -393,7 +394,7 @@ class EngineIOSession:
                 queue.ready.set()
         else:
             self._probe = None  # polling goes on
-            ws.close(1002, "unexpected packet while upgrading")
+            ws.close(CloseCode.PROTOCOL_ERROR, "unexpected packet while upgrading")
 
     # Long polling ---------------------------------------------------------------------------------
 
@@ -465,7 +466,7 @@ class EngineIOSession:
         elif self.closing:
             raise bad_request("The session has ended before this packet was handled")
         elif not self._afford():
-            self.close_with(1008, goodbye=False)
+            self.close_with(CloseCode.POLICY_VIOLATION, goodbye=False)
             raise bad_request("Too many messages")
         elif kind == "4":
             try:

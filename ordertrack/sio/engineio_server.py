@@ -22,6 +22,7 @@ from ordertrack.server.counters import counters
 from ordertrack.server.heartbeat import Deadlines, Heartbeat, take_due
 from ordertrack.server.loop import monotonic
 from ordertrack.server.websocket import DEFAULT_LIMITS, Limits, WebSocket
+from ordertrack.server.ws_frames import CloseCode
 from ordertrack.server.ws_handshake import Refused, bad_request, check_origin, refuse, too_many
 from ordertrack.sio.engineio import EngineIOSession, MalformedPacketError
 from ordertrack.sio.pending_sessions import PendingSessions
@@ -307,7 +308,9 @@ class EngineIOServer:
                 continue
             # Until it is gone it stays among them: it may have to make room while it closes.
             if session.ws is not None:
-                session.close_with(1008, "not authenticated in time", goodbye=False)
+                session.close_with(
+                    CloseCode.POLICY_VIOLATION, "not authenticated in time", goodbye=False
+                )
             else:
                 session.drop(self.reason.TRANSPORT_ERROR)
 

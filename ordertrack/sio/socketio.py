@@ -23,6 +23,7 @@ from socketio import packet as sio_packet
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack.server import websocket
+from ordertrack.server.ws_frames import CloseCode
 from ordertrack.sio.engineio import (
     EngineIOSession,
     MalformedPacketError,
@@ -422,14 +423,16 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
         return self.server.manager
 
     def drain(self, seconds: float) -> None:
-        """Close every session and raw WebSocket with 1012, spread over `seconds`.
+        """Close every session and raw WebSocket with SERVICE_RESTART, spread over `seconds`.
 
         Without a Socket.IO DISCONNECT, after which the stock clients would not come back.
         """
         for session in list(self.server.eio.sockets.values()):
             try:
                 if not session.upgraded:
-                    session.close_with(1012, "server restarting", goodbye=False)
+                    session.close_with(
+                        CloseCode.SERVICE_RESTART, "server restarting", goodbye=False
+                    )
             except Exception:  # the others are to be told as well
                 log.exception("A session could not be closed")
-        websocket.close_all(1012, "server restarting", seconds)
+        websocket.close_all(CloseCode.SERVICE_RESTART, "server restarting", seconds)
