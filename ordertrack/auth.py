@@ -31,7 +31,7 @@ from ordertrack.errors import CsrfFailed, DomainError, InvalidToken, TokenExpire
 from ordertrack.origins import Origins
 from ordertrack.policy import Caller
 from ordertrack.services import accounts, passwords
-from ordertrack.services.accounts import SignIn
+from ordertrack.services.accounts import Login
 from ordertrack.services.passwords import Reset
 
 ISSUER = AUDIENCE = "ordertrack"
@@ -79,12 +79,12 @@ def jwt_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def issue(sign_in: SignIn) -> Tokens:
+def issue(login: Login) -> Tokens:
     """Sign the tokens of a session."""
-    logs.note_user(sign_in.caller.user_id)
-    session_id = sign_in.caller.session_id
+    logs.note_user(login.account.id)
+    session_id = login.session_id
     claims = {"sid": str(session_id), "csrf": _csrf_token(session_id)}
-    subject = str(sign_in.caller.user_id)
+    subject = str(login.account.id)
     lifetime: timedelta = current_app.config["JWT_ACCESS_TOKEN_EXPIRES"]
     return Tokens(
         access=create_access_token(subject, additional_claims=claims),
@@ -213,8 +213,7 @@ def refuse_other_sites() -> None:
     For forms without a session of their own (a login could be forged, too), and a second lock on
     the others. Clients that are no browsers say nothing, and have no cookies to abuse.
     """
-    settings: Settings = current_app.extensions["ordertrack_settings"]
-    if not Origins(frozenset(settings.allowed_origins)).permit(request.environ):
+    if not Origins(frozenset(_settings().allowed_origins)).permit(request.environ):
         raise CsrfFailed("The request came from another site.")
 
 
@@ -262,9 +261,14 @@ def bearer(header: str | None) -> str | None:
 
 def _caller(claims: dict[str, Any]) -> Caller:
     try:
-        return Caller(int(claims["sub"]), int(claims["sid"]))
+        return Caller(int(claims["sub"]), int(claims["sid"]), _settings().driver_scope)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidToken("The token lacks what this server puts into its tokens.") from error
+
+
+def _settings() -> Settings:
+    settings: Settings = current_app.extensions["ordertrack_settings"]
+    return settings
 
 
 def _refusal(error: Exception) -> DomainError:

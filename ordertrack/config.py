@@ -8,7 +8,7 @@ variable is the field's name in capitals. An empty variable counts as not set.
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -19,13 +19,14 @@ from dotenv import dotenv_values
 from psycopg2.extensions import parse_dsn
 from sqlalchemy import URL
 
+from ordertrack.policy import DriverScope
+
 # Shown in `.env.example`, and therefore known to everybody: never accepted.
 EXAMPLE_JWT_SECRET = "replace-me-with-at-least-32-random-bytes"  # noqa: S105 (refused)
 
 # RFC 7518 wants an HMAC key at least as long as the hash (HS256: 256 bits).
 MIN_SECRET_BYTES = 32
 
-DriverScope = Literal["all", "assigned"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 _TRUE = {"1", "true", "yes", "on"}
@@ -74,11 +75,13 @@ def _seconds(default: float, *, low: float, high: float) -> float:
     return cast(float, _field(parse, default=default))
 
 
-def _choice(default: str, choices: tuple[str, ...], fold: Callable[[str], str]) -> Any:
+def _choice(default: str, choices: Iterable[str], fold: Callable[[str], str]) -> Any:
+    by_name = {str(choice): choice for choice in choices}
+
     def parse(raw: str) -> str:
-        if fold(raw) not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return fold(raw)
+        if fold(raw) not in by_name:
+            raise ValueError(f"must be one of {', '.join(by_name)}")
+        return by_name[fold(raw)]
 
     return _field(parse, default=default)
 
@@ -216,7 +219,7 @@ class Settings:
     # Accounts and rights --------------------------------------------------------------------------
 
     # Which orders a driver sees and moves: all of them, or those assigned to the driver.
-    driver_scope: DriverScope = _choice("all", get_args(DriverScope), str.lower)
+    driver_scope: DriverScope = _choice(DriverScope.ALL, DriverScope, str.lower)
 
     # Short, because an access token is only checked by its signature …
     access_token_seconds: int = _integer(900, low=1, high=86_400)

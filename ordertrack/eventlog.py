@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session, object_session
 
 from ordertrack import db
-from ordertrack.models import AccessChange, Order, OrderEvent
+from ordertrack.models import Order, OrderEvent, Revocation
 from ordertrack.policy import Actor
 
 _COLUMNS = """e.id, e.order_id, e.version, e.type, e.status, e.previous_status, e.actor_id,
@@ -102,8 +102,8 @@ def append(
     return Changed(*answer)
 
 
-@event.listens_for(AccessChange, "after_insert")
-def _note_the_append(_mapper: object, _connection: object, row: AccessChange) -> None:
+@event.listens_for(Revocation, "after_insert")
+def _note_the_append(_mapper: object, _connection: object, row: Revocation) -> None:
     session = object_session(row)
     if session is not None:
         db.appends(session)

@@ -179,15 +179,17 @@ class OrderEvent(Base):
     )
 
 
-class AccessChange(Base):
-    """A right that ended: a sign-out, a new role, a deactivation. Append-only, except that
-    sign-outs may go after 30 days.
+class Revocation(Base):
+    """A session, or all sessions of a user, whose sockets must close: a logout, a new role, a
+    deactivation. Append-only, except that logouts may be deleted after 30 days.
 
-    The relay tails it beside `order_events`, so that every process closes the sockets that lived on
-    that right. ``session_id`` NULL means all sessions of the user. ``actor_id`` is who ended it:
-    NULL for the command line, which stands above users.
+    The relay tails this table beside `order_events`, so that every process closes the sockets of a
+    revoked session. ``session_id`` NULL means all sessions of the user. ``actor_id`` is the user
+    who revoked it: NULL for the command line, which stands above users.
     """
 
+    # Its first name. Renaming a table takes a lock that stops a running server, and would leave the
+    # release before this one without its log.
     __tablename__ = "access_changes"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)

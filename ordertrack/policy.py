@@ -28,23 +28,35 @@ class DriverScope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What a verified token proves: a user's id and the id of the session it signed in with."""
+    """The user and session that a verified token proves, and what drivers may see on this server.
+
+    It says nothing about the user's role, which the database knows: `services.callers` looks it up.
+    """
 
     user_id: int
     session_id: int
+    scope: DriverScope
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Somebody who acts, as the database knows them in this very transaction."""
+    """A caller as the database knows them in the present transaction."""
 
     id: int
     name: str
     role: Role
+    scope: DriverScope
 
     @property
     def is_staff(self) -> bool:
         return self.role is not Role.USER
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether they see every order, their own or not."""
+        return self.role is Role.ADMIN or (
+            self.role is Role.DRIVER and self.scope is DriverScope.ALL
+        )
 
 
 class OrderFacts(Protocol):
@@ -60,27 +72,27 @@ class OrderFacts(Protocol):
     def is_deleted(self) -> bool: ...
 
 
-def standings(actor: Actor, order: OrderFacts, scope: DriverScope) -> frozenset[Standing]:
+def standings(actor: Actor, order: OrderFacts) -> frozenset[Standing]:
     """What *actor* is to *order*. Empty means: for this caller the order does not exist."""
     held = set()
     if actor.role is Role.ADMIN:
         held.add(Standing.ADMIN)
-    if actor.role is Role.DRIVER and (scope is DriverScope.ALL or order.driver_id == actor.id):
+    if actor.role is Role.DRIVER and (actor.sees_all or order.driver_id == actor.id):
         held.add(Standing.DRIVER)
     if order.customer_id == actor.id:
         held.add(Standing.OWNER)
     return frozenset(held)
 
 
-def can_see(actor: Actor, order: OrderFacts, scope: DriverScope) -> bool:
-    return not order.is_deleted and bool(standings(actor, order, scope))
+def can_see(actor: Actor, order: OrderFacts) -> bool:
+    return not order.is_deleted and bool(standings(actor, order))
 
 
-def can_read_history(actor: Actor, order: OrderFacts, scope: DriverScope) -> bool:
+def can_read_history(actor: Actor, order: OrderFacts) -> bool:
     """The history outlives the order; of a deleted order only admins may read it."""
     if order.is_deleted:
         return actor.role is Role.ADMIN
-    return can_see(actor, order, scope)
+    return can_see(actor, order)
 
 
 def may_touch(held: frozenset[Standing]) -> bool:

@@ -20,10 +20,11 @@ from typing import Protocol
 from ordertrack import policy
 from ordertrack.errors import DomainError, NotFound, Unavailable
 from ordertrack.eventlog import Event
-from ordertrack.policy import Actor, DriverScope, Role
+from ordertrack.policy import Actor, DriverScope
 from ordertrack.schemas import present_event, to_json
 from ordertrack.server.ws_frames import CloseCode, text_frame
-from ordertrack.services.orders import Budget, CaughtUp, fit
+from ordertrack.services import orders
+from ordertrack.services.orders import Budget, CaughtUp, Start, fit
 from ordertrack.sio.socketio import Outgoing, encode_event
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 20
 
 
-Wanted = dict[int, int | None]
+Wanted = orders.Wanted
 Read = Callable[[Wanted], tuple[Actor, dict[int, CaughtUp | DomainError]]]
 
 
@@ -109,9 +110,9 @@ def order_room(order_id: int) -> str:
 STAFF_FEED = "feed"
 
 
-def feed_room(actor: Actor, scope: DriverScope) -> str:
+def feed_room(actor: Actor) -> str:
     """The room in which *actor* hears of every order that it may see."""
-    if actor.role is Role.ADMIN or (actor.role is Role.DRIVER and scope is DriverScope.ALL):
+    if actor.sees_all:
         return STAFF_FEED
     return f"feed:{actor.id}"
 
@@ -218,9 +219,9 @@ class Hub:
             if not there:
                 del self._transit[order_id]
 
-    def _count(self, after: int | None, answer: CaughtUp) -> None:
+    def _count(self, after: int | Start | None, answer: CaughtUp) -> None:
         self.subscribes += 1
-        self.resumes += after is not None and after >= 0
+        self.resumes += isinstance(after, int)
         self.resets += answer.reset is not None
         self.replayed += len(answer.events)
 
@@ -285,7 +286,7 @@ class Hub:
         facts = _EventFacts(event)
         keeping = []
         for watcher in recipients:
-            if watcher.actor is None or policy.can_see(watcher.actor, facts, self._scope):
+            if watcher.actor is None or policy.can_see(watcher.actor, facts):
                 keeping.append(watcher)
             else:
                 watcher.sign_out(NotFound("The order has been given to another driver."))

@@ -16,7 +16,7 @@ from ordertrack.auth import Credential
 from ordertrack.errors import DomainError, InvalidToken, Unavailable, ValidationFailed
 from ordertrack.eventlog import Event
 from ordertrack.origins import Origins
-from ordertrack.policy import Actor, Caller, DriverScope
+from ordertrack.policy import Actor, Caller
 from ordertrack.problems import from_exception, refuse
 from ordertrack.realtime.connections import Connections
 from ordertrack.realtime.hub import (
@@ -210,7 +210,6 @@ class OrderSockets:
         connections: Connections,
         origins: Origins,
         limits: Limits,
-        scope: DriverScope,
     ) -> None:
         self._app = app
         self._inner = inner
@@ -219,7 +218,6 @@ class OrderSockets:
         self._connections = connections
         self._origins = origins
         self._limits = limits
-        self._scope = scope
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
@@ -274,7 +272,7 @@ class OrderSockets:
         self, caller: Caller, wanted: Wanted
     ) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
         with self._connections.door:
-            return orders.catch_up(caller, wanted, self._scope, self._hub.budget)
+            return orders.catch_up(caller, wanted, self._hub.budget)
 
     def _pages(self, caller: Caller, order_id: int, after: int, upto: int) -> Iterator[list[Event]]:
         """The events with after < version ≤ upto. Raises what `orders.history` raises."""
@@ -288,7 +286,7 @@ class OrderSockets:
 
     def _read(self, caller: Caller, order_id: int, after: int, limit: int) -> list[Event]:
         with self._connections.door:
-            history = orders.history(caller, order_id, self._scope, after=after, limit=limit)
+            history = orders.history(caller, order_id, after=after, limit=limit)
             return history.events
 
 

@@ -11,7 +11,6 @@ from ordertrack.errors import Unavailable
 from ordertrack.eventlog import Event
 from ordertrack.histogram import Histogram
 from ordertrack.origins import Origins
-from ordertrack.policy import DriverScope
 from ordertrack.realtime.connections import Connection, Connections
 from ordertrack.realtime.hub import Hub, Watcher
 from ordertrack.realtime.order_socket import OrderSockets, RawRooms
@@ -45,7 +44,6 @@ class Realtime:
 
 def init_app(app: Flask, settings: Settings) -> Realtime:
     """Add the sockets to *app*. The relay that feeds them is started by who serves."""
-    scope = DriverScope(settings.driver_scope)
     limits = Limits(
         max_message_bytes=settings.max_body_bytes,
         max_queue_bytes=settings.queue_max_bytes,
@@ -64,14 +62,14 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
     def members(room: str) -> list[Watcher]:
         return [*rooms.members(room), *raw_rooms.members(room)]
 
-    hub = Hub(members, scope, Budget(bytes=limits.max_answer_bytes))
+    hub = Hub(members, settings.driver_scope, Budget(bytes=limits.max_answer_bytes))
     socketio = SocketIO(
         app,
         origins=origins,
         limits=limits,
         credential_cookie=app.config["JWT_ACCESS_COOKIE_NAME"],
     )
-    rooms = SocketIOHandlers(app, socketio, hub, connections, scope)
+    rooms = SocketIOHandlers(app, socketio, hub, connections)
     app.wsgi_app = OrderSockets(  # type: ignore[method-assign]
         app,
         app.wsgi_app,
@@ -80,7 +78,6 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
         connections=connections,
         origins=origins,
         limits=limits,
-        scope=scope,
     )
     lag = Histogram(LAG_BOUNDS)
 

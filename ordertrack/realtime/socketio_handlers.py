@@ -21,7 +21,7 @@ from ordertrack.errors import (
     Unavailable,
     ValidationFailed,
 )
-from ordertrack.policy import Actor, Caller, DriverScope
+from ordertrack.policy import Actor, Caller
 from ordertrack.problems import from_exception, problem
 from ordertrack.realtime.connections import Connections
 from ordertrack.realtime.hub import Announcement, Hub, Wanted, feed_room
@@ -94,13 +94,10 @@ class SocketWatcher:
 class SocketIOHandlers:
     """The Socket.IO side of one process."""
 
-    def __init__(
-        self, app: Flask, socketio: SocketIO, hub: Hub, connections: Connections, scope: DriverScope
-    ) -> None:
+    def __init__(self, app: Flask, socketio: SocketIO, hub: Hub, connections: Connections) -> None:
         self._app = app
         self._hub = hub
         self._connections = connections
-        self._scope = scope
         self._watchers: dict[str, SocketWatcher] = {}
         self.server: Any = socketio.server
         for name, handler in {
@@ -137,7 +134,7 @@ class SocketIOHandlers:
                 self._watchers[sid] = watcher
                 self._identify(watcher)
             if not self.knows(sid):
-                raise watcher.ended or callers.signed_out()
+                raise watcher.ended or callers.session_revoked()
             watcher.is_connected = True
         except Exception as error:
             self.forget(sid)
@@ -177,7 +174,7 @@ class SocketIOHandlers:
         self, watcher: SocketWatcher, wanted: Wanted
     ) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
         with self._door(watcher):
-            return orders.catch_up(watcher.credential.caller, wanted, self._scope, self._hub.budget)
+            return orders.catch_up(watcher.credential.caller, wanted, self._hub.budget)
 
     def _identify(self, watcher: SocketWatcher, caller: Caller | None = None) -> Actor:
         """Who the watcher is now, or would be as *caller*."""
@@ -195,14 +192,14 @@ class SocketIOHandlers:
     def _subscribe_feed(self, watcher: SocketWatcher, data: dict[str, Any]) -> Ack:
         _require_feed(data)
         watcher.actor = self._identify(watcher)
-        watcher.join(feed_room(watcher.actor, self._scope))
+        watcher.join(feed_room(watcher.actor))
         return {"ok": True}
 
     def _unsubscribe(self, watcher: SocketWatcher, data: Any) -> Ack:
         if isinstance(data, dict) and "feed" in data:
             _require_feed(data)
             if watcher.actor is not None:
-                watcher.leave(feed_room(watcher.actor, self._scope))
+                watcher.leave(feed_room(watcher.actor))
         else:
             self._hub.unsubscribe(watcher, parse(data, Unwanted).order_id)
         return {"ok": True}

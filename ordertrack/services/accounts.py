@@ -15,7 +15,7 @@ from ordertrack.errors import (
     InvalidToken,
     NotFound,
 )
-from ordertrack.models import AccessChange, Session, User
+from ordertrack.models import Revocation, Session, User
 from ordertrack.policy import Caller, Role
 from ordertrack.services import callers, passwords, sessions
 
@@ -36,11 +36,11 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class SignIn:
-    """A fresh or continued session: what tokens are made from."""
+class Login:
+    """An account and its session, new or continued: what tokens are made from."""
 
     account: Account
-    caller: Caller
+    session_id: int
 
 
 def register(name: str, email: str, password: str, role: Role = Role.USER) -> Account:
@@ -61,7 +61,7 @@ def register(name: str, email: str, password: str, role: Role = Role.USER) -> Ac
         raise
 
 
-def log_in(email: str, password: str, lifetime: timedelta, *, user_agent: str = "") -> SignIn:
+def log_in(email: str, password: str, lifetime: timedelta, *, user_agent: str = "") -> Login:
     """Check the credentials and open a session that lives for *lifetime*.
 
     *user_agent* is kept, so that people can tell their sessions apart.
@@ -89,7 +89,7 @@ def log_in(email: str, password: str, lifetime: timedelta, *, user_agent: str = 
         )
         t.add(session)
         t.flush()
-        return SignIn(_account(user), Caller(user.id, session.id))
+        return Login(_account(user), session.id)
 
 
 def _refused() -> InvalidCredentials:
@@ -192,7 +192,7 @@ def _apply(
     if role is not None and role.value != before:
         user.role = role.value
         t.add(
-            AccessChange(
+            Revocation(
                 user_id=user.id,
                 reason="role_changed",
                 actor_id=by,
@@ -209,7 +209,7 @@ def _apply(
                 .values(revoked_at=func.now())
             )
             t.add(
-                AccessChange(user_id=user.id, reason="deactivated", actor_id=by, old_role=user.role)
+                Revocation(user_id=user.id, reason="deactivated", actor_id=by, old_role=user.role)
             )
 
 
@@ -219,7 +219,7 @@ def _account(user: User) -> Account:
     )
 
 
-def continue_session(caller: Caller) -> SignIn:
+def continue_session(caller: Caller) -> Login:
     """What a refresh token earns: the same session, still good.
 
     Raises `InvalidToken` when the session was signed out, has expired, or the user was deactivated.
@@ -229,4 +229,4 @@ def continue_session(caller: Caller) -> SignIn:
         session = t.get_one(Session, caller.session_id)
         if session.expires_at <= datetime.now(UTC):
             raise InvalidToken("This session has expired. Log in again.")
-        return SignIn(_account(t.get_one(User, actor.id)), caller)
+        return Login(_account(t.get_one(User, actor.id)), session.id)

@@ -1,4 +1,10 @@
-"""Who is asking: from what a token proves to what the database says now."""
+"""Looks up the user behind a verified token: name, role, and whether the session is still good.
+
+A token proves a user and a session for some minutes; what its user may do can change in between. So
+every use case reads the user's row again, in the statement or transaction that does the work.
+"""
+
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session as Transaction
@@ -6,24 +12,37 @@ from sqlalchemy.orm import Session as Transaction
 from ordertrack import db
 from ordertrack.errors import Forbidden, InvalidToken
 from ordertrack.models import Session, User
-from ordertrack.policy import Actor, Caller, Role
+from ordertrack.policy import Actor, Caller, DriverScope, Role
 
-# The caller, in statements of one's own. Binds :user and :session; no row when the
-# session has ended or the user was deactivated. `CALLER` declares their types.
+# The caller `a` of a larger statement, whose parameters are those of `parameters`; no row when the
+# session was revoked or the user deactivated. `sees_all` is `policy.Actor.sees_all` in SQL.
 ACTOR_CTE = """
     actor AS (
-        SELECT u.id, u.name, u.role
+        SELECT u.id, u.name, u.role,
+               (u.role = 'admin' OR u.role = 'driver' AND :drivers_see_all) AS sees_all
           FROM users u JOIN sessions s ON s.user_id = u.id
          WHERE u.id = :user AND u.active
            AND s.id = :session AND s.revoked_at IS NULL)
 """
-CALLER = {"user": "bigint", "session": "bigint"}
+CALLER = {"user": "bigint", "session": "bigint", "drivers_see_all": "boolean"}
+
+# Whether the driver or admin `a` may see the order `o` as such (owners may see theirs in any case).
+STAFF_SEES = "(a.sees_all OR o.driver_id = a.id)"
+
+
+def parameters(caller: Caller) -> dict[str, Any]:
+    """The values of `ACTOR_CTE`'s parameters."""
+    return {
+        "user": caller.user_id,
+        "session": caller.session_id,
+        "drivers_see_all": caller.scope is DriverScope.ALL,
+    }
 
 
 def resolve(transaction: Transaction, caller: Caller) -> Actor:
     """The caller as the database knows it in this transaction.
 
-    Raises `InvalidToken` when the session was signed out or the user deactivated.
+    Raises `InvalidToken` when the session was revoked or the user deactivated.
     """
     row = transaction.execute(
         select(User.id, User.name, User.role)
@@ -35,9 +54,7 @@ def resolve(transaction: Transaction, caller: Caller) -> Actor:
             Session.revoked_at.is_(None),
         )
     ).one_or_none()
-    if row is None:
-        raise signed_out()
-    return Actor(row.id, row.name, Role(row.role))
+    return _actor(caller, row)
 
 
 _IDENTIFY = db.Statement(f"WITH {ACTOR_CTE} SELECT id, name, role FROM actor", **CALLER)
@@ -45,21 +62,27 @@ _IDENTIFY = db.Statement(f"WITH {ACTOR_CTE} SELECT id, name, role FROM actor", *
 
 def identify(caller: Caller) -> Actor:
     """The caller as the database knows it now, in a statement of its own. Raises `InvalidToken`."""
-    row = _IDENTIFY.one(user=caller.user_id, session=caller.session_id)
+    return _actor(caller, _IDENTIFY.one(**parameters(caller)))
+
+
+def _actor(caller: Caller, row: Any) -> Actor:
     if row is None:
-        raise signed_out()
-    return Actor(row.id, row.name, Role(row.role))
+        raise session_revoked()
+    return Actor(row.id, row.name, Role(row.role), caller.scope)
 
 
 def require_admin(actor: Actor) -> None:
+    """Raises `Forbidden` unless *actor* is an admin."""
     if actor.role is not Role.ADMIN:
         raise Forbidden("Only admins may do this.")
 
 
 def require_staff(actor: Actor) -> None:
+    """Raises `Forbidden` unless *actor* is a driver or an admin."""
     if not actor.is_staff:
         raise Forbidden("Only drivers and admins may do this.")
 
 
-def signed_out() -> InvalidToken:
+def session_revoked() -> InvalidToken:
+    """The error for a token whose session was revoked or whose user was deactivated."""
     return InvalidToken("This session has been signed out. Log in again.")

@@ -19,7 +19,7 @@ from ordertrack.db import transaction
 from ordertrack.errors import Conflict, Forbidden
 from ordertrack.lifecycle import INITIAL, MAIN_FLOW, Status
 from ordertrack.models import Order, OrderEvent, User
-from ordertrack.policy import Actor, Role
+from ordertrack.policy import Actor, DriverScope, Role
 from ordertrack.services import accounts, owner
 from ordertrack.services.accounts import Account
 
@@ -79,7 +79,7 @@ def make(password: str, *, beside_others: bool = False) -> Demo:
     if others and not beside_others:
         raise Conflict(f"This database has {others} users; the demo is for an empty one.")
     people = [accounts.register(name, email, password, role) for name, email, role in PEOPLE]
-    customer, driver, admin = (Actor(one.id, one.name, one.role) for one in people)
+    customer, driver, admin = (Actor(one.id, one.name, one.role, DriverScope.ALL) for one in people)
     with _dated_back() as t:
         number = _place_orders(t, customer, driver, admin)
     return Demo(people, number)

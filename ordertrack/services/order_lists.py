@@ -106,54 +106,48 @@ class Count:
         return f"{self.number:,}+" if self.more else f"{self.number:,}"
 
 
-def own_page(
-    caller: Caller, filters: Filters, scope: DriverScope, *, before: int | None, limit: int
-) -> Page:
+def own_page(caller: Caller, filters: Filters, *, before: int | None, limit: int) -> Page:
     """The caller's own orders: at most *limit* with id < *before*. Raises `InvalidToken`."""
     values = _values(filters) | {"customer_id": caller.user_id}
     query = _Query(values, caller, before, limit)
     conditions = _conditions(values)
     del conditions["customer_id"]
-    return _page(query, [_Branch("true", "customer_id", tuple(conditions.values()))], scope)
+    return _page(query, [_Branch("true", "customer_id", tuple(conditions.values()))])
 
 
-def staff_page(
-    caller: Caller, filters: Filters, scope: DriverScope, *, before: int | None, limit: int
-) -> Page:
+def staff_page(caller: Caller, filters: Filters, *, before: int | None, limit: int) -> Page:
     """The orders that a member of staff may see: at most *limit* with id < *before*.
 
     Raises `Forbidden` for customers, and for drivers who ask for deleted orders; no order is looked
     at for them. Raises `InvalidToken`.
     """
     query = _Query(_values(filters), caller, before, limit)
-    return _staff_page(query, filters, scope)[0]
+    return _staff_page(query, filters)[0]
 
 
 def overview(
-    caller: Caller, filters: Filters, scope: DriverScope, *, before: int | None, limit: int
+    caller: Caller, filters: Filters, *, before: int | None, limit: int
 ) -> tuple[Page, dict[Status, Count]]:
     """As `staff_page`, and how many orders of each status the whole list has, whichever status it
     is narrowed to. Raises what `staff_page` raises.
     """
     query = _Query(_values(filters), caller, before, limit)
-    page, ids = _staff_page(query, filters, scope)
-    return page, _counts(query, filters, scope, ids)
+    page, ids = _staff_page(query, filters)
+    return page, _counts(query, filters, ids)
 
 
-def _staff_page(
-    query: "_Query", filters: Filters, scope: DriverScope
-) -> tuple[Page, list[int] | None]:
+def _staff_page(query: "_Query", filters: Filters) -> tuple[Page, list[int] | None]:
     """The page, and the ids that a search by index found if it took one."""
-    visible = _in_the_list(query, filters, scope)
-    branches = _branches(query, filters, scope)
-    page = _page(query, branches, scope, visible=visible)
+    visible = _in_the_list(query, filters)
+    branches = _branches(query, filters)
+    page = _page(query, branches, visible=visible)
     _require_right(page.actor, filters)
     if query.number_first and page.orders and page.orders[0].id == query.values["number"]:
         return page, None  # who gives the number of an order looks for that order
     if page.cut_short and len(page.orders) < _COMMON:
         ids = _candidates(query, filters)
         if ids is not None:
-            return _page_among(ids, query, branches, scope, visible), ids
+            return _page_among(ids, query, branches, visible), ids
     return page, None
 
 
@@ -211,8 +205,7 @@ class _Query:
     def parameters(self) -> dict[str, Any]:
         return {
             **self.values,
-            "user": self.caller.user_id,
-            "session": self.caller.session_id,
+            **callers.parameters(self.caller),
             "before": self.before or _BEYOND,
             # One more than is shown tells whether there is a next page.
             "wanted": self.limit + 1,
@@ -279,7 +272,7 @@ IS_OPEN: Final = "o.status IN (" + ", ".join(f"'{status}'" for status in _OPEN) 
 _STAFF = "a.role <> 'user'"
 
 
-def _branches(query: _Query, filters: Filters, scope: DriverScope) -> list[_Branch]:
+def _branches(query: _Query, filters: Filters) -> list[_Branch]:
     """The walks that together see what staff may see of the list."""
     conditions = _conditions(query.values)
     if filters.deleted:
@@ -287,13 +280,15 @@ def _branches(query: _Query, filters: Filters, scope: DriverScope) -> list[_Bran
     path = _path(query)
     covered = _COVERED.get(path, (path,))
     rest = tuple(condition for name, condition in conditions.items() if name not in covered)
-    if scope is DriverScope.ALL:
-        return [_Branch(_STAFF, path, rest)]
+    whole = _Branch("a.sees_all", path, rest)
+    if query.caller.scope is DriverScope.ALL:
+        return [whole]
     all_of_them = tuple(conditions.values())
+    some = f"{_STAFF} AND NOT a.sees_all"
     return [
-        _Branch("a.role = 'admin'", path, rest),
-        _Branch("a.role = 'driver'", "assigned", all_of_them),
-        _Branch("a.role = 'driver'", "own", ("o.driver_id IS DISTINCT FROM a.id", *all_of_them)),
+        whole,
+        _Branch(some, "assigned", all_of_them),
+        _Branch(some, "own", ("o.driver_id IS DISTINCT FROM a.id", *all_of_them)),
     ]
 
 
@@ -392,9 +387,7 @@ def _probe(query: _Query, paths: list[str]) -> dict[str, int]:
 # --- walking -------------------------------------------------------------------------------------
 
 
-def _page(
-    query: _Query, branches: list[_Branch], scope: DriverScope, *, visible: str = "false"
-) -> Page:
+def _page(query: _Query, branches: list[_Branch], *, visible: str = "false") -> Page:
     """The statement for a page. Does not check the caller's role, but looks at nothing unless a
     branch is for it. Raises `InvalidToken`.
 
@@ -427,10 +420,11 @@ def _page(
             )
     order = f"{query.number_first}{_by_time(branches)}o.id DESC"
     floor = f"greatest({', '.join(floors)})" if floors else "CAST(NULL AS bigint)"
-    # Of several walks none counts beyond the place where the first one stopped. An admin's is one.
+    # Of several walks none counts beyond the place where the first one stopped. Who sees all has
+    # one.
     together = ""
     if len(branches) > 1:
-        together = "WHERE s.floor IS NULL OR a.role = 'admin' OR o.id >= s.floor"
+        together = "WHERE s.floor IS NULL OR a.sees_all OR o.id >= s.floor"
     by_number = ""
     if query.number_first:
         by_number = f"UNION ALL SELECT o.* FROM orders o WHERE o.id = :number AND {visible}"
@@ -450,7 +444,7 @@ def _page(
              ORDER BY {order}""",
         query.parameters,
     )
-    return _presented(found, query, scope)
+    return _presented(found, query)
 
 
 def _by_time(branches: list[_Branch]) -> str:
@@ -465,12 +459,12 @@ def _by_time(branches: list[_Branch]) -> str:
     return f"CASE WHEN {callers} THEN o.created_at END DESC, "
 
 
-def _presented(found: list[Row[Any]], query: _Query, scope: DriverScope) -> Page:
+def _presented(found: list[Row[Any]], query: _Query) -> Page:
     if not found:
-        raise callers.signed_out()
-    actor, floor = orders.actor_of(found[0]), found[0].floor
+        raise callers.session_revoked()
+    actor, floor = orders.actor_of(query.caller, found[0]), found[0].floor
     rows = [row for row in found if row.id is not None]
-    shown = [orders.view_of(actor, orders.facts_of(row), scope) for row in rows[: query.limit]]
+    shown = [orders.view_of(actor, orders.facts_of(row)) for row in rows[: query.limit]]
     if len(rows) > query.limit:
         older = shown[-1].id
         if query.number_first and older == query.values["number"]:
@@ -550,9 +544,7 @@ def _candidates(query: _Query, filters: Filters) -> list[int] | None:
     return [row.id for row in found if row.id is not None] + ([number] if number else [])
 
 
-def _page_among(
-    ids: list[int], query: _Query, branches: list[_Branch], scope: DriverScope, visible: str
-) -> Page:
+def _page_among(ids: list[int], query: _Query, branches: list[_Branch], visible: str) -> Page:
     """The page of the list among the orders that were found, in the order of the walks."""
     order = f"{query.number_first}{_by_time(branches)}o.id DESC"
     rest = "o.id < :before"
@@ -577,26 +569,23 @@ def _page_among(
              ORDER BY {order}""",
         query.parameters | {"ids": ids},
     )
-    return _presented(found, query, scope)
+    return _presented(found, query)
 
 
-def _in_the_list(query: _Query, filters: Filters, scope: DriverScope) -> str:
+def _in_the_list(query: _Query, filters: Filters) -> str:
     """Conditions on an order `o` that is in the list and that the caller `a` may see in it."""
     if filters.deleted:
         visible = ["a.role = 'admin'", "o.deleted_at IS NOT NULL"]
     else:
-        visible = [_STAFF, "o.deleted_at IS NULL"]
-        if scope is DriverScope.ASSIGNED:
-            visible.append("(a.role = 'admin' OR o.driver_id = a.id OR o.customer_id = a.id)")
+        sees = f"({callers.STAFF_SEES} OR o.customer_id = a.id)"
+        visible = [_STAFF, "o.deleted_at IS NULL", sees]
     return " AND ".join([*visible, *_conditions(query.values).values()])
 
 
 # --- counting ------------------------------------------------------------------------------------
 
 
-def _counts(
-    query: _Query, filters: Filters, scope: DriverScope, ids: list[int] | None
-) -> dict[Status, Count]:
+def _counts(query: _Query, filters: Filters, ids: list[int] | None) -> dict[Status, Count]:
     """How many orders of each status there are: exactly as far as one statement may look, and at
     least so many where it had to stop.
     """
@@ -607,12 +596,12 @@ def _counts(
     if ids is not None:
         statement = f"""WITH {callers.ACTOR_CTE}
             SELECT o.status, count(*) AS number FROM actor a CROSS JOIN orders o
-             WHERE o.id = ANY (:ids) AND {_in_the_list(query, filters, scope)}
+             WHERE o.id = ANY (:ids) AND {_in_the_list(query, filters)}
              GROUP BY o.status"""
         for row in _fetch(statement, parameters):
             counts[Status(row.status)] += Count(row.number)
         return counts
-    for branch in _branches(query, filters, scope):
+    for branch in _branches(query, filters):
         if branch.path == "all" and not branch.conditions:
             statement, at_most = _count_each(branch), COUNTED
         else:

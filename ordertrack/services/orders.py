@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
-from typing import Any
+from enum import Enum, StrEnum, auto
+from typing import Any, Final
 
 from sqlalchemy import Row, func, select, text
 from sqlalchemy.dialects.postgresql import insert
@@ -28,7 +28,7 @@ from ordertrack.errors import (
 from ordertrack.eventlog import Event, Span
 from ordertrack.lifecycle import Standing, Status
 from ordertrack.models import IdempotencyKey, User
-from ordertrack.policy import Actor, Caller, DriverScope, Role
+from ordertrack.policy import Actor, Caller, Role
 from ordertrack.services import callers
 from ordertrack.services.row_queue import RowQueue
 
@@ -41,8 +41,17 @@ _READ_AT_ONCE = 250
 # What an event takes as JSON beside its texts.
 _EVENT_BYTES = 300
 
-# In the place of a version: the one before the latest.
-LATEST = -1
+
+class Start(Enum):
+    """Where a client that names no version begins."""
+
+    LATEST = auto()  # with the latest event
+
+
+LATEST: Final = Start.LATEST
+
+# By order id, the last version that the client has seen; None: only what comes from now on.
+Wanted = Mapping[int, int | Start | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +130,21 @@ _READ_SQL = f"""
 _READ = db.Statement(_READ_SQL, **callers.CALLER, ids="bigint[]")
 
 
-def get(caller: Caller, order_id: int, scope: DriverScope) -> OrderView:
+def get(caller: Caller, order_id: int) -> OrderView:
     """One order. Raises `NotFound` when it does not exist for this caller, `InvalidToken`."""
     actor, rows = _read(caller, [order_id])
-    return view_of(actor, _seen(actor, rows.get(order_id), scope), scope)
+    return view_of(actor, _seen(actor, rows.get(order_id)))
 
 
 def _read(caller: Caller, ids: Sequence[int]) -> tuple[Actor, dict[int, "Facts"]]:
-    rows = _READ.all(user=caller.user_id, session=caller.session_id, ids=list(ids))
+    rows = _READ.all(**callers.parameters(caller), ids=list(ids))
     if not rows:
-        raise callers.signed_out()
-    return actor_of(rows[0]), {row.id: facts_of(row) for row in rows if row.id is not None}
+        raise callers.session_revoked()
+    return actor_of(caller, rows[0]), {row.id: facts_of(row) for row in rows if row.id is not None}
 
 
-def _seen(actor: Actor, order: "Facts | None", scope: DriverScope) -> "Facts":
-    if order is None or not policy.can_see(actor, order, scope):
+def _seen(actor: Actor, order: "Facts | None") -> "Facts":
+    if order is None or not policy.can_see(actor, order):
         raise no_such_order()
     return order
 
@@ -144,16 +153,14 @@ def no_such_order() -> NotFound:
     return NotFound("There is no such order.")
 
 
-def history(
-    caller: Caller, order_id: int, scope: DriverScope, *, after: int, limit: int
-) -> History:
+def history(caller: Caller, order_id: int, *, after: int, limit: int) -> History:
     """The events with version > *after*, at most *limit*: audit trail and offline recovery.
 
     Raises `NotFound` when the caller may not read it. Of a deleted order admins may.
     """
     actor, rows = _read(caller, [order_id])
     order = rows.get(order_id)
-    if order is None or not policy.can_read_history(actor, order, scope):
+    if order is None or not policy.can_read_history(actor, order):
         raise no_such_order()
     events = eventlog.between([Span(order_id, after, order.version)], limit)[order_id]
     last = events[-1].version if events else max(after, order.version)
@@ -161,10 +168,7 @@ def history(
 
 
 def catch_up(
-    caller: Caller,
-    wanted: dict[int, int | None],
-    scope: DriverScope,
-    budget: Budget = Budget(),
+    caller: Caller, wanted: Wanted, budget: Budget = Budget()
 ) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
     """Where each order stands and what was missed since a version: the read half of a subscription.
 
@@ -180,11 +184,11 @@ def catch_up(
     spans = []
     for order_id, since in wanted.items():
         try:
-            order = _seen(actor, rows.get(order_id), scope)
+            order = _seen(actor, rows.get(order_id))
         except NotFound as error:
             answers[order_id] = error
             continue
-        after = order.version - 1 if since == LATEST else since
+        after = order.version - 1 if isinstance(since, Start) else since
         if after is not None and after > order.version:
             answers[order_id] = ValidationFailed.at(
                 "/after", f"must be at most {order.version}, the order's version"
@@ -192,7 +196,7 @@ def catch_up(
             continue
         missed = 0 if after is None else order.version - after
         reset = Reset.TOO_MANY if missed > REPLAY_LIMIT else None
-        answers[order_id] = CaughtUp(view_of(actor, order, scope), order.version, [], reset)
+        answers[order_id] = CaughtUp(view_of(actor, order), order.version, [], reset)
         if after is not None and 0 < missed <= REPLAY_LIMIT:
             spans.append(Span(order_id, after, order.version))
     _replay(answers, spans, budget)
@@ -286,33 +290,27 @@ _INSERT = text(
 _NAMED = f"SELECT {ORDER_COLUMNS} FROM orders o {NAMES} WHERE o.id = :id"
 
 
-def create(
-    caller: Caller, description: str, scope: DriverScope, *, key: str | None = None
-) -> OrderView:
+def create(caller: Caller, description: str, *, key: str | None = None) -> OrderView:
     """Place an order for the caller.
 
     *key* is the client's Idempotency-Key: the same key with the same description yields the order
     that the first call made, at its present state. Raises `IdempotencyKeyReused` when the
     description differs, `Conflict` when that order has been deleted, `InvalidToken`.
     """
-    parameters = {
-        "user": caller.user_id,
-        "session": caller.session_id,
-        "description": description,
-    }
+    parameters = {**callers.parameters(caller), "description": description}
     with db.transaction() as t:
         actor = callers.resolve(t, caller)
         if key is not None:
             made = _claim(t, actor, key, description)
             if made is not None:
-                return _again(t, actor, made, scope)
+                return _again(t, actor, made)
         row = t.execute(_INSERT, parameters).one_or_none()
         if row is None:  # signed out since the actor was read
-            raise callers.signed_out()
+            raise callers.session_revoked()
         db.appends(t)
         if key is not None:
             t.get_one(IdempotencyKey, (actor.id, key)).order_id = row.id
-        return view_of(actor, facts_of(row), scope)
+        return view_of(actor, facts_of(row))
 
 
 def _claim(t: Transaction, actor: Actor, key: str, description: str) -> int | None:
@@ -335,11 +333,11 @@ def _claim(t: Transaction, actor: Actor, key: str, description: str) -> int | No
     return earlier.order_id
 
 
-def _again(t: Transaction, actor: Actor, order_id: int, scope: DriverScope) -> OrderView:
+def _again(t: Transaction, actor: Actor, order_id: int) -> OrderView:
     row = t.execute(text(_NAMED), {"id": order_id}).one()
     if row.deleted_at is not None:
         raise Conflict("The order that was placed with this Idempotency-Key has been deleted.")
-    return view_of(actor, facts_of(row), scope)
+    return view_of(actor, facts_of(row))
 
 
 # For a change: others that would change the order wait until this transaction ends. Inserts that
@@ -361,7 +359,7 @@ _MOVE_SQL = f"""
          WHERE o.id = free.id AND o.deleted_at IS NULL
            AND (a.role = 'admin' AND o.status = ANY (:as_admin)
                 OR a.role = 'driver' AND o.status = ANY (:as_driver)
-                   AND (:all_drivers OR o.driver_id = a.id)
+                   AND {callers.STAFF_SEES}
                 OR o.customer_id = a.id AND o.status = ANY (:as_owner))
            AND (:if_version IS NULL OR o.version = :if_version)
         RETURNING o.*),
@@ -383,7 +381,6 @@ _MOVE = db.Statement(
     as_admin="text[]",
     as_driver="text[]",
     as_owner="text[]",
-    all_drivers="boolean",
     if_version="integer",
 )
 _SOURCES: dict[Status, dict[str, list[str]]] = {
@@ -399,7 +396,6 @@ def change_status(
     caller: Caller,
     order_id: int,
     target: Status,
-    scope: DriverScope,
     *,
     note: str | None = None,
     if_version: int | None = None,
@@ -413,11 +409,9 @@ def change_status(
     and ``allowed``) when the order's status does not lead there, `InvalidToken`, `Unavailable`.
     """
     parameters = {
-        "user": caller.user_id,
-        "session": caller.session_id,
+        **callers.parameters(caller),
         "id": order_id,
         "target": target.value,
-        "all_drivers": scope is DriverScope.ALL,
         "if_version": if_version,
         "note": note,
         **_SOURCES[target],
@@ -428,8 +422,8 @@ def change_status(
     for _ in range(5):
         row = move(**parameters)
         if row is not None:
-            return view_of(actor_of(row), facts_of(row), scope)
-        unchanged = _why_not(caller, order_id, target, scope, if_version)
+            return view_of(actor_of(caller, row), facts_of(row))
+        unchanged = _why_not(caller, order_id, target, if_version)
         if unchanged is not None:
             return unchanged
         move = _move_after_waiting
@@ -451,17 +445,17 @@ def _move_after_waiting(**parameters: Any) -> Any:
 
 
 def _why_not(
-    caller: Caller, order_id: int, target: Status, scope: DriverScope, if_version: int | None
+    caller: Caller, order_id: int, target: Status, if_version: int | None
 ) -> OrderView | None:
     """Explain a refused move by raising; the order when it is there already; None to try again."""
     actor, rows = _read(caller, [order_id])
-    order = _seen(actor, rows.get(order_id), scope)
-    held = policy.standings(actor, order, scope)
+    order = _seen(actor, rows.get(order_id))
+    held = policy.standings(actor, order)
     somebody_may = lifecycle.may_ever_set(target, Standing)
     if somebody_may and not lifecycle.may_ever_set(target, held):
         raise Forbidden(f"You may not set an order to {target}.")
     if order.status == target:
-        return view_of(actor, order, scope)
+        return view_of(actor, order)
     _require_version(order.version, if_version)
     allowed = lifecycle.next_statuses(lifecycle.status_of(order.status), held)
     if target in allowed:
@@ -478,7 +472,6 @@ def edit(
     caller: Caller,
     order_id: int,
     description: str,
-    scope: DriverScope,
     *,
     if_version: int | None = None,
 ) -> OrderView:
@@ -487,11 +480,11 @@ def edit(
     Raises `NotFound`, `Forbidden` (a driver), `Conflict` (no longer editable), `VersionMismatch`.
     """
     with _row_queue.take(order_id), db.transaction() as t:
-        actor, order, held = _locked(t, caller, order_id, scope)
+        actor, order, held = _locked(t, caller, order_id)
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may edit an order.")
         if order.description == description:
-            return view_of(actor, order, scope)
+            return view_of(actor, order)
         _require_version(order.version, if_version)
         if not policy.can_edit(held, lifecycle.status_of(order.status)):
             raise Conflict(
@@ -506,18 +499,16 @@ def edit(
             setting={"description": description},
             changes={"description": description},
         )
-        return view_of(actor, _as_changed(order, changed, description=description), scope)
+        return view_of(actor, _as_changed(order, changed, description=description))
 
 
-def delete(
-    caller: Caller, order_id: int, scope: DriverScope, *, if_version: int | None = None
-) -> None:
+def delete(caller: Caller, order_id: int, *, if_version: int | None = None) -> None:
     """Hide the order; its history stays.
 
     Raises `NotFound` (also the second time), `Forbidden`, `Conflict`, `VersionMismatch`.
     """
     with _row_queue.take(order_id), db.transaction() as t:
-        actor, order, held = _locked(t, caller, order_id, scope)
+        actor, order, held = _locked(t, caller, order_id)
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may delete an order.")
         _require_version(order.version, if_version)
@@ -534,7 +525,6 @@ def assign_driver(
     caller: Caller,
     order_id: int,
     driver_id: int | None,
-    scope: DriverScope,
     *,
     if_version: int | None = None,
 ) -> OrderView:
@@ -544,10 +534,10 @@ def assign_driver(
     *driver_id* is not an active driver, `Conflict` when the order is final, `VersionMismatch`.
     """
     with _row_queue.take(order_id), db.transaction() as t:
-        actor, order, _ = _locked(t, caller, order_id, scope)
+        actor, order, _ = _locked(t, caller, order_id)
         callers.require_admin(actor)
         if order.driver_id == driver_id:
-            return view_of(actor, order, scope)
+            return view_of(actor, order)
         _require_version(order.version, if_version)
         if lifecycle.status_of(order.status) in lifecycle.TERMINAL:
             raise Conflict(
@@ -568,7 +558,7 @@ def assign_driver(
             changes={"driver": shown},
         )
         facts = _as_changed(order, changed, driver_id=driver_id, driver_name=driver)
-        return view_of(actor, facts, scope)
+        return view_of(actor, facts)
 
 
 def _active_driver(t: Transaction, user_id: int) -> str:
@@ -584,23 +574,20 @@ def _active_driver(t: Transaction, user_id: int) -> str:
 
 
 def _locked(
-    t: Transaction, caller: Caller, order_id: int, scope: DriverScope
+    t: Transaction, caller: Caller, order_id: int
 ) -> tuple[Actor, "Facts", frozenset[Standing]]:
     """The order under its row lock, for a change.
 
     The caller is judged when the lock was won, not before: rights may end while it is waited for.
     """
     t.execute(text(_LOCK_ROW), {"id": order_id})
-    rows = t.execute(
-        text(_READ_SQL),
-        {"user": caller.user_id, "session": caller.session_id, "ids": [order_id]},
-    ).all()
+    rows = t.execute(text(_READ_SQL), {**callers.parameters(caller), "ids": [order_id]}).all()
     if not rows:
-        raise callers.signed_out()
-    actor = actor_of(rows[0])
+        raise callers.session_revoked()
+    actor = actor_of(caller, rows[0])
     found = facts_of(rows[0]) if rows[0].id is not None else None
-    order = _seen(actor, found, scope)
-    return actor, order, policy.standings(actor, order, scope)
+    order = _seen(actor, found)
+    return actor, order, policy.standings(actor, order)
 
 
 def _as_changed(order: "Facts", changed: eventlog.Changed, **values: Any) -> "Facts":
@@ -649,12 +636,12 @@ def facts_of(row: Row[Any]) -> Facts:
     )
 
 
-def actor_of(row: Row[Any]) -> Actor:
-    return Actor(row.actor_id, row.actor_name, Role(row.actor_role))
+def actor_of(caller: Caller, row: Row[Any]) -> Actor:
+    return Actor(row.actor_id, row.actor_name, Role(row.actor_role), caller.scope)
 
 
-def view_of(actor: Actor, order: Facts, scope: DriverScope) -> OrderView:
-    held = policy.standings(actor, order, scope)
+def view_of(actor: Actor, order: Facts) -> OrderView:
+    held = policy.standings(actor, order)
     status = lifecycle.status_of(order.status)
     return OrderView(
         id=order.id,

@@ -13,7 +13,7 @@ from ordertrack import db, policy
 from ordertrack.errors import DomainError
 from ordertrack.eventlog import Event
 from ordertrack.lifecycle import TERMINAL, Standing, Status
-from ordertrack.policy import Actor, Caller, DriverScope
+from ordertrack.policy import Actor, Caller
 from ordertrack.services import callers, order_lists, orders
 from ordertrack.services.order_lists import Count, Filters, Page
 from ordertrack.services.orders import OrderView
@@ -99,39 +99,39 @@ _ORDER = db.Statement(
 )
 
 
-def order(caller: Caller, order_id: int, scope: DriverScope) -> OrderScreen:
+def order(caller: Caller, order_id: int) -> OrderScreen:
     """One order's page. Raises `NotFound` when it does not exist for this caller."""
-    screen = _order_screen(caller, order_id, scope, RECENT)
+    screen = _order_screen(caller, order_id, RECENT)
     if screen.deleted_at is not None:
         raise orders.no_such_order()
     return screen
 
 
-def trail(caller: Caller, order_id: int, scope: DriverScope, *, after: int = 0) -> OrderScreen:
+def trail(caller: Caller, order_id: int, *, after: int = 0) -> OrderScreen:
     """An order with a page of its trail from a version on; for admins also of a deleted one.
 
     There is more when the last event's version is not the order's. Raises `NotFound` when the
     caller may not read it.
     """
-    screen = _order_screen(caller, order_id, scope, 0)
-    page = orders.history(caller, order_id, scope, after=after, limit=TRAIL_PAGE)
+    screen = _order_screen(caller, order_id, 0)
+    page = orders.history(caller, order_id, after=after, limit=TRAIL_PAGE)
     return replace(screen, events=page.events)
 
 
-def _order_screen(caller: Caller, order_id: int, scope: DriverScope, recent: int) -> OrderScreen:
-    row = _ORDER.one(user=caller.user_id, session=caller.session_id, id=order_id, recent=recent)
+def _order_screen(caller: Caller, order_id: int, recent: int) -> OrderScreen:
+    row = _ORDER.one(**callers.parameters(caller), id=order_id, recent=recent)
     if row is None:
-        raise callers.signed_out()
-    actor = orders.actor_of(row)
+        raise callers.session_revoked()
+    actor = orders.actor_of(caller, row)
     if row.id is None:
         raise orders.no_such_order()
     facts = orders.facts_of(row)
-    if not policy.can_read_history(actor, facts, scope):
+    if not policy.can_read_history(actor, facts):
         raise orders.no_such_order()
     return OrderScreen(
         actor,
-        orders.view_of(actor, facts, scope),
-        policy.standings(actor, facts, scope),
+        orders.view_of(actor, facts),
+        policy.standings(actor, facts),
         [_event(values) for values in row.events],
         [Driver(*values) for values in row.drivers or ()],
         row.deleted_at,
@@ -161,13 +161,13 @@ _WAITING = db.Statement(
       LEFT JOIN (unnest(CAST(:statuses AS text[])) WITH ORDINALITY AS stage (status, place)
            CROSS JOIN LATERAL (
                (SELECT * FROM orders o
-                 WHERE a.role <> 'user' AND NOT (:mine OR :only_assigned AND a.role = 'driver')
+                 WHERE a.role <> 'user' AND a.sees_all AND NOT :mine
                    AND o.deleted_at IS NULL
                    AND o.status >= stage.status AND o.status <= stage.status
                  ORDER BY o.status, o.id LIMIT :limit)
                UNION ALL
                (SELECT * FROM orders o
-                 WHERE a.role <> 'user' AND (:mine OR :only_assigned AND a.role = 'driver')
+                 WHERE a.role <> 'user' AND (:mine OR NOT a.sees_all)
                    AND o.deleted_at IS NULL AND {order_lists.IS_OPEN}
                    AND o.driver_id = a.id AND o.status = stage.status
                  ORDER BY o.id LIMIT :limit)) o) ON true
@@ -176,30 +176,27 @@ _WAITING = db.Statement(
     **callers.CALLER,
     statuses="text[]",
     mine="boolean",
-    only_assigned="boolean",
     limit="integer",
 )
 
 
-def waiting(caller: Caller, scope: DriverScope, *, mine: bool) -> Listing:
+def waiting(caller: Caller, *, mine: bool) -> Listing:
     """The orders that a driver can move, by status and age; *mine*: those assigned to the caller.
 
     At most `WAITING` of each status. Raises `Forbidden` for customers.
     """
     rows = _WAITING.all(
-        user=caller.user_id,
-        session=caller.session_id,
+        **callers.parameters(caller),
         statuses=[status.value for status in Status if status not in TERMINAL],
         mine=mine,
-        only_assigned=scope is DriverScope.ASSIGNED,
         limit=WAITING,
     )
     if not rows:
-        raise callers.signed_out()
-    actor = orders.actor_of(rows[0])
+        raise callers.session_revoked()
+    actor = orders.actor_of(caller, rows[0])
     callers.require_staff(actor)
     found = [orders.facts_of(row) for row in rows if row.id is not None]
-    return Listing(actor, [orders.view_of(actor, one, scope) for one in found])
+    return Listing(actor, [orders.view_of(actor, one) for one in found])
 
 
 # --- the board ---------------------------------------------------------------------------------
@@ -207,30 +204,23 @@ def waiting(caller: Caller, scope: DriverScope, *, mine: bool) -> Listing:
 _LIST_DRIVERS = db.Statement(f"SELECT {_DRIVERS} AS drivers")
 
 
-def board(
-    caller: Caller,
-    filters: Filters,
-    scope: DriverScope,
-    *,
-    before: int | None,
-    limit: int,
-) -> Board:
+def board(caller: Caller, filters: Filters, *, before: int | None, limit: int) -> Board:
     """The orders that staff may see, newest first: at most *limit* with id < *before*.
 
     Raises `Forbidden` for customers, and for drivers who ask for deleted orders.
     """
-    page, counts = order_lists.overview(caller, filters, scope, before=before, limit=limit)
+    page, counts = order_lists.overview(caller, filters, before=before, limit=limit)
     return Board(page, counts, [Driver(*one) for one in _LIST_DRIVERS.one().drivers])
 
 
-def export(caller: Caller, filters: Filters, scope: DriverScope) -> Iterator[OrderView]:
+def export(caller: Caller, filters: Filters) -> Iterator[OrderView]:
     """All orders that `board` would show, newest first, read in batches as they are consumed.
 
     Raises what `board` raises, at the first step; ends early when the caller's session does.
     """
     before = None
     while True:
-        page = order_lists.staff_page(caller, filters, scope, before=before, limit=EXPORT_BATCH)
+        page = order_lists.staff_page(caller, filters, before=before, limit=EXPORT_BATCH)
         yield from page.orders
         before = page.older
         if before is None:
@@ -248,12 +238,12 @@ class Outcome:
     refused: DomainError | None
 
 
-def chosen(caller: Caller, order_ids: Sequence[int], scope: DriverScope) -> Listing:
+def chosen(caller: Caller, order_ids: Sequence[int]) -> Listing:
     """Those of *order_ids* that the caller may see, in that order, to ask before changing them.
 
     Raises `Forbidden` for customers, `InvalidToken`.
     """
-    actor, found = orders.catch_up(caller, dict.fromkeys(order_ids), scope)
+    actor, found = orders.catch_up(caller, dict.fromkeys(order_ids))
     callers.require_staff(actor)
     answers = (found[order_id] for order_id in dict.fromkeys(order_ids))
     return Listing(actor, [one.order for one in answers if isinstance(one, orders.CaughtUp)])
@@ -267,37 +257,32 @@ _ALL_DRIVERS = db.Statement(
 
 def drivers(caller: Caller) -> list[Driver]:
     """The drivers that orders can be given to. Raises `Forbidden` unless an admin asks."""
-    row = _ALL_DRIVERS.one(user=caller.user_id, session=caller.session_id)
+    row = _ALL_DRIVERS.one(**callers.parameters(caller))
     if row is None:
-        raise callers.signed_out()
-    callers.require_admin(Actor(row.id, row.name, policy.Role(row.role)))
+        raise callers.session_revoked()
+    callers.require_admin(Actor(row.id, row.name, policy.Role(row.role), caller.scope))
     return [Driver(*values) for values in row.drivers]
 
 
-def move_many(
-    caller: Caller, order_ids: Sequence[int], target: Status, scope: DriverScope
-) -> list[Outcome]:
+def move_many(caller: Caller, order_ids: Sequence[int], target: Status) -> list[Outcome]:
     """Move each order to *target* by itself: one that cannot does not hold up the others.
 
     Raises `Forbidden` for customers, `InvalidToken`.
     """
     callers.require_staff(callers.identify(caller))
     return [
-        _outcome(order_id, orders.change_status, caller, order_id, target, scope)
-        for order_id in order_ids
+        _outcome(order_id, orders.change_status, caller, order_id, target) for order_id in order_ids
     ]
 
 
-def assign_many(
-    caller: Caller, order_ids: Sequence[int], driver_id: int | None, scope: DriverScope
-) -> list[Outcome]:
+def assign_many(caller: Caller, order_ids: Sequence[int], driver_id: int | None) -> list[Outcome]:
     """Give each order to the driver, or to none, by itself.
 
     Raises `Forbidden` unless the caller is an admin, `InvalidToken`.
     """
     callers.require_admin(callers.identify(caller))
     return [
-        _outcome(order_id, orders.assign_driver, caller, order_id, driver_id, scope)
+        _outcome(order_id, orders.assign_driver, caller, order_id, driver_id)
         for order_id in order_ids
     ]
 

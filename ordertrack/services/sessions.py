@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session as Transaction
 
 from ordertrack.db import transaction
 from ordertrack.errors import NotFound
-from ordertrack.models import AccessChange, Session
+from ordertrack.models import Revocation, Session
 from ordertrack.policy import Caller
 from ordertrack.services import callers
 
@@ -79,6 +79,6 @@ def end_where(t: Transaction, *which: ColumnElement[bool]) -> int:
     ).all()
     # The relay reads these rows, in every process, and closes the sessions' sockets.
     t.add_all(
-        AccessChange(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in ended
+        Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in ended
     )
     return len(ended)

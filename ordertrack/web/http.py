@@ -14,7 +14,6 @@ from ordertrack.errors import (
     ValidationFailed,
     VersionMismatch,
 )
-from ordertrack.policy import DriverScope
 from ordertrack.schemas import MAX_ID, parse_json, to_json
 
 AnyForm = TypeVar("AnyForm", bound=BaseModel)
@@ -35,10 +34,6 @@ class IdConverter(BaseConverter):
 def settings() -> Settings:
     found: Settings = current_app.extensions["ordertrack_settings"]
     return found
-
-
-def scope() -> DriverScope:
-    return DriverScope(settings().driver_scope)
 
 
 def body(form: type[AnyForm]) -> AnyForm:

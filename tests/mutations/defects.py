@@ -17,7 +17,7 @@ class Defect:
 
 POLICY = "ordertrack/policy.py"
 LIFECYCLE = "ordertrack/lifecycle.py"
-ACTORS = "ordertrack/services/callers.py"
+CALLERS = "ordertrack/services/callers.py"
 ORDERS = "ordertrack/services/orders.py"
 LISTS = "ordertrack/services/order_lists.py"
 ACCOUNTS = "ordertrack/services/accounts.py"
@@ -104,7 +104,12 @@ DEFECTS = [
     ),
     Defect(
         "policy-drivers-are-never-narrowed", POLICY,
-        "(scope is DriverScope.ALL or order.driver_id == actor.id)", "scope", UNIT_POLICY,
+        "self.role is Role.DRIVER and self.scope is DriverScope.ALL", "self.role is Role.DRIVER",
+        UNIT_POLICY,
+    ),
+    Defect(
+        "statements-never-narrow-drivers", CALLERS,
+        "u.role = 'driver' AND :drivers_see_all", "u.role = 'driver'", LIFECYCLE_TESTS + LIST_TESTS,
     ),
     Defect(
         "policy-deleted-orders-are-seen", POLICY,
@@ -147,28 +152,28 @@ DEFECTS = [
         "{Status.SHIPPED: _STAFF, Status.CANCELLED: _CUSTOMER_SIDE}", LIFECYCLE_TESTS,
     ),
     Defect(
-        "actors-deactivated-users-go-on", ACTORS,
+        "callers-deactivated-users-go-on", CALLERS,
         "WHERE u.id = :user AND u.active", "WHERE u.id = :user",
         RACE_TESTS,
     ),
     Defect(
-        "actors-sessions-outlive-a-sign-out", ACTORS,
+        "callers-sessions-outlive-a-sign-out", CALLERS,
         "AND s.id = :session AND s.revoked_at IS NULL)", "AND s.id = :session)", ACCOUNT_TESTS,
     ),
     Defect(
-        "actors-resolve-forgets-deactivation", ACTORS,
+        "callers-resolve-forgets-deactivation", CALLERS,
         "            User.active,\n", "", RACE_TESTS,
     ),
     Defect(
-        "actors-resolve-forgets-sign-outs", ACTORS,
+        "callers-resolve-forgets-sign-outs", CALLERS,
         "            Session.revoked_at.is_(None),\n", "", ACCOUNT_TESTS,
     ),
     Defect(
-        "actors-everybody-is-staff", ACTORS,
+        "callers-everybody-is-staff", CALLERS,
         "if not actor.is_staff:", "if not actor:", HTTP_LIST_TESTS,
     ),
     Defect(
-        "actors-drivers-are-admins", ACTORS,
+        "callers-drivers-are-admins", CALLERS,
         "if actor.role is not Role.ADMIN:", "if not actor.is_staff:",
         AUTHORISATION_TESTS,
     ),
@@ -204,32 +209,32 @@ DEFECTS = [
     ),
     Defect(
         "move-by-any-driver", ORDERS,
-        "AND (:all_drivers OR o.driver_id = a.id)\n", "AND (:all_drivers OR true)\n",
+        "AND {callers.STAFF_SEES}\n", "AND true\n",
         LIFECYCLE_TESTS,
     ),
     Defect(
         "move-without-turns", ORDERS,
-        'with _turns.take(parameters["id"]), db.transaction() as t:', "with db.transaction() as t:",
+        'with _row_queue.take(parameters["id"]), db.transaction() as t:', "with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
         "edit-without-turns", ORDERS,
         "(no longer editable), `VersionMismatch`.\n    \"\"\"\n"
-        "    with _turns.take(order_id), db.transaction() as t:",
+        "    with _row_queue.take(order_id), db.transaction() as t:",
         "(no longer editable), `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
         "delete-without-turns", ORDERS,
         "`Forbidden`, `Conflict`, `VersionMismatch`.\n    \"\"\"\n"
-        "    with _turns.take(order_id), db.transaction() as t:",
+        "    with _row_queue.take(order_id), db.transaction() as t:",
         "`Forbidden`, `Conflict`, `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
         "assign-without-turns", ORDERS,
         "when the order is final, `VersionMismatch`.\n    \"\"\"\n"
-        "    with _turns.take(order_id), db.transaction() as t:",
+        "    with _row_queue.take(order_id), db.transaction() as t:",
         "when the order is final, `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
         RACE_TESTS,
     ),
@@ -291,7 +296,7 @@ DEFECTS = [
     ),
     Defect(
         "histories-are-open", ORDERS,
-        "if order is None or not policy.can_read_history(actor, order, scope):",
+        "if order is None or not policy.can_read_history(actor, order):",
         "if order is None:", AUTHORISATION_TESTS,
     ),
     Defect(
@@ -322,13 +327,11 @@ DEFECTS = [
     ),
     Defect(
         "drivers-list-the-orders-of-others", LISTS,
-        "_Branch(\"a.role = 'driver'\", \"assigned\", all_of_them)",
-        "_Branch(\"a.role = 'driver'\", path, rest)", LIST_TESTS,
+        '_Branch(some, "assigned", all_of_them)', "_Branch(some, path, rest)", LIST_TESTS,
     ),
     Defect(
         "drivers-find-the-orders-of-others-by-number", LISTS,
-        "        if scope is DriverScope.ASSIGNED:\n            visible.append(",
-        "        if not scope:\n            visible.append(", LIST_TESTS,
+        '[_STAFF, "o.deleted_at IS NULL", sees]', '[_STAFF, "o.deleted_at IS NULL"]', LIST_TESTS,
     ),
     Defect(
         "customers-search-before-they-are-refused", LISTS,
@@ -443,8 +446,7 @@ DEFECTS = [
     ),
     Defect(
         "fanout-every-driver-in-the-staff-feed", FANOUT,
-        "(actor.role is Role.DRIVER and scope is DriverScope.ALL)", "actor.role is Role.DRIVER",
-        SEAM_TESTS,
+        "if actor.sees_all:", "if actor.is_staff:", SEAM_TESTS,
     ),
     Defect(
         "fanout-drivers-keep-what-they-lost", FANOUT,
@@ -692,7 +694,7 @@ DEFECTS = [
     Defect(
         "new-roles-are-not-told", ACCOUNTS,
         """        t.add(
-            AccessChange(
+            Revocation(
                 user_id=user.id,
                 reason="role_changed",
                 actor_id=by,
@@ -755,8 +757,8 @@ DEFECTS = [
     ),
     Defect(
         "ended-sessions-keep-their-sockets", SESSIONS,
-        'AccessChange(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in ended',
-        'AccessChange(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in []',
+        'Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in ended',
+        'Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in []',
         ROOM_TESTS,
     ),
     Defect(
@@ -882,7 +884,7 @@ DEFECTS = [
     ),
     Defect(
         "drivers-see-an-empty-list-of-deleted-orders", LISTS,
-        "    if filters.deleted:\n        actors.require_admin(actor)\n", "",
+        "    if filters.deleted:\n        callers.require_admin(actor)\n", "",
         BOARD_TESTS,
     ),
     Defect(

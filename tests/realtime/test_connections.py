@@ -7,7 +7,7 @@ import pytest
 from ordertrack.auth import Credential
 from ordertrack.errors import DomainError, InvalidToken, TooManyRequests, Unavailable
 from ordertrack.eventlog import AccessEnded
-from ordertrack.policy import Caller
+from ordertrack.policy import Caller, DriverScope
 from ordertrack.realtime.connections import Connections
 
 
@@ -25,7 +25,7 @@ class Visitor:
 
 
 def credential(user: int, session: int, expires_in: float) -> Credential:
-    return Credential(Caller(user, session), time.time() + expires_in)
+    return Credential(Caller(user, session, DriverScope.ALL), time.time() + expires_in)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_one_that_cannot_be_told_does_not_keep_the_others_in(connections: Connec
     told: list[Visitor] = []
     for number in range(3):
         connection = Stubborn(user=number) if number % 2 else Visitor(user=number)
-        connection.credential = Credential(Caller(number, 1), expires_at)
+        connection.credential = Credential(Caller(number, 1, DriverScope.ALL), expires_at)
         connections.admit(connection)
         told.append(connection)
     connections.sweep(0)

@@ -7,6 +7,7 @@ test_rooms.py and test_websocket.py.
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -101,8 +102,8 @@ class World:
             nonlocal reads
             before_read(reads)
             with self._app.app_context():
-                caller = from_token(watcher.person.token).caller
-                answer = orders.catch_up(caller, wanted, self._scope)
+                caller = replace(from_token(watcher.person.token).caller, scope=self._scope)
+                answer = orders.catch_up(caller, wanted)
             after_read(reads)
             reads += 1
             return answer
@@ -349,8 +350,8 @@ def test_the_feed_of_narrowed_drivers_follows_the_assignment(
         watchers = {}
         for person in (first, second):
             watchers[person] = Watcher(world, person)
-            actor = Actor(int(person.id), person.name, Role.DRIVER)
-            watchers[person].join(feed_room(actor, DriverScope.ASSIGNED))
+            actor = Actor(int(person.id), person.name, Role.DRIVER, DriverScope.ASSIGNED)
+            watchers[person].join(feed_room(actor))
         order = owner.order()
         admin.assign(order, first)
         owner.edit(order, "for the first")

@@ -204,7 +204,6 @@ def test_what_will_not_fit_is_not_read_either(
         _, answers = orders.catch_up(
             from_token(owner.token).caller,
             {int(order["id"]): 1 for order in made},
-            DriverScope.ALL,
             Budget(events=3),
         )
     assert read == [int(order["id"]) for order in made[:4]], "two at a time, to the budget's end"
@@ -233,7 +232,9 @@ def test_several_reads_of_the_log_make_one_answer_and_share_its_budget() -> None
     hub = Hub(lambda _: [], DriverScope.ALL, Budget(events=3, bytes=1000))
     found = {1: caught_up(2, 100), 2: caught_up(2, 100)}
     answers = hub.subscribe(
-        Nobody(), {1: 0, 2: 0}, lambda _: (Actor(1, "Ann", Role.ADMIN), dict(found))
+        Nobody(),
+        {1: 0, 2: 0},
+        lambda _: (Actor(1, "Ann", Role.ADMIN, DriverScope.ALL), dict(found)),
     )
     assert [answer.reset for answer in answers.values() if isinstance(answer, CaughtUp)] == [
         None,

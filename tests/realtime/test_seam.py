@@ -23,7 +23,7 @@ from ordertrack.realtime.hub import Announcement, Hub, Wanted
 from ordertrack.services.orders import CaughtUp
 from tests.support.examples import examples
 
-ACTOR = Actor(1, "Ann", Role.ADMIN)
+ACTOR = Actor(1, "Ann", Role.ADMIN, DriverScope.ALL)
 
 
 class Rooms:

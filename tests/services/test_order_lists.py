@@ -4,7 +4,7 @@ With bounds of a few orders, so that a handful behaves as millions do.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
@@ -213,7 +213,7 @@ def test_short_pages_join_to_the_whole_list(shop: Shop, name: str, limit: int) -
     filters, where = narrowed(shop.numbers)[name]
     found = pages(
         lambda before: order_lists.staff_page(
-            shop.people["Ada"], filters, DriverScope.ALL, before=before, limit=limit
+            shop.people["Ada"], filters, before=before, limit=limit
         ),
         limit,
     )
@@ -236,10 +236,9 @@ def test_short_pages_join_for_drivers_who_see_what_is_theirs(
             f"UPDATE orders o SET customer_id = {driver.user_id}"
             f" WHERE id = (SELECT id FROM orders o WHERE {LIVE} AND {own} LIMIT 1)"
         )
+    narrow = replace(driver, scope=DriverScope.ASSIGNED)
     found = pages(
-        lambda before: order_lists.staff_page(
-            driver, filters, DriverScope.ASSIGNED, before=before, limit=limit
-        ),
+        lambda before: order_lists.staff_page(narrow, filters, before=before, limit=limit),
         limit,
     )
     theirs = f"(o.driver_id = {driver.user_id} OR o.customer_id = {driver.user_id})"
@@ -251,9 +250,7 @@ def test_short_pages_join_for_drivers_who_see_what_is_theirs(
 def test_short_pages_of_ones_own_orders_join(shop: Shop, text: str | None) -> None:
     customer = shop.people["Carl"]
     found = pages(
-        lambda before: order_lists.own_page(
-            customer, Filters(text=text), DriverScope.ALL, before=before, limit=4
-        ),
+        lambda before: order_lists.own_page(customer, Filters(text=text), before=before, limit=4),
         4,
     )
     like = f" AND o.description LIKE '%{text}%'" if text else ""
@@ -266,7 +263,6 @@ def test_a_page_that_looked_at_enough_says_so_and_the_last_does_not(shop: Shop) 
         return order_lists.staff_page(
             shop.people["Ada"],
             Filters(text="unicorn"),
-            DriverScope.ALL,
             before=before,
             limit=10,
         )
@@ -285,7 +281,6 @@ def test_an_order_is_found_by_its_number_however_old_and_once(shop: Shop) -> Non
             lambda before, words=words, limit=limit: order_lists.staff_page(
                 shop.people["Ada"],
                 Filters(words=words),
-                DriverScope.ALL,
                 before=before,
                 limit=limit,
             ),
@@ -296,9 +291,8 @@ def test_an_order_is_found_by_its_number_however_old_and_once(shop: Shop) -> Non
         assert ids(found) == [number, *others]
     dora = shop.people["Dora"]
     unseen = shop.ids(f"o.customer_id <> {dora.user_id} AND o.driver_id <> {dora.user_id}")[0]
-    page = order_lists.staff_page(
-        dora, Filters(words=str(unseen)), DriverScope.ASSIGNED, before=None, limit=5
-    )
+    narrow = replace(dora, scope=DriverScope.ASSIGNED)
+    page = order_lists.staff_page(narrow, Filters(words=str(unseen)), before=None, limit=5)
     assert unseen not in ids([page])
 
 
@@ -306,9 +300,7 @@ def test_an_order_is_found_by_its_number_however_old_and_once(shop: Shop) -> Non
 
 
 def counted(shop: Shop, filters: Filters) -> dict[Status, Count]:
-    return order_lists.overview(shop.people["Ada"], filters, DriverScope.ALL, before=None, limit=2)[
-        1
-    ]
+    return order_lists.overview(shop.people["Ada"], filters, before=None, limit=2)[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -345,9 +337,7 @@ def test_counts_beyond_the_bound_say_at_least(shop: Shop) -> None:
 
 
 def search(shop: Shop, wanted: Filters) -> Page:
-    return order_lists.staff_page(
-        shop.people["Ada"], wanted, DriverScope.ALL, before=None, limit=50
-    )
+    return order_lists.staff_page(shop.people["Ada"], wanted, before=None, limit=50)
 
 
 @pytest.mark.parametrize(
@@ -379,9 +369,7 @@ def test_names_are_found_beyond_the_bound_and_counted_where_pg_trgm_can_be_had(
         pytest.skip(NO_TRIGRAMS)
     zoes = f"{LIVE} AND o.customer_id = {shop.people['Zoë Zanzibar'].user_id}"
     for wanted in (Filters(words="zanzibar"), Filters(customer="zoë@"), Filters(customer="zanz")):
-        page, counts = order_lists.overview(
-            shop.people["Ada"], wanted, DriverScope.ALL, before=None, limit=50
-        )
+        page, counts = order_lists.overview(shop.people["Ada"], wanted, before=None, limit=50)
         assert ids([page]) == shop.ids(zoes)
         assert sum(counts.values(), start=Count(0)) == Count(len(shop.ids(zoes)))
 
@@ -418,12 +406,10 @@ def test_an_export_and_the_boards_pages_have_every_order_once(shop: Shop) -> Non
         expected = shop.ids(f"{LIVE} AND o.customer_id = {wanted.customer_id}")
         assert len(expected) > number
         admin = shop.people["Ada"]
-        exported = list(screens.export(admin, wanted, DriverScope.ALL))
+        exported = list(screens.export(admin, wanted))
         assert [order.id for order in exported] == expected
         found = pages(
-            lambda before: (
-                screens.board(admin, wanted, DriverScope.ALL, before=before, limit=50).page
-            ),
+            lambda before: screens.board(admin, wanted, before=before, limit=50).page,
             50,
         )
         assert ids(found) == expected

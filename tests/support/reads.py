@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
@@ -17,8 +17,6 @@ from ordertrack.services.order_lists import Filters
 from tests.support.bulk import ABSENT, ADMINS, COMMON, DRIVERS, RARE, Size
 
 Read = Callable[[], object]
-
-_ALL, _ASSIGNED = DriverScope.ALL, DriverScope.ASSIGNED
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def session_of(dsn: str, user_id: int) -> Caller:
             " RETURNING id",
             [user_id],
         )
-        return Caller(user_id, cursor.fetchone()[0])
+        return Caller(user_id, cursor.fetchone()[0], DriverScope.ALL)
 
 
 def sign_in(dsn: str) -> Callers:
@@ -92,40 +90,37 @@ def filters(driver_id: int) -> dict[str, Filters]:
 def list_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
     """Lists: of REST, of the board, of drivers, of customers, and where they begin to be far."""
     admin, driver = asking.admin, asking.driver
+    narrowed_driver = replace(driver, scope=DriverScope.ASSIGNED)
     middle = size.orders // 2
     for name, narrowed in filters(driver.user_id).items():
         for before in (None, middle):
             yield (
                 f"list: {name}{', from the middle' if before else ''}",
-                lambda n=narrowed, b=before: order_lists.staff_page(
-                    admin, n, _ALL, before=b, limit=100
-                ),
+                lambda n=narrowed, b=before: order_lists.staff_page(admin, n, before=b, limit=100),
             )
         yield (
             f"board: {name}",
-            lambda n=narrowed: screens.board(admin, n, _ALL, before=None, limit=50),
+            lambda n=narrowed: screens.board(admin, n, before=None, limit=50),
         )
         if not narrowed.deleted:
             yield (
                 f"assigned only: {name}",
-                lambda n=narrowed: order_lists.overview(
-                    driver, n, _ASSIGNED, before=None, limit=50
-                ),
+                lambda n=narrowed: order_lists.overview(narrowed_driver, n, before=None, limit=50),
             )
-    yield "export: two batches", lambda: list(islice(screens.export(admin, Filters(), _ALL), 1500))
+    yield "export: two batches", lambda: list(islice(screens.export(admin, Filters()), 1500))
     for text in (None, ABSENT):
         for status in (None, Status.PENDING):
             yield (
                 f"own: {text or 'everything'}, {status or 'any'}",
                 lambda t=text, s=status: order_lists.own_page(
-                    asking.customer, Filters(text=t, status=s), _ALL, before=None, limit=100
+                    asking.customer, Filters(text=t, status=s), before=None, limit=100
                 ),
             )
     for mine in (True, False):
         for scope in DriverScope:
             yield (
                 f"deliveries: {'mine' if mine else 'all'}, {scope}",
-                lambda m=mine, s=scope: screens.waiting(driver, s, mine=m),
+                lambda m=mine, s=scope: screens.waiting(replace(driver, scope=s), mine=m),
             )
 
 
@@ -133,11 +128,11 @@ def order_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
     """One order, its history, its page, and catching up with two hundred."""
     admin, middle = asking.admin, size.orders // 2
     many: dict[int, int | None] = {middle + n * 7: 1 for n in range(200)}
-    yield "order", lambda: orders.get(admin, middle, _ALL)
-    yield "history", lambda: orders.history(admin, middle, _ALL, after=0, limit=100)
-    yield "order page", lambda: screens.order(admin, middle, _ALL)
-    yield "trail page", lambda: screens.trail(admin, middle, _ALL)
-    yield "200 subscriptions", lambda: orders.catch_up(admin, many, _ALL)
+    yield "order", lambda: orders.get(admin, middle)
+    yield "history", lambda: orders.history(admin, middle, after=0, limit=100)
+    yield "order page", lambda: screens.order(admin, middle)
+    yield "trail page", lambda: screens.trail(admin, middle)
+    yield "200 subscriptions", lambda: orders.catch_up(admin, many)
     yield "who asks", lambda: callers.identify(admin)
 
 

@@ -20,8 +20,8 @@ class Facts:
     is_deleted: bool = False
 
 
-def actor(role: Role) -> Actor:
-    return Actor(ME, "Ann", role)
+def actor(role: Role, scope: DriverScope = DriverScope.ALL) -> Actor:
+    return Actor(ME, "Ann", role, scope)
 
 
 SIGHT = [
@@ -46,9 +46,9 @@ def test_what_somebody_is_to_an_order(
     role: Role, own: bool, mine: bool, scope: DriverScope, expected: set[Standing]
 ) -> None:
     order = Facts(ME if own else SOMEBODY, ME if mine else SOMEBODY)
-    assert policy.standings(actor(role), order, scope) == expected
-    assert policy.can_see(actor(role), order, scope) == bool(expected)
-    assert policy.can_read_history(actor(role), order, scope) == bool(expected)
+    assert policy.standings(actor(role, scope), order) == expected
+    assert policy.can_see(actor(role, scope), order) == bool(expected)
+    assert policy.can_read_history(actor(role, scope), order) == bool(expected)
 
 
 @pytest.mark.parametrize(("role", "scope"), list(product(Role, DriverScope)))
@@ -56,8 +56,8 @@ def test_a_deleted_order_is_gone_and_its_history_is_for_admins(
     role: Role, scope: DriverScope
 ) -> None:
     order = Facts(ME, ME, is_deleted=True)
-    assert not policy.can_see(actor(role), order, scope)
-    assert policy.can_read_history(actor(role), order, scope) == (role is Role.ADMIN)
+    assert not policy.can_see(actor(role, scope), order)
+    assert policy.can_read_history(actor(role, scope), order) == (role is Role.ADMIN)
 
 
 PENDING_ONLY = {Status.PENDING}

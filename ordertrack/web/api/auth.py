@@ -33,30 +33,30 @@ def register() -> Response:
 def login() -> Response:
     form = body(Credentials)
     lifetime = timedelta(seconds=settings().refresh_token_seconds)
-    sign_in = accounts.log_in(
+    login = accounts.log_in(
         form.email, form.password, lifetime, user_agent=request.user_agent.string
     )
-    return json_answer(_tokens(sign_in))
+    return json_answer(_tokens(login))
 
 
 @blueprint.post("/refresh")
 @auth.takes_refresh_token
 def refresh() -> Response:
     """A new access token for the same session; the refresh token stays good."""
-    sign_in = accounts.continue_session(auth.caller())
-    shown = _tokens(sign_in)
+    login = accounts.continue_session(auth.caller())
+    shown = _tokens(login)
     del shown["refresh_token"]
     return json_answer(shown)
 
 
-def _tokens(sign_in: accounts.SignIn) -> dict[str, Any]:
-    tokens = auth.issue(sign_in)
+def _tokens(login: accounts.Login) -> dict[str, Any]:
+    tokens = auth.issue(login)
     return {
         "access_token": tokens.access,
         "refresh_token": tokens.refresh,
         "token_type": "Bearer",
         "expires_in": tokens.expires_in,
-        "user": present_account(sign_in.account),
+        "user": present_account(login.account),
     }
 
 

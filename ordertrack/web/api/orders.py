@@ -29,7 +29,6 @@ from ordertrack.web.http import (
     json_answer,
     known_arguments,
     moment,
-    scope,
 )
 
 blueprint = Blueprint("orders", __name__, url_prefix="/api")
@@ -38,7 +37,7 @@ blueprint = Blueprint("orders", __name__, url_prefix="/api")
 @blueprint.post("/orders")
 def create() -> Response:
     form = body(OrderForm)
-    order = orders.create(auth.caller(), form.description, scope(), key=_idempotency_key())
+    order = orders.create(auth.caller(), form.description, key=_idempotency_key())
     location = url_for("orders.get", order_id=order.id)
     return _answer(order, 201, {"Location": location})
 
@@ -56,9 +55,7 @@ def _idempotency_key() -> str | None:
 def own_page() -> Response:
     known_arguments("status", "q", "limit", "cursor")
     limit, before = _place()
-    return _page(
-        order_lists.own_page(auth.caller(), _filters(), scope(), before=before, limit=limit)
-    )
+    return _page(order_lists.own_page(auth.caller(), _filters(), before=before, limit=limit))
 
 
 @blueprint.get("/admin/orders")
@@ -67,9 +64,7 @@ def staff_page() -> Response:
         "status", "q", "limit", "cursor", "driver", "customer", "created_from", "created_before"
     )
     limit, before = _place()
-    return _page(
-        order_lists.staff_page(auth.caller(), _filters(), scope(), before=before, limit=limit)
-    )
+    return _page(order_lists.staff_page(auth.caller(), _filters(), before=before, limit=limit))
 
 
 def _filters() -> Filters:
@@ -112,20 +107,18 @@ def _page(page: Page) -> Response:
 
 @blueprint.get("/orders/<id:order_id>")
 def get(order_id: int) -> Response:
-    return _answer(orders.get(auth.caller(), order_id, scope()))
+    return _answer(orders.get(auth.caller(), order_id))
 
 
 @blueprint.route("/orders/<id:order_id>", methods=["PUT", "PATCH"])
 def edit(order_id: int) -> Response:
     form = body(OrderForm)
-    return _answer(
-        orders.edit(auth.caller(), order_id, form.description, scope(), if_version=if_match())
-    )
+    return _answer(orders.edit(auth.caller(), order_id, form.description, if_version=if_match()))
 
 
 @blueprint.delete("/orders/<id:order_id>")
 def delete(order_id: int) -> Response:
-    orders.delete(auth.caller(), order_id, scope(), if_version=if_match())
+    orders.delete(auth.caller(), order_id, if_version=if_match())
     return Response(status=204)
 
 
@@ -137,7 +130,6 @@ def change_status(order_id: int) -> Response:
             auth.caller(),
             order_id,
             form.status,
-            scope(),
             note=form.note,
             if_version=if_match(),
         )
@@ -148,9 +140,7 @@ def change_status(order_id: int) -> Response:
 def assign_driver(order_id: int) -> Response:
     form = body(DriverForm)
     return _answer(
-        orders.assign_driver(
-            auth.caller(), order_id, form.driver_id, scope(), if_version=if_match()
-        )
+        orders.assign_driver(auth.caller(), order_id, form.driver_id, if_version=if_match())
     )
 
 
@@ -160,7 +150,6 @@ def history(order_id: int) -> Response:
     found = orders.history(
         auth.caller(),
         order_id,
-        scope(),
         after=integer("after", 0, high=MAX_VERSION),
         limit=integer("limit", MAX_PAGE, low=1, high=orders.REPLAY_LIMIT),
     )

@@ -51,7 +51,7 @@ def login() -> Response:
     try:
         form = read(values, Credentials)
         lifetime = timedelta(seconds=settings().refresh_token_seconds)
-        sign_in = accounts.log_in(
+        login = accounts.log_in(
             form.email.strip(), form.password, lifetime, user_agent=request.user_agent.string
         )
     except ValidationFailed:
@@ -60,13 +60,13 @@ def login() -> Response:
         error, status = refused.detail, STATUS[refused.code].value
     else:
         following = safe_path(_following())
-        return _enter(sign_in, following if following != "/" else HOME[sign_in.account.role])
+        return _enter(login, following if following != "/" else HOME[login.account.role])
     return _login_form(status, email=values.get("email", ""), error=error)
 
 
-def _enter(sign_in: accounts.SignIn, url: str, notice: str | None = None) -> Response:
+def _enter(login: accounts.Login, url: str, notice: str | None = None) -> Response:
     response = go_to(url, notice)
-    auth.set_session_cookies(response, auth.issue(sign_in))
+    auth.set_session_cookies(response, auth.issue(login))
     return response
 
 
@@ -85,7 +85,7 @@ def register() -> Response:
         form = read(values, Registration)
         accounts.register(form.name, form.email, form.password)
         lifetime = timedelta(seconds=settings().refresh_token_seconds)
-        sign_in = accounts.log_in(
+        login = accounts.log_in(
             form.email, form.password, lifetime, user_agent=request.user_agent.string
         )
     except ValidationFailed as error:
@@ -93,7 +93,7 @@ def register() -> Response:
     except EmailTaken as error:
         errors, status = {"email": error.detail}, 409
     else:
-        return _enter(sign_in, "/orders", "registered")
+        return _enter(login, "/orders", "registered")
     shown = {name: values.get(name, "") for name in ("name", "email")}
     return render("register.html", status, values=shown, errors=errors)
 

@@ -20,7 +20,7 @@ from ordertrack.services import callers, orders, screens
 from ordertrack.services.order_lists import Count, Filters
 from ordertrack.services.orders import OrderView
 from ordertrack.services.screens import Outcome
-from ordertrack.web.http import integer, known_arguments, scope
+from ordertrack.web.http import integer, known_arguments
 from ordertrack.web.pages.rendering import back, fields, go_to, messages, read, render
 
 blueprint = Blueprint("board", __name__)
@@ -50,7 +50,6 @@ def show() -> Response:
     found = screens.board(
         auth.caller(),
         filters,
-        scope(),
         before=integer("before", low=1),
         limit=PAGE,
     )
@@ -165,7 +164,7 @@ def move() -> Response:
         ask, hint = _MOVES[target]
         question = Question(ask, ("status", target.value), hint=hint)
         return _ask(order_ids, question, lambda order: target in order.next_statuses)
-    outcomes = screens.move_many(auth.caller(), order_ids, target, scope())
+    outcomes = screens.move_many(auth.caller(), order_ids, target)
     return _done(outcomes + _left(), _BECAME[target])
 
 
@@ -182,7 +181,7 @@ def assign() -> Response:
         ask = "Take the driver off {}?" if name is None else "Assign {} to "
         question = Question(ask, ("driver_id", driver_id), name=name or "")
         return _ask(order_ids, question, lambda order: order.status not in TERMINAL)
-    outcomes = screens.assign_many(auth.caller(), order_ids, form.driver_id, scope())
+    outcomes = screens.assign_many(auth.caller(), order_ids, form.driver_id)
     return _done(outcomes + _left(), "assigned" if form.driver_id else "without a driver now")
 
 
@@ -197,7 +196,7 @@ def _left() -> list[Outcome]:
     order_ids = _ids(request.form.getlist("left"), "/left")
     if not order_ids:
         return []
-    found = screens.chosen(auth.caller(), order_ids, scope()).orders
+    found = screens.chosen(auth.caller(), order_ids).orders
     reasons: dict[int, DomainError] = {
         order.id: Conflict(f"It was {order.status}, and is left so.") for order in found
     }
@@ -215,7 +214,7 @@ def _ids(raw: Sequence[str], pointer: str) -> list[int]:
 
 def _ask(order_ids: list[int], question: Question, can_be: Callable[[OrderView], bool]) -> Response:
     """The page that asks. It names the customers concerned, and what will be left as it is."""
-    found = screens.chosen(auth.caller(), order_ids, scope())
+    found = screens.chosen(auth.caller(), order_ids)
     changing = [order for order in found.orders if can_be(order)]
     return render(
         "bulk_ask.html",
@@ -281,7 +280,7 @@ COLUMNS = (
 def export() -> Response:
     """All orders of the board's filters, streamed; never more than a batch in memory."""
     known_arguments(*FILTERS)
-    rows = screens.export(auth.caller(), _filters(), scope())
+    rows = screens.export(auth.caller(), _filters())
     # The first row is read here, so that a refusal is an answer of its own and not half a file.
     first = next(rows, None)
     found = chain(() if first is None else (first,), rows)

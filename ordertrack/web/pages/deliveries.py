@@ -7,7 +7,7 @@ from ordertrack.lifecycle import TERMINAL, Status
 from ordertrack.policy import DriverScope
 from ordertrack.services import screens
 from ordertrack.services.orders import OrderView
-from ordertrack.web.http import scope, settings
+from ordertrack.web.http import settings
 from ordertrack.web.pages.rendering import render
 
 blueprint = Blueprint("deliveries", __name__)
@@ -17,7 +17,7 @@ blueprint = Blueprint("deliveries", __name__)
 def show() -> Response:
     """``?show=mine`` narrows to what is assigned to the viewer."""
     mine = request.args.get("show") == "mine"
-    found = screens.waiting(auth.caller(), scope(), mine=mine)
+    found = screens.waiting(auth.caller(), mine=mine)
     groups: dict[Status, list[OrderView]] = {
         status: [] for status in Status if status not in TERMINAL
     }
@@ -29,6 +29,6 @@ def show() -> Response:
         groups=groups,
         mine=mine,
         most=screens.WAITING,
-        may_see_all=DriverScope(settings().driver_scope) is DriverScope.ALL,
+        may_see_all=settings().driver_scope is DriverScope.ALL,
         here="/deliveries?show=mine" if mine else "/deliveries",
     )

@@ -25,7 +25,7 @@ from ordertrack.problems import STATUS as HTTP_STATUS
 from ordertrack.schemas import MAX_VERSION, DriverForm, OrderForm, StatusForm
 from ordertrack.services import order_lists, orders, screens
 from ordertrack.services.order_lists import Filters
-from ordertrack.web.http import integer, scope
+from ordertrack.web.http import integer
 from ordertrack.web.pages.progress import stops
 from ordertrack.web.pages.rendering import (
     back,
@@ -61,7 +61,6 @@ def _own(status: int = 200, *, typed: str = "", error: str | None = None) -> Res
     found = order_lists.own_page(
         auth.caller(),
         Filters(status=chosen),
-        scope(),
         before=integer("before", low=1),
         limit=PAGE,
     )
@@ -89,7 +88,6 @@ def place() -> Response:
         order = orders.create(
             auth.caller(),
             form.description,
-            scope(),
             key=f"page-{key}" if re.fullmatch("[0-9a-f]{32}", key) else None,
         )
     except ValidationFailed as error:
@@ -113,12 +111,12 @@ def show(order_id: int) -> Response:
         return _show(order_id)
     except NotFound:
         # A deleted order has no page any more, but admins may read its trail.
-        screens.trail(auth.caller(), order_id, scope())
+        screens.trail(auth.caller(), order_id)
         return go_to(f"/orders/{order_id}/history")
 
 
 def _show(order_id: int, refused: DomainError | None = None) -> Response:
-    screen = screens.order(auth.caller(), order_id, scope())
+    screen = screens.order(auth.caller(), order_id)
     order = screen.order
     typed = fields("version").get("description") if refused else None
     return render(
@@ -184,7 +182,7 @@ def _when(screen: screens.OrderScreen) -> dict[str, list[Status]]:
 @blueprint.get("/orders/<id:order_id>/history")
 def trail(order_id: int) -> Response:
     after = integer("after", 0, high=MAX_VERSION)
-    screen = screens.trail(auth.caller(), order_id, scope(), after=after)
+    screen = screens.trail(auth.caller(), order_id, after=after)
     last = screen.events[-1].version if screen.events else screen.order.version
     return render(
         "trail.html",
@@ -210,7 +208,7 @@ def explaining(change: View) -> View:
                 return _show(order_id, refused)
             if isinstance(refused, Forbidden):
                 return go_to(following, "denied", order_id)
-            order = orders.get(auth.caller(), order_id, scope())
+            order = orders.get(auth.caller(), order_id)
             return go_to(following, "refused", order_id, order.status)
 
     return view
@@ -220,7 +218,7 @@ def explaining(change: View) -> View:
 @explaining
 def edit(order_id: int) -> Response:
     form = read(fields("version"), OrderForm)
-    orders.edit(auth.caller(), order_id, form.description, scope(), if_version=version())
+    orders.edit(auth.caller(), order_id, form.description, if_version=version())
     return go_to(f"/orders/{order_id}", "edited")
 
 
@@ -235,7 +233,6 @@ def change_status(order_id: int) -> Response:
         auth.caller(),
         order_id,
         form.status,
-        scope(),
         note=form.note,
         if_version=version(),
     )
@@ -247,7 +244,7 @@ def change_status(order_id: int) -> Response:
 def assign_driver(order_id: int) -> Response:
     values = fields("version")
     form = read({**values, "driver_id": values.get("driver_id") or None}, DriverForm)
-    orders.assign_driver(auth.caller(), order_id, form.driver_id, scope(), if_version=version())
+    orders.assign_driver(auth.caller(), order_id, form.driver_id, if_version=version())
     notice = "assigned" if form.driver_id else "unassigned"
     return go_to(back(f"/orders/{order_id}"), notice, order_id)
 
@@ -255,5 +252,5 @@ def assign_driver(order_id: int) -> Response:
 @blueprint.post("/orders/<id:order_id>/delete")
 @explaining
 def delete(order_id: int) -> Response:
-    orders.delete(auth.caller(), order_id, scope(), if_version=version())
+    orders.delete(auth.caller(), order_id, if_version=version())
     return go_to(back("/"), "deleted", order_id)

@@ -30,7 +30,6 @@ import psycopg2
 from ordertrack.app import create_app
 from ordertrack.extensions import db
 from ordertrack.lifecycle import Status
-from ordertrack.policy import DriverScope
 from ordertrack.services import orders
 from tests.support import reads
 from tests.support.bulk import Size, fill
@@ -159,15 +158,13 @@ def writes(callers: Callers) -> Iterator[tuple[str, Read]]:
     """The paths that must not become slower by what makes reading fast."""
 
     def place() -> int:
-        return orders.create(callers.customer, "a lamp", DriverScope.ALL).id
+        return orders.create(callers.customer, "a lamp").id
 
     yield "place", place
     placed = [place() for _ in range(TIMES + 1)]
     yield (
         "move",
-        lambda: orders.change_status(
-            callers.admin, placed.pop(), Status.PROCESSING, DriverScope.ALL
-        ),
+        lambda: orders.change_status(callers.admin, placed.pop(), Status.PROCESSING),
     )
 
 
