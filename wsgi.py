@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 # ruff: noqa: E402 (see above)
 import atexit
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -186,4 +187,6 @@ if __name__ == "__main__":
         SchemaTooNew,
         TooFewDescriptors,
     ) as error:
-        sys.exit(f"OrderTrack does not start: {error}")
+        # Before `logs.set_up` Python prints it as it is.
+        logging.getLogger("ordertrack").critical("OrderTrack does not start: %s", error)
+        sys.exit(1)

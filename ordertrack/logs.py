@@ -1,20 +1,21 @@
-"""Logs: one JSON object per line on standard error, without secrets, whatever is in a message.
+"""Writes the log to standard error: JSON, one object per line; on a terminal, readable lines.
 
-Fields: ``time`` (UTC), ``level``, ``logger``, ``message``; ``request_id`` where the record belongs
-to a request; what a caller adds with `fields`; ``traceback`` for an exception. Everything is ASCII
-and control characters are escaped, so a client cannot forge a line or move a terminal's cursor.
+Members: ``time`` (UTC), ``level``, ``logger``, ``message``; ``request_id`` where the record belongs
+to a request; what a caller adds with `fields`; ``traceback`` for an exception. Control characters
+are escaped in both forms, so a client cannot forge a line or move a terminal's cursor.
 
-Secrets are kept out three times. Nothing of ours logs a header, a query string or a body. What
-libraries put into messages and tracebacks is searched for what looks like a secret (`redact`). And
-what is known to be one, of this server (`set_up`) or of the present request (`hide`), is replaced
-wherever it turns up.
+Secrets are kept out in three ways. Our own code logs no header, query string or body. Messages and
+tracebacks, which may quote anything, are searched for what looks like a secret (`redact`). Known
+secrets, of this server (`set_up`) or of the present request (`hide`), are replaced in every text.
 """
 
 import io
 import json
 import logging
+import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterable
 from contextvars import ContextVar, Token
@@ -27,8 +28,8 @@ HIDDEN: Final = "[hidden]"
 # A traceback longer than this is shown with its middle left out: recursion makes huge ones.
 MAX_TEXT: Final = 16_384
 
-# Shorter ones are no secrets that this server would accept, and replacing every "a" of a traceback
-# because somebody tried the password "a" would leave nothing to read.
+# A shorter text is no secret that this server accepts. Replacing it would make the log unreadable:
+# every "a" of a traceback, because a client tried the password "a".
 _MIN_HIDDEN: Final = 6
 
 _NAMED: Final = (
@@ -37,7 +38,7 @@ _NAMED: Final = (
 )
 
 # What is a secret by its own shape, or by the name before it. `input_value` is how pydantic quotes
-# what it refuses. Each pattern looks at a character once: a client may have written the text.
+# the input it refuses. Each pattern takes linear time, because a client may have written the text.
 _SHAPES: Final = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
@@ -53,7 +54,7 @@ _SHAPES: Final = tuple(
 
 
 class Request:
-    """What the log knows of a request: its id, the template of its path, who sent it."""
+    """What the log says about a request: its id, the template of its path, the user's id."""
 
     __slots__ = ("hidden", "id", "route", "user_id")
 
@@ -68,7 +69,7 @@ _request: ContextVar[Request | None] = ContextVar("request", default=None)
 
 
 def enter(request: Request) -> Token[Request | None]:
-    """From here on, records of this greenlet belong to *request*."""
+    """Make *request* the present request: records of this greenlet carry its id until `leave`."""
     return _request.set(request)
 
 
@@ -82,21 +83,21 @@ def request_id() -> str | None:
 
 
 def note_user(user_id: int) -> None:
-    """The present request is this user's."""
+    """Say whose the present request is."""
     request = _request.get()
     if request is not None:
         request.user_id = user_id
 
 
 def note_route(template: str) -> None:
-    """The path of the present request is one of these."""
+    """Say which route answers the present request, as ``/api/orders/<id:order_id>``."""
     request = _request.get()
     if request is not None:
         request.route = template
 
 
 def hide(secret: str) -> None:
-    """Keep *secret*, which came with the present request, out of whatever is logged for it."""
+    """Keep *secret*, which came with the present request, out of the records of that request."""
     request = _request.get()
     if request is not None and len(secret) >= _MIN_HIDDEN:
         request.hidden += (secret,)
@@ -108,7 +109,7 @@ def fields(**values: Any) -> dict[str, Any]:
 
 
 def redact(text: str, known: Iterable[str] = ()) -> str:
-    """*text* without the *known* secrets and without whatever looks like one."""
+    """*text* without the *known* secrets and without text that looks like one."""
     for secret in known:
         text = text.replace(secret, HIDDEN)
     for pattern, replacement in _SHAPES:
@@ -121,13 +122,17 @@ _encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON. *secrets* are never shown."""
+    """Formats a record as one line of JSON in ASCII. *secrets* are never shown."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         super().__init__()
         self._secrets = tuple(secret for secret in secrets if len(secret) >= _MIN_HIDDEN)
 
     def format(self, record: logging.LogRecord) -> str:
+        # DEL is the one control character that JSON leaves as it is.
+        return _encode(self._members(record)).replace("\x7f", "\\u007f")
+
+    def _members(self, record: logging.LogRecord) -> dict[str, Any]:
         request = _request.get()
         known = self._secrets + (request.hidden if request is not None else ())
         extra = getattr(record, "fields", None)
@@ -135,7 +140,7 @@ class JsonFormatter(logging.Formatter):
             "time": _rfc3339(record.created),
             "level": record.levelname,
             "logger": record.name,
-            # Records with fields are our own, and say nothing but constants.
+            # Records with fields are our own, and their messages are constants.
             "message": record.getMessage()
             if extra is not None
             else _text(record.getMessage(), known),
@@ -149,8 +154,50 @@ class JsonFormatter(logging.Formatter):
             shown["traceback"] = _text("".join(lines), known)
         if record.stack_info:
             shown["stack"] = _text(record.stack_info, known)
-        # DEL is the one control character that JSON leaves as it is.
-        return _encode(shown).replace("\x7f", "\\u007f")
+        return shown
+
+
+# SGR sequences of ECMA-48 by level: red, bold red, yellow.
+_COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
+_NO_COLOUR: Final = "\x1b[0m"
+
+
+class TerminalFormatter(JsonFormatter):
+    """Formats a record for a person: local time, level, message, fields; tracebacks indented.
+
+    Only lines of a traceback begin with a space, so a text in one cannot pass for another record.
+    """
+
+    def __init__(self, secrets: Iterable[str] = (), *, colour: bool = False) -> None:
+        super().__init__(secrets)
+        self._colours = _COLOURS if colour else {}
+
+    def format(self, record: logging.LogRecord) -> str:
+        shown = self._members(record)
+        level, message = shown.pop("level"), shown.pop("message")
+        blocks = [shown.pop(name) for name in ("traceback", "stack") if name in shown]
+        del shown["time"], shown["logger"]
+        words = [_printable(message)]
+        words += [
+            f"{name}={_printable(str(value))}" for name, value in shown.items() if value is not None
+        ]
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        first = f"{moment} {self._coloured(level)} {' '.join(words)}"
+        rest = [f"    {_printable(line)}" for block in blocks for line in block.split("\n") if line]
+        return "\n".join([first, *rest])
+
+    def _coloured(self, level: str) -> str:
+        colour = self._colours.get(level)
+        return f"{colour}{level:<8}{_NO_COLOUR}" if colour else f"{level:<8}"
+
+
+def _printable(text: str) -> str:
+    """*text* with every character escaped that a terminal does not show as itself."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def _text(text: str, known: Iterable[str]) -> str:
@@ -165,7 +212,7 @@ _second: tuple[int, str] = (-1, "")
 
 
 def _rfc3339(moment: float) -> str:
-    """With milliseconds. Formatting a date costs more than the rest of a short record."""
+    """*moment* with milliseconds. Formatting the date is most of a short record's cost: cached."""
     global _second  # noqa: PLW0603 (a cache of one)
     second = int(moment)
     if _second[0] != second:
@@ -174,9 +221,9 @@ def _rfc3339(moment: float) -> str:
 
 
 class Stderr(io.TextIOBase):
-    """Standard error for everybody who is not a logger: each line written becomes a record.
+    """Takes the place of ``sys.stderr``: each line that is written becomes a record.
 
-    Eventlet prints what nobody caught in the loop; libraries print what they like.
+    Eventlet prints exceptions that no greenlet caught, and libraries print warnings.
     """
 
     def __init__(self, inner: TextIO) -> None:
@@ -186,7 +233,7 @@ class Stderr(io.TextIOBase):
 
     def write(self, text: str) -> int:
         *lines, self._begun = (self._begun + text).split("\n")
-        # When the log itself cannot be written, that is printed, too: once is enough.
+        # `logging` prints here when it cannot write a record: that must not become a record again.
         if not self._busy:
             self._busy = True
             try:
@@ -204,16 +251,23 @@ class Stderr(io.TextIOBase):
 
 
 def set_up(level: str, secrets: Iterable[str] = ()) -> None:
-    """Log to standard error from *level* on: our records, libraries', warnings, last words."""
+    """Log to standard error from *level* on: records, warnings, prints, uncaught exceptions.
+
+    NO_COLOR in the environment (no-color.org) keeps a terminal's lines without colours.
+    """
     stderr = sys.stderr.inner if isinstance(sys.stderr, Stderr) else sys.stderr
     handler = logging.StreamHandler(stderr)
-    handler.setFormatter(JsonFormatter(secrets))
+    handler.setFormatter(
+        TerminalFormatter(secrets, colour=not os.environ.get("NO_COLOR"))
+        if stderr.isatty()
+        else JsonFormatter(secrets)
+    )
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    # What our lines do not show need not be found out: it is a third of the cost of a record.
+    # Thread, process and caller are not shown; finding them is a third of the cost of a record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # the documented switch for callers
-    # It says at INFO what it has migrated, and that it is PostgreSQL, at every start.
+    # At INFO it names the database's kind and each migration, at every start.
     logging.getLogger("alembic").setLevel(max(logging.WARNING, logging.getLogger().level))
     sys.stderr = Stderr(stderr)
     sys.excepthook = _uncaught

@@ -16,7 +16,7 @@ down_revision = "0001"
 
 oldest_code = "0001"
 
-log = logging.getLogger("alembic.runtime.migration")
+log = logging.getLogger("ordertrack.migrations")
 
 # CREATE INDEX CONCURRENTLY waits for every transaction that is older than itself, and holds up
 # nobody meanwhile. A transaction that stays open for longer than this has been forgotten.
@@ -109,8 +109,8 @@ def _trigram_operators() -> str | None:
         connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS pg_trgm"))
     except sa.exc.DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
-        log.warning("Without pg_trgm (%s) search looks at the newest orders only, page by page. "
-                    "docs/operations.md says how to add it later.", reason)  # fmt: skip
+        log.info("Without pg_trgm (%s) search looks at the newest orders only, page by page. "
+                 "docs/operations.md says how to add it later.", reason)  # fmt: skip
         return None
     return connection.scalar(
         sa.text(

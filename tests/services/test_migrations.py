@@ -356,7 +356,7 @@ def test_without_pg_trgm_the_rest_is_migrated_and_that_is_said(
     postgres.execute(f"ALTER DATABASE {name} OWNER TO CURRENT_USER")
     postgres.execute(f"GRANT ALL ON SCHEMA public TO {OWNER_ROLE}", dsn=postgres.as_superuser(dsn))
     try:
-        with caplog.at_level("WARNING"):
+        with caplog.at_level("INFO"):
             migrate(dsn)
         assert "Without pg_trgm" in caplog.text
         for index in SEARCH_INDEXES:

@@ -1,8 +1,9 @@
-"""One line per record, and no secret in it."""
+"""The log: JSON lines, readable lines on a terminal, and no secret in either."""
 
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from ordertrack import logs
-from ordertrack.logs import HIDDEN, JsonFormatter, redact
+from ordertrack.logs import HIDDEN, JsonFormatter, TerminalFormatter, redact
 
 JWT = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiI3In0.c2lnbmF0dXJlLW9mLTMyLWJ5dGVzLXBsdXM"
 PASSWORD = "correct horse battery staple"
@@ -20,11 +21,11 @@ PASSWORD = "correct horse battery staple"
 class Sink:
     """A logger with our formatter, and what it wrote."""
 
-    def __init__(self, *secrets: str) -> None:
+    def __init__(self, formatter: logging.Formatter) -> None:
         self.stream = io.StringIO()
         self.log = logging.Logger("ordertrack.test")  # noqa: LOG001 (of its own)
         handler = logging.StreamHandler(self.stream)
-        handler.setFormatter(JsonFormatter(secrets))
+        handler.setFormatter(formatter)
         self.log.addHandler(handler)
 
     @property
@@ -40,7 +41,12 @@ class Sink:
 
 @pytest.fixture
 def sink() -> Sink:
-    return Sink("the-secret-of-this-server")
+    return Sink(JsonFormatter(["the-secret-of-this-server"]))
+
+
+@pytest.fixture
+def terminal() -> Sink:
+    return Sink(TerminalFormatter(["the-secret-of-this-server"]))
 
 
 @pytest.fixture
@@ -178,6 +184,81 @@ def test_a_very_long_record_is_cut_in_the_middle(sink: Sink) -> None:
 def test_what_cannot_be_json_is_shown_as_text(sink: Sink) -> None:
     sink.log.info("request", extra=logs.fields(path=object, note={1, 2}))
     assert "class" in str(sink.record()["path"])
+
+
+# --- on a terminal -----------------------------------------------------------------------------
+
+
+def test_on_a_terminal_a_record_is_a_line_with_time_level_message_and_fields(
+    terminal: Sink, request_in_hand: logs.Request
+) -> None:
+    terminal.log.warning("request", extra=logs.fields(path="/api/orders", status=0, user_id=None))
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d WARNING  request request_id=req-1 path=/api/orders status=0\n",
+        terminal.text,
+    )
+
+
+def test_on_a_terminal_a_traceback_is_indented_below_its_line(terminal: Sink) -> None:
+    try:
+        raise KeyError("gone\n12:00:00 INFO     forged")
+    except KeyError:
+        terminal.log.exception("unexpected error")
+    first, *rest = terminal.text.splitlines()
+    assert first.endswith("ERROR    unexpected error")
+    assert rest[0] == "    Traceback (most recent call last):"
+    assert "KeyError: " in rest[-1]
+    assert all(line.startswith("    ") for line in rest)
+
+
+@pytest.mark.safety("log-lines")
+@pytest.mark.parametrize(
+    "nasty",
+    [
+        "a\r\n12:00:00 INFO     forged",
+        "\x1b[2J\x1b]0;owned\x07",
+        "\u2028\u2029\x85",
+        "\x00\x7f\x9b31m",
+        "\u202edesrever",
+        "\ud800",
+    ],
+)
+def test_control_characters_are_escaped_on_a_terminal(terminal: Sink, nasty: str) -> None:
+    try:
+        raise ValueError(nasty)
+    except ValueError:
+        terminal.log.exception("said %s", nasty, extra=logs.fields(path=nasty))
+    lines = terminal.text.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert [line for line in lines if line and not line.startswith("    ")] == lines[:1]
+
+
+def test_secrets_are_hidden_on_a_terminal(terminal: Sink, request_in_hand: logs.Request) -> None:
+    logs.hide(PASSWORD)
+    try:
+        raise ValueError(f"cannot hash {PASSWORD} with the-secret-of-this-server")
+    except ValueError:
+        terminal.log.exception("failed: Bearer %s", JWT)
+    for secret in (PASSWORD, JWT, "the-secret-of-this-server"):
+        assert secret not in terminal.text
+    assert HIDDEN in terminal.text
+
+
+def test_text_in_other_alphabets_is_readable_on_a_terminal(terminal: Sink) -> None:
+    terminal.log.info("die Größe von 注文")
+    assert terminal.text.endswith("die Größe von 注文\n")
+
+
+def test_levels_are_coloured_only_when_asked_and_only_from_warnings_on() -> None:
+    coloured = Sink(TerminalFormatter(colour=True))
+    coloured.log.info("quiet")
+    coloured.log.warning("loud")
+    quiet, loud = coloured.text.splitlines()
+    assert "\x1b" not in quiet
+    assert re.search(r" \x1b\[33mWARNING \x1b\[0m loud$", loud)
+
+
+# --- all that is written to standard error -----------------------------------------------------
 
 
 def test_uncaught_exceptions_and_warnings_become_records(
