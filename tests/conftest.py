@@ -5,20 +5,22 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from flask import Flask
 from hypothesis import settings
-from playwright.sync_api import Browser
 
 from ordertrack.app import create_app
 from ordertrack.extensions import db
 from tests.support import missing
-from tests.support.browsers import running_chromium
 from tests.support.databases import Postgres, running_postgres, settings_for
 from tests.support.http import Api, InProcess
 from tests.support.people import People
 from tests.support.servers import Server, running_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -136,8 +138,11 @@ def server(database: str) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
+def chromium() -> Iterator["Browser"]:
     """A browser; tests make contexts of their own in it."""
+    # Here, because most runs need no Playwright, and importing it takes long.
+    from tests.support.browsers import running_chromium  # noqa: PLC0415
+
     with running_chromium() as browser:
         yield browser
 

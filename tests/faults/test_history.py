@@ -1,12 +1,15 @@
-"""The history check finds what it is there to find: each fault alone in a history that was good."""
+"""The history check finds each kind of violation, put alone into a history that was good."""
 
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults import history as history_check
 from tests.faults.history import Leg, Outcome, Write, violations
 
 
@@ -22,11 +25,14 @@ class History:
 
 def event(version: int, type: str, status: str, before: str | None, mark: str) -> dict[str, Any]:
     shown: dict[str, Any] = {
+        "order_id": "1",
         "version": version,
         "type": type,
         "status": status,
         "previous_status": before,
+        "actor": {"id": "1", "name": "Ann", "role": "admin"},
         "note": None,
+        "updated_at": f"2025-07-28T10:00:0{version}Z",
     }
     if type == "status_changed":
         return {**shown, "note": mark}
@@ -124,6 +130,22 @@ def begin_in_the_middle(h: History) -> None:
     h.trails["1"][0]["type"] = "status_changed"
 
 
+def invent_a_type(h: History) -> None:
+    h.trails["1"][1]["type"] = "imagined"
+
+
+def leave_out_the_actor(h: History) -> None:
+    del h.trails["1"][1]["actor"]
+
+
+def put_in_the_event_of_another_order(h: History) -> None:
+    h.trails["1"][1]["order_id"] = "2"
+
+
+def go_on_after_a_deletion(h: History) -> None:
+    h.trails["1"][1]["type"] = "deleted"
+
+
 def drop_an_event(h: History) -> None:
     del h.legs[2].events[1]
 
@@ -176,6 +198,10 @@ def leave_a_gap_in_the_feed(h: History) -> None:
         take_an_illegal_step,
         change_the_status_by_an_edit,
         begin_in_the_middle,
+        invent_a_type,
+        leave_out_the_actor,
+        put_in_the_event_of_another_order,
+        go_on_after_a_deletion,
         drop_an_event,
         drop_the_last_event,
         drop_the_first_event_after_coming_back,
@@ -193,3 +219,8 @@ def test_the_check_finds_that_somebody_did(
 ) -> None:
     spoil(history)
     assert history.violations()
+
+
+def test_the_check_takes_no_rule_from_the_code_under_test() -> None:
+    source = Path(history_check.__file__).read_text()
+    assert not re.search(r"^\s*(from|import) ordertrack", source, re.MULTILINE)
