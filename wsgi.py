@@ -1,12 +1,12 @@
-"""The way in: ``python wsgi.py`` serves; ``flask --app wsgi …`` is the command line.
+"""Starts the server (``python wsgi.py``), and makes the application of ``flask --app wsgi …``.
 
-The server patches the standard library before every other import, so that all that is imported
-afterwards cooperates. The command line has no loop and stays as it is.
+The server patches the standard library before all other imports, so that everything imported
+afterwards waits through eventlet's loop. The command line has no loop, and patches nothing.
 """
 
 import warnings
 
-# Said at every import of it; docs/adr/ says what its retirement means for us.
+# Eventlet warns at every import; docs/adr/005 says what its retirement means for us.
 warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
 
 import eventlet
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 from click import ClickException
@@ -35,14 +36,15 @@ from sqlalchemy.exc import DBAPIError
 from ordertrack import app as application
 from ordertrack import embedded, logs
 from ordertrack.config import Settings, SettingsError, load, reached_at, secrets_of
-from ordertrack.connector import require_own_sessions, say_what_is_overridden
+from ordertrack.connector import Connector, require_own_sessions, say_what_is_overridden
 from ordertrack.db import connector, is_passing
 from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
 from ordertrack.errors import Unavailable
 from ordertrack.eventlet_support import bound_database_waits
+from ordertrack.extensions import state
 from ordertrack.realtime.relay import RelayStuck
 from ordertrack.server import descriptors, server
-from ordertrack.server.descriptors import TooFewDescriptors
+from ordertrack.server.descriptors import Room, TooFewDescriptors
 from ordertrack.server.waiting import MAX_PER_ADDRESS
 from ordertrack.services import schema
 from ordertrack.services.housekeeping import Housekeeper
@@ -53,7 +55,10 @@ DOTENV = Path(__file__).with_name(".env")
 
 
 def with_database(settings: Settings, stack: ExitStack) -> tuple[Settings, EmbeddedPostgres | None]:
-    """The settings with a database behind them: the given one, or the embedded one, started."""
+    """The settings with a DSN in them: the given one, or that of the embedded PostgreSQL, started.
+
+    *stack* ends its use.
+    """
     if settings.db_dsn is not None:
         return settings, None
     postgres = stack.enter_context(embedded.start(settings.data_dir))
@@ -62,7 +67,7 @@ def with_database(settings: Settings, stack: ExitStack) -> tuple[Settings, Embed
 
 
 def create_app() -> Flask:
-    """For ``flask --app wsgi``: the application. Commands see to the tables themselves."""
+    """Make the application for ``flask --app wsgi``. Each command migrates the tables itself."""
     stack = ExitStack()
     atexit.register(stack.close)
     try:
@@ -73,33 +78,75 @@ def create_app() -> Flask:
     return app
 
 
-def migrate(app: Flask) -> None:
-    """Bring the tables up to date, after a look at what the connections to them are."""
-    connect = connector(app.extensions["ordertrack_settings"])
+@contextmanager
+def port_errors(settings: Settings) -> Iterator[None]:
+    """Raise `SettingsError` for an `OSError`: HOST and PORT cannot be listened on."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            "HOST and PORT",
+            f"name {settings.host} and {settings.port}, which cannot be listened on: {error}",
+        ) from error
+
+
+def bind(settings: Settings) -> list[Any]:
+    """Reserve the port, before anything is started or changed: a second server ends here.
+
+    No connection is accepted yet, so load balancers and clients use another server meanwhile.
+    """
+    with port_errors(settings):
+        return server.bind(settings.host, settings.port)
+
+
+def fit_descriptors(settings: Settings) -> tuple[Settings, Room]:
+    """Share the file descriptors; *settings* with as many sockets as there is room for."""
+    room = descriptors.room_for(
+        settings.max_connections,
+        descriptors=descriptors.raise_limit(),
+        database=settings.db_pool_size + 2,  # the relay's
+    )
+    return replace(settings, max_connections=room.sockets), room
+
+
+def prepare_database(app: Flask) -> None:
+    """Bring the tables up to date, and bound the waits for the database from then on."""
+    settings = state(app).settings
+    connect = connector(settings)
+    # A migration may take any time, and a server that starts meanwhile waits for its end.
+    bound_database_waits(connect=connect.timeout, answer=None)
     say_what_is_overridden(connect)
     with app.app_context():
-        try:
-            require_own_sessions(connect)
-            if schema.is_behind():
-                upgrade()
-        except (DBAPIError, psycopg2.Error) as error:
-            original = error.orig if isinstance(error, DBAPIError) else error
-            if isinstance(original, InsufficientPrivilege):
-                raise SettingsError(
-                    "MIGRATE_DSN",
-                    "must name the role that owns the tables, which are to be brought up to date: "
-                    f"this role may not ({str(original).strip()})",
-                ) from error
-            if not is_passing(original):
-                raise
-            because = " ".join(str(original).split())  # one line, also in the log
+        migrate(connect)
+        # A second more than PostgreSQL needs to say that a statement took too long.
+        bound_database_waits(
+            connect=connect.timeout, answer=settings.statement_timeout_ms / 1000 + 1
+        )
+        require_own_log()
+
+
+def migrate(connect: Connector) -> None:
+    """Check what the connections are, then migrate. Raises `SettingsError` where that fails."""
+    try:
+        require_own_sessions(connect)
+        if schema.is_behind():
+            upgrade()
+    except (DBAPIError, psycopg2.Error) as error:
+        original = error.orig if isinstance(error, DBAPIError) else error
+        if isinstance(original, InsufficientPrivilege):
             raise SettingsError(
-                "DB_DSN", f"names a database that cannot be used: {because}"
+                "MIGRATE_DSN",
+                "must name the role that owns the tables, which are to be brought up to date: "
+                f"this role may not ({str(original).strip()})",
             ) from error
+        if not is_passing(original):
+            raise
+        because = " ".join(str(original).split())  # one line, also in the log
+        raise SettingsError("DB_DSN", f"names a database that cannot be used: {because}") from error
 
 
 def announce(settings: Settings, port: int, *, is_embedded: bool) -> None:
-    """What somebody who has just started it wants to know."""
+    """Print where the server is and what to do next: the last output of a start."""
     where = (
         f"{settings.data_dir} (embedded PostgreSQL)" if is_embedded else "the database of DB_DSN"
     )
@@ -113,80 +160,61 @@ def announce(settings: Settings, port: int, *, is_embedded: bool) -> None:
     sys.stdout.flush()
 
 
-@contextmanager
-def port_errors(settings: Settings) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SettingsError(
-            "HOST and PORT",
-            f"name {settings.host} and {settings.port}, which cannot be listened on: {error}",
-        ) from error
+def serve(app: Flask, bound: list[Any], room: Room, postgres: EmbeddedPostgres | None) -> None:
+    """Serve until SIGTERM or SIGINT, with the relay and housekeeping beside the requests."""
+    settings, relay = state(app).settings, state(app).relay
+    housekeeper = Housekeeper(app.app_context)
+    if postgres is not None:
+        relay.revive = postgres.ensure_running
+    relay.start()
+    housekeeper.start()
+    state(app).watch_loop()
+    with port_errors(settings):
+        server.serve(
+            app,
+            bound,
+            most=room.most,
+            max_body_bytes=settings.max_body_bytes,
+            # Behind a proxy all connections come from the proxy's address.
+            per_address=None if settings.trusted_proxies else MAX_PER_ADDRESS,
+            drain_seconds=settings.drain_seconds,
+            ready=lambda port: announce(settings, port, is_embedded=postgres is not None),
+            drain=state(app).drain,
+        )
+    housekeeper.stop()
+    relay.stop()
 
 
 def main() -> None:
-    # Without it one slow query would stop every socket of the process.
+    """Start the server, step by step. Raises one of `REASONS` if it cannot."""
+    # Otherwise a slow query would block every socket of the process.
     assert get_wait_callback() is not None, "psycopg2 does not cooperate with the event loop"
     with ExitStack() as stack:
         settings = load(os.environ, dotenv=DOTENV)
-        # First, before anything is started or changed: whoever starts it twice learns just that.
-        # Nobody is let in before the rest is ready, so balancers and clients go elsewhere.
-        with port_errors(settings):
-            bound = server.bind(settings.host, settings.port)
+        bound = bind(settings)
         settings, postgres = with_database(settings, stack)
         logs.set_up(settings.log_level, secrets=secrets_of(settings))
-        room = descriptors.room_for(
-            settings.max_connections,
-            descriptors=descriptors.raise_limit(),
-            database=settings.db_pool_size + 2,  # the relay's
-        )
-        settings = replace(settings, max_connections=room.sockets)
+        settings, room = fit_descriptors(settings)
         app = application.create_app(settings)
-        connect_timeout = connector(settings).timeout
-        # A migration takes as long as it takes, and who starts beside us waits for it.
-        bound_database_waits(connect=connect_timeout, answer=None)
-        migrate(app)
-        # Room for PostgreSQL to say itself that a statement took too long.
-        bound_database_waits(
-            connect=connect_timeout, answer=settings.statement_timeout_ms / 1000 + 1
-        )
-        with app.app_context():
-            require_own_log()
-        relay = app.extensions["ordertrack_relay"]
-        if postgres is not None:
-            relay.revive = postgres.ensure_running
-        relay.start()
-        housekeeper = Housekeeper(app.app_context)
-        housekeeper.start()
-        app.extensions["ordertrack_loop"].start()
-        with port_errors(settings):
-            server.serve(
-                app,
-                bound,
-                most=room.most,
-                max_body_bytes=settings.max_body_bytes,
-                # Behind a proxy all connections are the proxy's.
-                per_address=None if settings.trusted_proxies else MAX_PER_ADDRESS,
-                drain_seconds=settings.drain_seconds,
-                ready=lambda port: announce(settings, port, is_embedded=postgres is not None),
-                drain=app.extensions["ordertrack_drain"],
-            )
-        housekeeper.stop()
-        relay.stop()
+        prepare_database(app)
+        serve(app, bound, room, postgres)
 
+
+# Why a server does not start: told in words, without a traceback.
+REASONS = (
+    SettingsError,
+    EmbeddedError,
+    LogFromElsewhere,
+    Unavailable,
+    RelayStuck,
+    SchemaTooNew,
+    TooFewDescriptors,
+)
 
 if __name__ == "__main__":
     try:
         main()
-    except (
-        SettingsError,
-        EmbeddedError,
-        LogFromElsewhere,
-        Unavailable,
-        RelayStuck,
-        SchemaTooNew,
-        TooFewDescriptors,
-    ) as error:
-        # Before `logs.set_up` Python prints it as it is.
+    except REASONS as error:
+        # Before `logs.set_up` Python prints the message alone.
         logging.getLogger("ordertrack").critical("OrderTrack does not start: %s", error)
         sys.exit(1)

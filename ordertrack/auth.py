@@ -28,6 +28,7 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from ordertrack import logs
 from ordertrack.config import Settings
 from ordertrack.errors import CsrfFailed, DomainError, InvalidToken, TokenExpired
+from ordertrack.extensions import state
 from ordertrack.origins import Origins
 from ordertrack.policy import Caller
 from ordertrack.services import accounts, passwords
@@ -116,9 +117,6 @@ def caller() -> Caller:
 
 def init_app(app: Flask) -> None:
     """Closed by default: one check before every request, opened per view by a mark."""
-    # Verifying a token costs more than the rest of the check together, and a client sends the same
-    # one for minutes. What was genuine stays genuine; only the time is checked again.
-    app.extensions["ordertrack_verify"] = lru_cache(maxsize=8192)(_verify)
 
     @app.before_request
     def authenticate() -> None:
@@ -213,7 +211,7 @@ def refuse_other_sites() -> None:
     For forms without a session of their own (a login could be forged, too), and a second lock on
     the others. Clients that are no browsers say nothing, and have no cookies to abuse.
     """
-    if not Origins(frozenset(_settings().allowed_origins)).permit(request.environ):
+    if not Origins(frozenset(state().settings.allowed_origins)).permit(request.environ):
         raise CsrfFailed("The request came from another site.")
 
 
@@ -228,12 +226,21 @@ def from_token(token: Any) -> Credential:
     if not isinstance(token, str) or not token or not token.isascii():
         raise InvalidToken("An access token is required.")
     try:
-        credential: Credential = current_app.extensions["ordertrack_verify"](token)
+        credential: Credential = state().verify_token(token)
     except (JWTExtendedException, pyjwt.PyJWTError) as error:
         raise _refusal(error) from error
     if credential.expires_at <= time.time():
         raise _refusal(pyjwt.ExpiredSignatureError())
     return credential
+
+
+def verifier() -> Callable[[str], Credential]:
+    """Make the cache through which `from_token` verifies the tokens of one application.
+
+    Verifying a signature costs more than all other checks together, and a client sends the same
+    token for minutes. A genuine token stays genuine; only its expiry is checked each time.
+    """
+    return lru_cache(maxsize=8192)(_verify)
 
 
 def _verify(token: str) -> Credential:
@@ -261,14 +268,9 @@ def bearer(header: str | None) -> str | None:
 
 def _caller(claims: dict[str, Any]) -> Caller:
     try:
-        return Caller(int(claims["sub"]), int(claims["sid"]), _settings().driver_scope)
+        return Caller(int(claims["sub"]), int(claims["sid"]), state().settings.driver_scope)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidToken("The token lacks what this server puts into its tokens.") from error
-
-
-def _settings() -> Settings:
-    settings: Settings = current_app.extensions["ordertrack_settings"]
-    return settings
 
 
 def _refusal(error: Exception) -> DomainError:

@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
-from flask import Flask, current_app
+from flask import Flask
 from flask.cli import AppGroup, with_appcontext
 from flask_migrate import upgrade
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ordertrack import auth
-from ordertrack.config import Settings, SettingsError, reached_at
+from ordertrack.config import SettingsError, reached_at
 from ordertrack.errors import DomainError
+from ordertrack.extensions import state
 from ordertrack.policy import Role
 from ordertrack.schemas import Registration, parse
 from ordertrack.services import (
@@ -125,7 +126,7 @@ def reset_link(email: str, url: str | None) -> None:
     with _errors_for_people():
         reset = passwords.reset_for(email)
     if url is None:
-        settings: Settings = current_app.extensions["ordertrack_settings"]
+        settings = state().settings
         url = reached_at(settings.host, settings.port)
     click.echo(f"{url.rstrip('/')}/reset?token={auth.sign_reset(reset)}")
     click.echo("It works once, within a day.", err=True)
@@ -202,7 +203,7 @@ def adopt() -> None:
 def make_roles(superuser_dsn: str) -> None:
     """Make the database of DB_DSN and MIGRATE_DSN, and both roles: one that serves, one that owns
     the tables. What is there already is kept."""
-    settings: Settings = current_app.extensions["ordertrack_settings"]
+    settings = state().settings
     try:
         database_roles.make(superuser_dsn, settings)
     except SettingsError as error:

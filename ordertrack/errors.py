@@ -30,19 +30,19 @@ class DomainError(Exception):
 
 
 class InvalidToken(DomainError):
-    """The caller's token is missing, malformed, forged, or was signed out."""
+    """The caller's token is missing, malformed or forged, or its session was revoked."""
 
     code = "invalid_token"
 
 
 class TokenExpired(DomainError):
-    """The token was good once; its time is over."""
+    """The caller's token is genuine, but too old."""
 
     code = "token_expired"
 
 
 class InvalidCredentials(DomainError):
-    """Address and password do not belong together. Says no more than that on purpose."""
+    """Address and password do not match. It does not say which of them is wrong, on purpose."""
 
     code = "invalid_credentials"
 
@@ -54,13 +54,13 @@ class CsrfFailed(DomainError):
 
 
 class Forbidden(DomainError):
-    """The caller may know that the thing exists, but may not do this with it."""
+    """The caller may see the order or user, but is not allowed to do this with it."""
 
     code = "forbidden"
 
 
 class NotFound(DomainError):
-    """It does not exist, or the caller may not know that it does: both look the same."""
+    """It does not exist, or the caller may not see it. Both look the same, on purpose."""
 
     code = "not_found"
 
@@ -70,13 +70,13 @@ class MethodNotAllowed(DomainError):
 
 
 class InvalidTransition(DomainError):
-    """The order's status does not lead to the wanted one. Carries ``current`` and ``allowed``."""
+    """The lifecycle has no such transition. Carries ``current`` and ``allowed``."""
 
     code = "invalid_transition"
 
 
 class Conflict(DomainError):
-    """The change does not fit the present state: an address taken, an order that is final."""
+    """The change does not fit the present state, as when an order is in a final status."""
 
     code = "conflict"
 
@@ -86,13 +86,13 @@ class EmailTaken(Conflict):
 
 
 class VersionMismatch(DomainError):
-    """``If-Match`` named a version that is no longer the order's. Carries ``current``."""
+    """``If-Match`` names another version than the order has now. Carries ``current``."""
 
     code = "version_mismatch"
 
 
 class ValidationFailed(DomainError):
-    """The input is not of the required form. Carries ``errors``: [{pointer, message}]."""
+    """The input does not have the required form. Carries ``errors``: [{pointer, message}]."""
 
     code = "validation_failed"
 
@@ -101,7 +101,7 @@ class ValidationFailed(DomainError):
 
     @classmethod
     def at(cls, pointer: str, message: str) -> "ValidationFailed":
-        """The common case: one field is wrong. *pointer* is a JSON pointer such as ``/email``."""
+        """For the common case of one wrong field. *pointer*: a JSON pointer such as ``/email``."""
         return cls(f"{pointer.lstrip('/') or 'body'}: {message}", [_entry(pointer, message)])
 
 
@@ -110,7 +110,7 @@ def _entry(pointer: str, message: str) -> dict[str, str]:
 
 
 class MalformedRequest(DomainError):
-    """The bytes are not what they claim to be: broken JSON, wrong content type, bad encoding."""
+    """The request cannot be parsed: broken JSON, bad encoding, a broken handshake."""
 
     code = "malformed_request"
 
@@ -130,21 +130,22 @@ class PayloadTooLarge(DomainError):
 
 
 class TooManyRequests(DomainError):
-    """Slow down. ``retry_after`` is in seconds."""
+    """The caller should wait. May carry ``retry_after``, in seconds."""
 
     code = "too_many_requests"
 
 
 class IdempotencyKeyReused(DomainError):
-    """An ``Idempotency-Key`` came again with another body."""
+    """An ``Idempotency-Key`` was sent before with another body."""
 
     code = "idempotency_key_reused"
 
 
 class Unavailable(DomainError):
-    """The database cannot answer now; nothing is known to be wrong with the request.
+    """The server or its database cannot answer now. Carries ``retry_after``, in seconds.
 
-    After a write the outcome may be unknown: repeat it (PUT and keyed POST have no second effect).
+    After a write the outcome may be unknown. The client repeats it: PUT is idempotent, and so is a
+    POST with an ``Idempotency-Key``.
     """
 
     code = "unavailable"
@@ -154,4 +155,4 @@ class Unavailable(DomainError):
 
 
 class TookTooLong(Unavailable):
-    """A statement ran into its time limit."""
+    """A statement reached its time limit."""

@@ -1,7 +1,7 @@
-"""Leaving the loop: work that would hold everybody up runs on real threads.
+"""Keeps slow work from blocking eventlet's loop: real threads, and bounded waits for PostgreSQL.
 
-Under the server the standard library is patched by eventlet and everything shares one thread; on
-the command line and in most tests nothing is patched and there is no loop to spare.
+In the server the standard library is patched by eventlet, and all requests and sockets share one
+thread. On the command line and in most tests nothing is patched, and there is no loop to block.
 """
 
 import time
@@ -25,49 +25,51 @@ from ordertrack.errors import TooManyRequests
 
 T = TypeVar("T")
 
-# The system's own, which eventlet takes out of the module.
+# The unpatched module: eventlet's `select` has no `poll`.
 _SELECT = eventlet.patcher.original("select")
 
 # Each argon2id hash takes 19 MiB and some 20 ms of a core. Two at a time keep two cores busy and
-# leave the loop its share; the rest of a login storm waits here, without a thread each.
-_AT_ONCE = 2
-# More than these wait for a second already, and whoever is turned away may try again.
-_MOST_WAITING = 50
-_turns = eventlet.semaphore.Semaphore(_AT_ONCE)
+# leave the loop its share.
+_MAX_THREADS = 2
+# Calls that wait for a thread, when many people log in at once. At 50 the last one waits half a
+# second; beyond that a client is told to try again.
+_MAX_WAITING = 50
+_threads = eventlet.semaphore.Semaphore(_MAX_THREADS)
 
 
-def off_the_loop(function: Callable[..., T], *args: Any) -> T:
-    """Call ``function(*args)`` on a real thread while the loop goes on; its result or exception.
+def run_in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Return ``function(*args)``, called on a real thread while the event loop runs on.
 
-    Raises `TooManyRequests` when too many wait for their turn already.
+    For work that keeps the processor busy, as hashing does. Raises what *function* raises, and
+    `TooManyRequests` when `_MAX_WAITING` calls wait for a thread already.
     """
     if not eventlet.patcher.is_monkey_patched("thread"):
         return function(*args)
-    if _turns.balance <= -_MOST_WAITING:
+    if _threads.balance <= -_MAX_WAITING:
         raise TooManyRequests("Too many people sign in at once. Try again.", retry_after=2)
-    with _turns:
+    with _threads:
         return cast(T, eventlet.tpool.execute(function, *args))
 
 
 class NoAnswer(psycopg2.OperationalError):
-    """The database, or the network to it, was silent for too long."""
+    """The database sent nothing within the time allowed."""
 
 
 def has_input(descriptor: int) -> bool:
-    """Whether there is something to read, or the other end has gone. Does not wait."""
+    """Whether *descriptor* has something to read or its other end is closed. Does not wait."""
     poll = _SELECT.poll()
     poll.register(descriptor, _SELECT.POLLIN)
     return bool(poll.poll(0))
 
 
 def bound_database_waits(*, connect: float, answer: float | None) -> None:
-    """Let no connection attempt take longer than *connect* seconds, and no query wait longer than
-    *answer* for the database; None: as long as it takes.
+    """Limit each connection attempt to *connect* seconds, and each wait for the database while a
+    query runs to *answer* seconds (None: unlimited).
 
-    PostgreSQL's own timeouts end what takes too long; this ends what has no end, on a machine that
-    is gone without a word. psycopg2 then closes the connection, with the outcome unknown. Replaces
-    eventlet's way of waiting for psycopg2, which knows no bound; libpq's connect_timeout has no
-    effect on a connection that is waited for in this way.
+    PostgreSQL's own timeouts end a slow statement; this ends a wait for a machine that is gone and
+    will never answer. psycopg2 then closes the connection, and the statement's outcome is unknown.
+    Replaces eventlet's wait callback for psycopg2, which has no limit; libpq's connect_timeout has
+    no effect where a wait callback is set.
     """
 
     def wait(connection: Any) -> None:

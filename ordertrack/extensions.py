@@ -1,14 +1,25 @@
-"""The extension objects, alone, so that nothing needs an import inside a function."""
+"""The objects that one application's parts share: Flask's extensions, and our own `State`.
 
+They stand alone, below everything that uses them, so that no function needs an import inside.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flask import Flask, current_app
 from flask_jwt_extended import JWTManager
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
+from prometheus_client import CollectorRegistry
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 
+from ordertrack.config import Settings
+
 
 class Base(DeclarativeBase):
-    """All tables. Constraints have predictable names, so that migrations can speak of them."""
+    """All tables. Constraints have predictable names, so that migrations can name them."""
 
     metadata = MetaData(
         naming_convention={
@@ -24,3 +35,40 @@ class Base(DeclarativeBase):
 db = SQLAlchemy(model_class=Base)
 migrate = Migrate()
 jwt = JWTManager()
+
+
+class Relay(Protocol):
+    """What others need of `ordertrack.realtime.relay.Relay`, which stands above them."""
+
+    revive: Callable[[], object]
+
+    @property
+    def is_following(self) -> bool: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+@dataclass(slots=True)
+class State:
+    """What belongs to one application. `ordertrack.app.create_app` makes it, `state` finds it.
+
+    settings       the settings that it was made with
+    verify_token   returns an access token's `auth.Credential`, from a cache where it can
+    relay          reads the log and publishes its events to this process's sockets
+    drain          closes all sockets, spread over the given seconds
+    watch_loop     begins to measure the event loop's lag
+    metrics        the figures of /metrics
+    """
+
+    settings: Settings
+    verify_token: Callable[[str], Any]
+    relay: Relay
+    drain: Callable[[float], None]
+    watch_loop: Callable[[], None]
+    metrics: CollectorRegistry
+
+
+def state(app: Flask | None = None) -> State:
+    """The `State` of *app*; of the current application where none is given."""
+    found: State = (app or current_app).extensions["ordertrack"]
+    return found

@@ -29,7 +29,7 @@ from ordertrack.realtime.setup import Realtime
 from ordertrack.server import loop
 from ordertrack.server.counters import counters
 from ordertrack.services import housekeeping
-from ordertrack.web.middleware.request_log import Requests
+from ordertrack.web.middleware.request_log import RequestLog
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import QueuePool
@@ -65,7 +65,9 @@ class LoopWatch:
 class Collector(BaseCollector):
     """Reads the counters of *app*'s process."""
 
-    def __init__(self, app: Flask, realtime: Realtime, requests: Requests, loop: LoopWatch) -> None:
+    def __init__(
+        self, app: Flask, realtime: Realtime, requests: RequestLog, loop: LoopWatch
+    ) -> None:
         self._app = app
         self._realtime = realtime
         self._requests = requests
@@ -209,15 +211,15 @@ def _housekeeping() -> Iterator[Metric]:
     yield _counters("housekeeping_deleted", "Old rows deleted.", "table", done.deleted)
 
 
-def init_app(app: Flask, realtime: Realtime) -> None:
-    """Make the registry that /metrics shows. ``ordertrack_loop`` is started by who serves."""
-    loop = LoopWatch()
+def registry(
+    app: Flask, realtime: Realtime, requests: RequestLog, loop: LoopWatch
+) -> CollectorRegistry:
+    """Make the registry that /metrics shows."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Collector(app, realtime, app.extensions["ordertrack_requests"], loop))
+    registry.register(Collector(app, realtime, requests, loop))
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
-    app.extensions["ordertrack_loop"] = loop
-    app.extensions["ordertrack_metrics"] = registry
+    return registry
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

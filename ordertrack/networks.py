@@ -1,8 +1,11 @@
-"""Addresses of clients: which of them are one client's."""
+"""Groups client addresses, so that limits hold for a client and not for each of its addresses."""
 
 
 def network_of(address: str) -> str:
-    """What stands for one client: an IPv4 address, or the half of an IPv6 one that it chose not."""
+    """The key of a client: its IPv4 address, or the first 64 bits of its IPv6 address.
+
+    The other 64 bits are the client's own choice (RFC 4291, 2.5.1).
+    """
     if "." in address:
         return address.removeprefix("::ffff:")
     if "::" in address:

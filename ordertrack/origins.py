@@ -1,7 +1,7 @@
-"""Which web pages are ours: the one place that compares origins, for sockets and forms alike.
+"""Decides whether a request comes from one of our own web pages, for sockets and forms alike.
 
 Pure functions of a WSGI environ. Behind trusted proxies its scheme and host are those that the
-browser sees: Werkzeug's ProxyFix has put them there, and nothing here reads X-Forwarded headers.
+browser sees: Werkzeug's ProxyFix has put them there, so nothing here reads X-Forwarded headers.
 """
 
 from collections.abc import Mapping
@@ -9,21 +9,22 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-# What browsers say in Sec-Fetch-Site of a request from our own page, and of one without a page.
+# The values of Sec-Fetch-Site for a request from our own page, and for one that no page sent.
 _OWN_SITES: Final = ("same-origin", "none")
 
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """Which web pages may send requests here: those of this server, and the `allowed` origins.
+    """The web pages that may send requests here: those of this server and of `allowed` origins.
 
-    Programs that are not browsers say nothing about themselves, and have no cookies to abuse.
+    A program that is no browser sends neither Origin nor Sec-Fetch-Site, and has no cookies that
+    another site could abuse: it is permitted.
     """
 
     allowed: frozenset[str] = frozenset()
 
     def permit(self, environ: Mapping[str, Any]) -> bool:
-        """Whether nothing says that a foreign page sent the request."""
+        """Whether no header shows that another site's page sent the request."""
         origin = _origin(environ)
         if origin in self.allowed:
             return True
@@ -33,10 +34,10 @@ class Origins:
         return origin is None or origin == _own(environ)
 
     def vouch(self, environ: Mapping[str, Any]) -> bool:
-        """Whether the browser says that one of our pages sent the request.
+        """Whether a header shows that one of our pages sent the request.
 
-        For what a cookie alone may start. Without TLS browsers send no Sec-Fetch-Site, and with a
-        GET to the page's own origin no Origin either: then the Referer has to tell.
+        For requests that a cookie alone authenticates. Without TLS browsers send no Sec-Fetch-Site,
+        and with a GET to the page's own origin no Origin either: then the Referer decides.
         """
         if not self.permit(environ):
             return False
@@ -53,7 +54,7 @@ def _origin(environ: Mapping[str, Any]) -> str | None:
 
 
 def _own(environ: Mapping[str, Any]) -> str | None:
-    """This server's own origin, as the request's sender sees it."""
+    """This server's own origin, as the client sees it."""
     host = environ.get("HTTP_HOST", "")
     scheme = environ.get("wsgi.url_scheme", "http")
     return _without_default_port(f"{scheme}://{host}".lower()) if host else None

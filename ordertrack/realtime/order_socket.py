@@ -5,7 +5,7 @@ Refusals are HTTP answers before the upgrade.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -31,6 +31,7 @@ from ordertrack.server.counters import counters
 from ordertrack.server.websocket import Limits, WebSocket
 from ordertrack.server.ws_frames import CloseCode
 from ordertrack.server.ws_handshake import Refused, check_handshake, check_origin
+from ordertrack.server.wsgi_types import Environ, StartResponse, Wsgi
 from ordertrack.services import orders
 from ordertrack.services.orders import REPLAY_LIMIT, CaughtUp
 
@@ -38,8 +39,6 @@ PROTOCOL = "ordertrack.v1"
 
 # Events that are read and sent at once where a replay is too large for one answer: they are large.
 PAGE = 20
-
-Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 _PATH = re.compile(r"/ws/orders/([0-9]{1,19})")
 
@@ -219,9 +218,7 @@ class OrderSockets:
         self._origins = origins
         self._limits = limits
 
-    def __call__(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         match = _PATH.fullmatch(environ.get("PATH_INFO", ""))
         if match is None or int(match[1]) > MAX_ID:
             return self._inner(environ, start_response)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flask import Flask, Response
@@ -19,6 +20,7 @@ from ordertrack.realtime.socketio_handlers import SocketIOHandlers
 from ordertrack.server import loop
 from ordertrack.server.websocket import Limits
 from ordertrack.server.ws_frames import CloseCode
+from ordertrack.server.wsgi_types import Wsgi
 from ordertrack.services.orders import Budget
 from ordertrack.sio.socketio import SocketIO
 
@@ -35,6 +37,7 @@ class Realtime:
     """The parts, for who watches over them."""
 
     socketio: SocketIO
+    order_sockets: Callable[[Wsgi], OrderSockets]  # the middleware, around what it is given
     raw_rooms: RawRooms
     connections: Connections
     hub: Hub
@@ -70,15 +73,18 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
         credential_cookie=app.config["JWT_ACCESS_COOKIE_NAME"],
     )
     rooms = SocketIOHandlers(app, socketio, hub, connections)
-    app.wsgi_app = OrderSockets(  # type: ignore[method-assign]
-        app,
-        app.wsgi_app,
-        hub=hub,
-        rooms=raw_rooms,
-        connections=connections,
-        origins=origins,
-        limits=limits,
-    )
+
+    def order_sockets(inner: Wsgi) -> OrderSockets:
+        return OrderSockets(
+            app,
+            inner,
+            hub=hub,
+            rooms=raw_rooms,
+            connections=connections,
+            origins=origins,
+            limits=limits,
+        )
+
     lag = Histogram(LAG_BOUNDS)
 
     def publish(event: Event) -> None:
@@ -101,8 +107,6 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
         poll=settings.relay_poll_ms / 1000,
     )
     loop.every_second(connections.sweep)
-    app.extensions["ordertrack_relay"] = relay
-    app.extensions["ordertrack_drain"] = socketio.drain
 
     @app.after_request
     def let_the_relay_look(response: Response) -> Response:
@@ -111,7 +115,7 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
             loop.pause()
         return response
 
-    return Realtime(socketio, raw_rooms, connections, hub, relay, lag)
+    return Realtime(socketio, order_sockets, raw_rooms, connections, hub, relay, lag)
 
 
 def hang_up(leaving: list[Connection], seconds: float) -> None:

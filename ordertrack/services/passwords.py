@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session as Transaction
 from ordertrack import logs
 from ordertrack.db import transaction
 from ordertrack.errors import NotFound, ValidationFailed
-from ordertrack.eventlet_support import off_the_loop
+from ordertrack.eventlet_support import run_in_thread
 from ordertrack.models import User
 from ordertrack.policy import Caller
 from ordertrack.services import callers, sessions
@@ -31,13 +31,13 @@ NOBODYS_HASH = _hasher.hash("no account has this password")
 def hash_password(password: str) -> str:
     """Hash *password* for storing, off the event loop."""
     logs.hide(password)
-    return off_the_loop(_hasher.hash, password)
+    return run_in_thread(_hasher.hash, password)
 
 
 def matches(stored: str, password: str) -> bool:
     """Whether *password* is the one whose hash is *stored*; computed off the event loop."""
     logs.hide(password)
-    return off_the_loop(_verify, stored, password)
+    return run_in_thread(_verify, stored, password)
 
 
 def _verify(stored: str, password: str) -> bool:

@@ -1,8 +1,8 @@
-"""/static: our own and vendored files, compressed once, cached for good.
+"""Serves /static: our own and vendored files, compressed once, cached by browsers for a year.
 
-The address holds a digest of the whole folder, `/static/DIGEST/js/order.js`. It is in the path and
-not in each name, so that modules find one another by relative imports with no build step, and every
-file of one page is of one version. Without the digest a file is revalidated each time.
+The URL contains a digest of the whole folder, as in `/static/DIGEST/js/order.js`. The digest is in
+the path and not in each file's name, so that modules find one another by relative imports without a
+build step, and all files of a page have one version. Without it a file is revalidated each time.
 """
 
 import gzip
@@ -13,14 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from flask import Blueprint, Flask, Response, current_app, request
+from flask import Flask, Response, request
 
 from ordertrack import auth
 from ordertrack.errors import NotFound
 
-blueprint = Blueprint("assets", __name__)
-
-# RFC 8246; a year is what "for good" is in HTTP.
+# RFC 8246. A year is the usual longest time: no release keeps a URL's digest and changes the file.
 FOR_GOOD: Final = "public, max-age=31536000, immutable"
 COMPRESSED: Final = frozenset({".css", ".js", ".svg", ".txt", ".md"})
 
@@ -34,7 +32,7 @@ class Asset:
 
 
 class Assets:
-    """The folder, read once when the server starts: some hundred kilobytes."""
+    """The files of a folder, read once when the server starts: some hundred kilobytes."""
 
     def __init__(self, folder: Path) -> None:
         bodies = {
@@ -47,22 +45,38 @@ class Assets:
         self.digest = sha256(together.encode()).hexdigest()[:12]
 
     def find(self, name: str) -> Asset:
-        """Raises `NotFound`."""
+        """The file *name* of the folder. Raises `NotFound`."""
         try:
             return self._files[name]
         except KeyError:
             raise NotFound("There is no such file.") from None
 
     def url(self, name: str) -> str:
-        """Where a page finds the file *name*; a name that is not there is a defect."""
+        """The URL of the file *name*. Raises `LookupError`: a page names a missing file."""
         if name not in self._files:
             raise LookupError(name)
         return f"/static/{self.digest}/{name}"
 
+    def response(self, path: str) -> Response:
+        """Answer a request for *path* below /static. Raises `NotFound`."""
+        digest, _, rest = path.partition("/")
+        is_pinned = digest == self.digest
+        asset = self.find(rest if is_pinned else path)
+        zipped = asset.is_compressed and request.accept_encodings["gzip"] > 0
+        body = _gzipped(asset.body) if zipped else asset.body
+        response = Response(body, content_type=asset.content_type)
+        response.headers["Cache-Control"] = FOR_GOOD if is_pinned else "no-cache"
+        response.headers["Vary"] = "Accept-Encoding"
+        if zipped:
+            response.headers["Content-Encoding"] = "gzip"
+        response.set_etag(asset.etag + ("-gz" if zipped else ""))
+        response.make_conditional(request)
+        return response
+
 
 def _asset(name: str, body: bytes) -> Asset:
     guessed = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    # The platform's table may say application/javascript, or nothing at all.
+    # For .js the platform's table may contain application/javascript, or nothing.
     kind = "text/javascript" if name.endswith(".js") else guessed
     is_text = kind.startswith("text/") or kind == "image/svg+xml"
     return Asset(
@@ -75,31 +89,16 @@ def _asset(name: str, body: bytes) -> Asset:
 
 @cache
 def _gzipped(body: bytes) -> bytes:
-    """Once for each file, when it is first asked for: not at the start of every command."""
+    """*body* compressed, once per file, at the first request: a command line compresses nothing."""
     return gzip.compress(body, 9, mtime=0)
 
 
-@blueprint.get("/static/<path:name>")
-@auth.public
-def get(name: str) -> Response:
-    assets: Assets = current_app.extensions["ordertrack_assets"]
-    digest, _, rest = name.partition("/")
-    is_pinned = digest == assets.digest
-    asset = assets.find(rest if is_pinned else name)
-    zipped = asset.is_compressed and request.accept_encodings["gzip"] > 0
-    body = _gzipped(asset.body) if zipped else asset.body
-    response = Response(body, content_type=asset.content_type)
-    response.headers["Cache-Control"] = FOR_GOOD if is_pinned else "no-cache"
-    response.headers["Vary"] = "Accept-Encoding"
-    if zipped:
-        response.headers["Content-Encoding"] = "gzip"
-    response.set_etag(asset.etag + ("-gz" if zipped else ""))
-    response.make_conditional(request)
-    return response
-
-
 def init_app(app: Flask, folder: Path) -> None:
+    """Serve the files of *folder*, and give templates the function ``asset(name)``, their URLs."""
     assets = Assets(folder)
-    app.extensions["ordertrack_assets"] = assets
     app.jinja_env.globals["asset"] = assets.url
-    app.register_blueprint(blueprint)
+
+    @app.get("/static/<path:name>", endpoint="assets")
+    @auth.public
+    def get(name: str) -> Response:
+        return assets.response(name)

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from flask import Response, current_app, request
+from flask import Response, request
 from pydantic import BaseModel
 from werkzeug.routing import BaseConverter
 
@@ -14,6 +14,7 @@ from ordertrack.errors import (
     ValidationFailed,
     VersionMismatch,
 )
+from ordertrack.extensions import state
 from ordertrack.schemas import MAX_ID, parse_json, to_json
 
 AnyForm = TypeVar("AnyForm", bound=BaseModel)
@@ -32,8 +33,7 @@ class IdConverter(BaseConverter):
 
 
 def settings() -> Settings:
-    found: Settings = current_app.extensions["ordertrack_settings"]
-    return found
+    return state().settings
 
 
 def body(form: type[AnyForm]) -> AnyForm:

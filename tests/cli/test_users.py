@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ordertrack.config import Settings
+from ordertrack.extensions import state
 from tests.cli.conftest import Own
 from tests.support.databases import JWT_SECRET
 from tests.support.servers import ROOT
@@ -156,8 +156,8 @@ def test_a_reset_link_sets_a_new_password(own: Own) -> None:
 
 def test_a_reset_link_leads_to_where_this_server_listens(own: Own) -> None:
     create(own)
-    settings: Settings = own.app.extensions["ordertrack_settings"]
-    own.app.extensions["ordertrack_settings"] = replace(settings, port=8931)
+    own_state = state(own.app)
+    own_state.settings = replace(own_state.settings, port=8931)
     result = own.flask("users", "reset-link", "dewi@example.org")
     assert result.stdout.startswith("http://localhost:8931/reset?token=")
 

@@ -667,7 +667,7 @@ DEFECTS = [
     ),
     Defect(
         "no-strict-transport", HEADERS,
-        'if settings.cookie_secure and environ.get("wsgi.url_scheme") == "https":',
+        'if self._strict_transport and environ.get("wsgi.url_scheme") == "https":',
         'if environ.get("wsgi.url_scheme") == "never":', NGINX_TESTS,
     ),
     Defect(

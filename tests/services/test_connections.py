@@ -20,7 +20,7 @@ from ordertrack.config import SettingsError
 from ordertrack.connector import Connector, require_own_sessions, say_what_is_overridden
 from ordertrack.db import Statement, connector, fetch_all, transaction
 from ordertrack.errors import Unavailable
-from ordertrack.extensions import db
+from ordertrack.extensions import db, state
 from ordertrack.realtime.relay import Relay
 from ordertrack.services.log_adoption import require_own_log
 from tests.support.databases import Postgres, settings_for
@@ -100,7 +100,7 @@ def test_the_pools_waits_are_bounded_by_the_settings(database: str) -> None:
 def test_the_pool_is_as_large_and_as_patient_as_the_settings_say(database: str) -> None:
     settings = settings_for(database, DB_POOL_SIZE="3", DB_POOL_TIMEOUT="0.2", RELAY_POLL_MS="123")
     made = create_app(settings)
-    assert made.extensions["ordertrack_relay"]._poll == 0.123
+    assert state(made).relay._poll == 0.123
     with made.app_context(), contextlib.ExitStack() as held:
         for _ in range(3):
             held.enter_context(db.engine.connect())
@@ -292,7 +292,7 @@ def test_the_look_at_the_log_before_serving_does_not_grow_with_it(
     own: Flask, postgres: Postgres
 ) -> None:
     """On tables that were never analysed, as after a restore."""
-    dsn = postgres.as_superuser(own.extensions["ordertrack_settings"].db_dsn)
+    dsn = postgres.as_superuser(state(own).settings.db_dsn)
     (user,) = postgres.execute(
         "INSERT INTO users (name, email, password_hash) VALUES ('A', 'a', '-') RETURNING id",
         dsn=dsn,

@@ -351,7 +351,7 @@ def test_no_password_token_or_cookie_gets_into_the_log_even_by_an_exception(
     def tell_all(*arguments: object) -> None:
         raise ValueError(f"{arguments} {cookie} Bearer {person.token}")
 
-    monkeypatch.setattr(passwords, "off_the_loop", tell_all)
+    monkeypatch.setattr(passwords, "run_in_thread", tell_all)
     answer = nobody.post("/api/login", json={"email": person.email, "password": person.password})
     assert answer.status_code == 500
     monkeypatch.setattr(accounts, "me", tell_all)

@@ -1,10 +1,11 @@
 """For those who run it: alive, ready, and in figures. See docs/operations.md."""
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 from prometheus_client.exposition import choose_encoder
 
 from ordertrack import auth, db
 from ordertrack.errors import Unavailable
+from ordertrack.extensions import state
 from ordertrack.web.http import json_answer
 
 blueprint = Blueprint("ops", __name__)
@@ -21,8 +22,7 @@ def healthz() -> Response:
 @auth.public
 def readyz() -> Response:
     """Whether to send it traffic: the database answers and the relay follows the log."""
-    relay = current_app.extensions.get("ordertrack_relay")
-    if relay is not None and not relay.is_following:
+    if not state().relay.is_following:
         raise Unavailable("The relay is not following the log.")
     db.require_answer()
     return json_answer({"status": "ready"})
@@ -33,4 +33,4 @@ def readyz() -> Response:
 def metrics() -> Response:
     """This process's figures, in Prometheus' text format or, if asked, OpenMetrics."""
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-    return Response(encode(current_app.extensions["ordertrack_metrics"]), content_type=content_type)
+    return Response(encode(state().metrics), content_type=content_type)

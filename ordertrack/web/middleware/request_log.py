@@ -1,68 +1,71 @@
-"""Around every request: an id, a measurement, and for some a line in the log.
+"""Gives each request an id, measures it, and writes the line of the log for some.
 
-The outermost WSGI application, so that what sockets and error pages answer is counted, too.
-What it costs, and why most reads are not logged, is in docs/adr/040-watching-it.md.
+It is the outermost WSGI middleware, so that the answers of sockets and error pages are counted as
+well. What it costs, and why most reads are not logged, is in docs/adr/040-watching-it.md.
 """
 
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import count
 from time import perf_counter
 from typing import Any, Final
 
-from flask import Flask, request
+from flask import request
 
 from ordertrack import logs
 from ordertrack.histogram import Histogram
+from ordertrack.server.wsgi_types import Environ, StartResponse, Wsgi
 
 log = logging.getLogger(__name__)
 
-Environ = dict[str, Any]
-Wsgi = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
-
-# What takes longer is worth a line, whatever it was.
+# A request that takes longer gets a line, whatever it is.
 SLOW_SECONDS: Final = 1.0
 
-# Around where answers are (below 10 ms) and where limits are (lock_timeout 2 s, statements 5 s).
+# Dense where most answers are (below 10 ms), and around the limits (lock_timeout 2 s, statements
+# 5 s).
 BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-# Whoever calls may bring an id. This is what UUIDs, ULIDs and trace ids are made of; another is
-# replaced, so that nobody can write what they like into our log.
+# A client may send an id. UUIDs, ULIDs and trace ids have this form; any other is replaced, so that
+# a client cannot write arbitrary text into the log.
 _SANE_ID: Final = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
-# What these change is in `order_events`, with who and when: no need to say it twice, at 20 µs each.
+# Changes below this path are in `order_events`, with actor and time. A line costs 20 µs more.
 _AUDITED: Final = "/api/orders"
 
-# Labels are kept for ever: what a client can make up must not become one.
+# A metric's labels are kept for ever, so no value that a client makes up may become one.
 _METHODS: Final = _READS | {"POST", "PUT", "PATCH", "DELETE"}
 NO_ROUTE: Final = "(none)"
 
-# What is answered in front of Flask, by the beginning of its path. These also wait on purpose.
+# Paths that are answered in front of Flask, by their beginning. Some of these requests wait for
+# events, so a long one is not slow.
 _IN_FRONT: Final = {"/ws/orders/": "/ws/orders/<id:order_id>", "/socket.io/": "/socket.io/"}
 
 Key = tuple[str, str, int]
 
 
-class Requests:
-    """The requests of this process. ``seen``: durations by (route template, method, status class).
+class RequestLog:
+    """The middleware, and the figures of its requests.
 
-    A duration ends when the answer begins; the rest of a streamed one is not in it. A connection
-    that became a WebSocket counts as 101.
+    in_flight   requests that are being answered
+    seen        durations by (route template, method, status class)
+
+    A duration ends when the answer begins; streaming the rest is not part of it. A connection that
+    became a WebSocket counts as 101.
     """
 
     def __init__(self, inner: Wsgi) -> None:
         self._inner = inner
         self.in_flight = 0
         self.seen: dict[Key, Histogram] = {}
-        # Unique across processes and restarts, at the price of one addition.
+        # Ids are unique across processes and restarts, and cost one addition each.
         self._prefix = secrets.token_hex(5)
         self._numbers = count(1)
 
-    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         began = perf_counter()
         given = environ.get("HTTP_X_REQUEST_ID")
         if given is not None and _SANE_ID.fullmatch(given):
@@ -134,15 +137,11 @@ def _level(method: str, route: str, status: int, seconds: float) -> int:
     return logging.INFO
 
 
-def init_app(app: Flask) -> None:
-    """Put it around all that answers so far."""
-    requests = Requests(app.wsgi_app)
-    app.extensions["ordertrack_requests"] = requests
-    app.wsgi_app = requests  # type: ignore[method-assign]
+def note_route(_endpoint: str | None, _values: dict[str, Any] | None) -> None:
+    """Tell the log which route answers; a URL value preprocessor, called before all checks.
 
-    @app.url_value_preprocessor  # before all that may refuse the request
-    def note(_endpoint: str | None, _values: dict[str, Any] | None) -> None:
-        rule = request.url_rule
-        if rule is not None:
-            # `/api/orders/<id:order_id>`, not the path: few, and nothing of the client's in it.
-            logs.note_route(rule.rule)
+    The route's template and not the path: templates are few, and clients cannot make them up.
+    """
+    rule = request.url_rule
+    if rule is not None:
+        logs.note_route(rule.rule)

@@ -1,13 +1,9 @@
-"""Security headers on every answer: pages, REST, polling, refusals and errors alike."""
+"""Adds security headers to every answer: pages, REST, polling, refusals and errors alike."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final
 
-from flask import Flask
-
-from ordertrack.config import Settings
-
-Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+from ordertrack.server.wsgi_types import Environ, StartResponse, Wsgi
 
 # Scripts and styles are files of ours; nothing is inline, framed, embedded or sent elsewhere.
 # Bootstrap's style sheet draws its arrows from data: images.
@@ -26,27 +22,29 @@ HEADERS: Final = (
     ("Cross-Origin-Opener-Policy", "same-origin"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
-    # What an answer holds is the caller's own, unless it says otherwise itself.
+    # An answer is for its caller alone, unless its view says otherwise.
     ("Cache-Control", "no-store"),
 )
 
 STRICT_TRANSPORT: Final = ("Strict-Transport-Security", "max-age=31536000")
 
 
-def init_app(app: Flask, settings: Settings) -> None:
-    """Add them around all that answers so far; what an answer sets itself is left alone."""
-    inner: Wsgi = app.wsgi_app
+class SecurityHeaders:
+    """The middleware. A header that the answer sets itself is left alone.
 
-    def with_headers(
-        environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
+    *strict_transport*: whether an answer over HTTPS demands HTTPS for the next year.
+    """
+
+    def __init__(self, inner: Wsgi, *, strict_transport: bool) -> None:
+        self._inner = inner
+        self._strict_transport = strict_transport
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             present = {name.lower() for name, _ in headers}
             added = [pair for pair in HEADERS if pair[0].lower() not in present]
-            if settings.cookie_secure and environ.get("wsgi.url_scheme") == "https":
+            if self._strict_transport and environ.get("wsgi.url_scheme") == "https":
                 added.append(STRICT_TRANSPORT)
             return start_response(status, [*headers, *added], *rest)
 
-        return inner(environ, start)
-
-    app.wsgi_app = with_headers  # type: ignore[method-assign]
+        return self._inner(environ, start)
