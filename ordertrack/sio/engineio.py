@@ -10,20 +10,20 @@ Rules
 
 States
 ------
-A session has a lifecycle and a transport. `UPGRADE` is the only way to another transport.
+A session has a lifecycle and a transport; `UPGRADES` has the way from polling to a WebSocket.
 
-    lifecycle                  OPEN                      CLOSING       CLOSED
-    send, enqueue, ping        queued or written         dropped       dropped
-    close, close_with          CLOSING                   -             -
-    nothing left to fetch      -                         CLOSED        -
-    WebSocket ended, abort     CLOSED                    CLOSED        -
+    lifecycle                    OPEN                 CLOSING        CLOSED
+    send, enqueue, ping          queued or written    dropped        dropped
+    close, close_with, too slow  CLOSING              -              -
+    abort, WebSocket ended       CLOSED               CLOSED         -
+    queue fetched or discarded   -                    CLOSED         -
 
-    transport                  POLLING         PROBING, PROBED         WEBSOCKET
-    sent packets go to         the queue       the queue               the WebSocket
-    GET                        packets         noop                    400
-    POST                       handled         handled                 400
-    WebSocket handshake        PROBING         400                     400
-    probing WebSocket ended    -               POLLING                 -
+    transport                    POLLING              PROBING, PROBED    WEBSOCKET
+    sent packets go to           the queue            the queue          the WebSocket
+    GET                          packets              noop               400
+    POST                         handled              handled            400
+    WebSocket handshake          PROBING              400                400
+    probing WebSocket ended      -                    POLLING            -
 
 Example
 -------
@@ -427,7 +427,7 @@ class EngineIOSession:
             if polling.fetching:
                 polling.ready.set()
         elif following is Transport.WEBSOCKET and not polling.posting:
-            # While a POST is being handled, the WebSocket's packets would overtake its.
+            # While a POST is being handled, the packets of the WebSocket would overtake its own.
             self.transport, self.ws, self._polling = following, ws, None
             self.server.unfetched.discard(self)
             for packet, _ in polling.packets:

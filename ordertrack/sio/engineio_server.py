@@ -2,7 +2,7 @@
 
 A WebSocket handshake leaves HTTP with the session as its handler; what remains are GET (packets
 for the client), POST (packets from it) and refusals. It replaces python-engineio's server, of which
-only the packets and payloads are used, and has what python-socketio asks of that server.
+only the formats of packets are used, and has what python-socketio asks of that server.
 
 The protocol: https://socket.io/docs/v4/engine-io-protocol/. Names in quotation marks are its
 sections.
@@ -209,11 +209,9 @@ class EngineIOServer:
 
     def _read_payload(self, environ: Environ) -> str:
         most = self.limits.max_message_bytes
-        if int(environ.get("CONTENT_LENGTH") or 0) > most:
-            body = None
-        else:
-            body = environ["wsgi.input"].read(most + 1)
-        if body is None or len(body) > most:
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        body = environ["wsgi.input"].read(most + 1) if length <= most else b""
+        if max(length, len(body)) > most:
             raise Refused(
                 "413 Content Too Large", "payload_too_large", f"At most {most} bytes at a time"
             )

@@ -6,6 +6,7 @@ library's (tests/sio/test_canary.py).
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import socketio
@@ -15,19 +16,18 @@ from ordertrack.sio.engineio import EncodedMessage, EngineIOSession
 
 
 def encode(packet: Any) -> EncodedMessage:
+    """A Socket.IO packet of any namespace, with its attachments."""
     encoded = packet.encode()
     return EncodedMessage(encoded if isinstance(encoded, list) else [encoded])
 
 
+@dataclass(slots=True, eq=False)
 class _Client:
     """A client of one namespace. It is connected between its connect and disconnect handlers."""
 
-    __slots__ = ("connected", "rooms", "session")
-
-    def __init__(self, session: EngineIOSession) -> None:
-        self.session = session
-        self.rooms: set[str] = set()
-        self.connected = False
+    session: EngineIOSession
+    rooms: set[str] = field(default_factory=set)
+    connected: bool = False
 
 
 class RoomManager(socketio.Manager):  # type: ignore[misc]

@@ -105,7 +105,7 @@ class Server(socketio.Server):  # type: ignore[misc]
             packet = self.packet_class(encoded_packet=data)
             kind = packet.packet_type
             if kind == sio_packet.EVENT and not self._is_event(packet.data):
-                raise ValueError("An event is a list that begins with a name of the client's own")
+                raise ValueError("An event is a list that begins with a name, not a reserved one")
             if kind == sio_packet.ACK and not isinstance(packet.data, list):
                 raise ValueError("An acknowledgement is a list")
         except (ValueError, IndexError, TypeError, RecursionError) as error:
