@@ -56,7 +56,7 @@ from ordertrack.server import loop, websocket
 from ordertrack.server.counters import counters
 from ordertrack.server.loop import Signal, monotonic
 from ordertrack.server.websocket import Message, WebSocket
-from ordertrack.server.ws_frames import binary_frame, text_frame
+from ordertrack.server.ws_frames import CloseCode, binary_frame, text_frame
 from ordertrack.server.ws_handshake import bad_request
 
 if TYPE_CHECKING:
@@ -292,14 +292,14 @@ class EngineIOSession:
     def close(self, reason: str) -> None:
         """Close the session in order; `reason` is what the disconnect handler is told."""
         self._reason = self._reason or reason
-        self.close_with(1000, reconnect=True)
+        self.close_with(CloseCode.NORMAL, reconnect=True)
 
     def close_slow(self) -> None:
         """Close a polling session whose client does not fetch its packets, and discard those."""
         counters.slow_closes += 1
         self.discard_queue()
         self._reason = Reason.TRANSPORT_ERROR
-        self.close_with(1013, reconnect=True)
+        self.close_with(CloseCode.TRY_AGAIN_LATER, reconnect=True)
 
     def abort(self, reason: str) -> None:
         """Close the session at once, without telling the client."""
@@ -374,20 +374,20 @@ class EngineIOSession:
 
     def on_message(self, ws: WebSocket, message: Message) -> None:
         if isinstance(message, bytes):
-            ws.close(1003, "binary messages are not used here")
+            ws.close(CloseCode.UNSUPPORTED_DATA, "binary messages are not used here")
             return
         kind, data = message[:1], message[1:]
         if kind == MESSAGE:
             try:
                 self._handle_message(data)
             except MalformedPacketError:
-                self.close_with(1002, "malformed packet", reconnect=True)
+                self.close_with(CloseCode.PROTOCOL_ERROR, "malformed packet", reconnect=True)
         elif kind == CLOSE:
             self.close(Reason.CLIENT_DISCONNECT)
         elif kind == PING:
             ws.write(text_frame(PONG + data))
         elif kind not in (UPGRADE, NOOP):
-            ws.close(1002, "unknown Engine.IO packet")
+            ws.close(CloseCode.PROTOCOL_ERROR, "unknown Engine.IO packet")
 
     def on_close(self, ws: WebSocket, code: int, reason: str) -> None:
         del reason
@@ -397,7 +397,7 @@ class EngineIOSession:
         self.state = State.CLOSED
         self.server.session_closed(self)
         if self._reason is None:
-            by_client = code in (1000, 1001)
+            by_client = code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
             self._reason = Reason.CLIENT_DISCONNECT if by_client else Reason.TRANSPORT_CLOSE
         self.server.handler.on_disconnect(self, self._reason)
 
@@ -418,7 +418,7 @@ class EngineIOSession:
     def _on_probe_message(self, ws: WebSocket, message: Message) -> None:
         polling = self._polling
         if polling is None or ws is not polling.probe or self.state is not State.OPEN:
-            ws.close(1000)
+            ws.close(CloseCode.NORMAL)
             return
         following = UPGRADES.get((self.transport, message))
         if following is Transport.PROBED:
@@ -436,7 +436,7 @@ class EngineIOSession:
             polling.ready.set()
         else:
             self._stop_probing(ws)
-            ws.close(1002, "unexpected packet while upgrading")
+            ws.close(CloseCode.PROTOCOL_ERROR, "unexpected packet while upgrading")
 
     def _stop_probing(self, ws: WebSocket) -> None:
         """A WebSocket beside the session has failed: polling goes on."""
@@ -505,7 +505,7 @@ class EngineIOSession:
             raise bad_request("The session has ended before this packet was handled")
         allowance = self.server.limits.afford(polling.allowance)
         if allowance is None:
-            self.close_with(1008, reconnect=True)
+            self.close_with(CloseCode.POLICY_VIOLATION, reconnect=True)
             raise bad_request("Too many messages")
         polling.allowance = allowance
         if kind == MESSAGE:

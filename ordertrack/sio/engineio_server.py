@@ -24,6 +24,7 @@ from ordertrack.server.counters import counters
 from ordertrack.server.heartbeat import Deadlines, Heartbeat, take_due
 from ordertrack.server.loop import monotonic
 from ordertrack.server.websocket import DEFAULT_LIMITS, Limits, WebSocket
+from ordertrack.server.ws_frames import CloseCode
 from ordertrack.server.ws_handshake import Refused, bad_request, check_origin, refuse, too_many
 from ordertrack.sio.engineio import EncodedMessage, EngineIOSession, Reason, State, Transport
 from ordertrack.sio.pending_sessions import PendingSessions
@@ -300,7 +301,9 @@ class EngineIOServer:
                 continue
             # It stays pending until it is gone, so that it can be evicted while it closes.
             if session.ws is not None:
-                session.close_with(1008, "not authenticated in time", reconnect=True)
+                session.close_with(
+                    CloseCode.POLICY_VIOLATION, "not authenticated in time", reconnect=True
+                )
             else:
                 session.abort(Reason.TRANSPORT_ERROR)
 

@@ -45,6 +45,7 @@ import socketio
 from socketio import packet as sio_packet
 
 from ordertrack.server import websocket
+from ordertrack.server.ws_frames import CloseCode
 from ordertrack.sio.engineio import EngineIOSession, MalformedPacketError
 from ordertrack.sio.engineio_server import EngineIOServer
 from ordertrack.sio.rooms import RoomManager, encode
@@ -248,7 +249,9 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
         for session in list(self.server.eio.sockets.values()):
             try:
                 if session.ws is None:
-                    session.close_with(1012, "server restarting", reconnect=True)
+                    session.close_with(
+                        CloseCode.SERVICE_RESTART, "server restarting", reconnect=True
+                    )
             except Exception:  # the others have to be closed as well
                 log.exception("A session could not be closed")
-        websocket.close_all(1012, "server restarting", seconds)
+        websocket.close_all(CloseCode.SERVICE_RESTART, "server restarting", seconds)
