@@ -151,7 +151,7 @@ class Collector(BaseCollector):
 
     def _connections(self) -> Iterator[Metric]:
         sessions = list(self._realtime.socketio.server.eio.sockets.values())
-        upgraded = sum(session.upgraded for session in sessions)
+        upgraded = sum(session.ws is not None for session in sessions)
         yield _gauges(
             "connections",
             "Open connections, by kind.",

@@ -25,7 +25,7 @@ from ordertrack.schemas import present_event, to_json
 from ordertrack.server.ws_frames import CloseCode, text_frame
 from ordertrack.services import orders
 from ordertrack.services.orders import Budget, CaughtUp, Start, fit
-from ordertrack.sio.socketio import Outgoing, encode_event
+from ordertrack.sio.engineio import EncodedMessage, encode_event
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Announcement:
         self.event = event
         self._json: str | None = None
         self._frame: bytes | None = None
-        self._outgoing: Outgoing | None = None
+        self._outgoing: EncodedMessage | None = None
 
     @property
     def json(self) -> str:
@@ -63,7 +63,7 @@ class Announcement:
         return self._frame
 
     @property
-    def outgoing(self) -> Outgoing:
+    def outgoing(self) -> EncodedMessage:
         """For Socket.IO: an ``order_update`` with the event."""
         if self._outgoing is None:
             self._outgoing = encode_event("order_update", self.json)

@@ -37,7 +37,8 @@ from ordertrack.server.counters import counters
 from ordertrack.server.ws_frames import CloseCode
 from ordertrack.services import callers, orders
 from ordertrack.services.orders import CaughtUp
-from ordertrack.sio.socketio import EngineIOSession, SocketIO, encode_event
+from ordertrack.sio.engineio import EngineIOSession, encode_event
+from ordertrack.sio.socketio import SocketIO
 
 # Of an unknown event's name.
 MAX_NAME_SHOWN = 50
@@ -67,7 +68,7 @@ class SocketWatcher:
         return self._socket.alive
 
     def deliver(self, announcement: Announcement) -> None:
-        self._socket.send_outgoing(announcement.outgoing)
+        self._socket.enqueue(announcement.outgoing)
 
     def join(self, room: str) -> None:
         if self._rooms.knows(self._sid):
@@ -83,12 +84,12 @@ class SocketWatcher:
     def sign_out(self, error: DomainError) -> None:
         self.silence(error)
         if self.is_connected:  # else CONNECT is still to be answered, with a refusal now
-            self._socket.send_outgoing(encode_event("signed_out", to_json(problem(error))))
-            self._socket.close_with(CloseCode.POLICY_VIOLATION, error.code)
+            self._socket.enqueue(encode_event("signed_out", to_json(problem(error))))
+            self._socket.close_with(CloseCode.POLICY_VIOLATION, error.code, reconnect=False)
 
     def hang_up(self, code: int, reason: str) -> None:
         self.silence(Unavailable(reason))
-        self._socket.close_with(code, reason, goodbye=False)
+        self._socket.close_with(code, reason, reconnect=True)
 
 
 class SocketIOHandlers:
@@ -143,7 +144,7 @@ class SocketIOHandlers:
                 counters.refuse(shown.code)
             if isinstance(shown, Unavailable):
                 # Refused, the stock clients would not come back; closed, they do.
-                socket.close_with(CloseCode.TRY_AGAIN_LATER, shown.code, goodbye=False)
+                socket.close_with(CloseCode.TRY_AGAIN_LATER, shown.code, reconnect=True)
             raise Refused(shown.detail, problem(shown)) from error
 
     def _disconnect(self, sid: str, _reason: str) -> None:

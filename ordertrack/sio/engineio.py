@@ -1,18 +1,54 @@
-"""Engine.IO sessions: one per client, whichever transport carries it.
+"""Engine.IO 4 sessions: one per client, carried by HTTP long-polling or by a WebSocket.
 
-A WebSocket gets frames that are built once per broadcast; a polling client gets packets in a queue
-with the same bounds as a WebSocket's backlog; a client that upgrades from one to the other gets
-what was queued first. On every path the order of calls is the order of arrival.
+Rules
+-----
+1. What is sent arrives once, in the order of the calls, also across the upgrade from polling.
+2. Sending never blocks and never raises. What cannot leave at once is queued; a client that leaves
+   more than `Limits.max_queue_bytes` or takes longer than `max_queue_seconds` is closed (1013).
+3. A session's messages are handled one after the other, and `on_disconnect` runs once, after them.
+4. A client that breaks the protocol loses its session: status 400, or close code 1002 or 1003.
 
-A session's handlers run one after the other, and `session_ended` of the server after
-the last of them.
+States
+------
+A session has a lifecycle and a transport; `UPGRADES` has the way from polling to a WebSocket.
+
+    lifecycle                    OPEN                 CLOSING        CLOSED
+    send, enqueue, ping          queued or written    dropped        dropped
+    close, close_with, too slow  CLOSING              -              -
+    abort, WebSocket ended       CLOSED               CLOSED         -
+    queue fetched or discarded   -                    CLOSED         -
+
+    transport                    POLLING              PROBING, PROBED    WEBSOCKET
+    sent packets go to           the queue            the queue          the WebSocket
+    GET                          packets              noop               400
+    POST                         handled              handled            400
+    WebSocket handshake          PROBING              400                400
+    probing WebSocket ended      -                    POLLING            -
+
+Example
+-------
+    class Echo:
+        def on_message(self, session: EngineIOSession, data: str) -> None:
+            session.send(EncodedMessage([data]))  # now
+            for other in server.sockets.values():
+                other.enqueue(news)  # in the loop's next turn; also an EncodedMessage
+
+        def on_disconnect(self, session: EngineIOSession, reason: str | None) -> None: ...
+
+    server = EngineIOServer()
+    server.handler = Echo()  # and server.handle_request is the WSGI application
+
+The protocol: https://socket.io/docs/v4/engine-io-protocol/, whose sections are named below.
 """
 
+import base64
+import logging
 from collections import deque
-from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
-from engineio.packet import CLOSE, MESSAGE, NOOP, PING, Packet
+import engineio
 from engineio.payload import Payload
 from socketio import packet as sio_packet
 
@@ -26,55 +62,90 @@ from ordertrack.server.ws_handshake import bad_request
 if TYPE_CHECKING:
     from ordertrack.sio.engineio_server import EngineIOServer
 
-_PING_FRAME: Final = text_frame("2")
-_PROBE_ANSWER: Final = text_frame("3probe")
-_CLOSE_PACKET: Final = Packet(CLOSE)
-_NOOP_PACKET: Final = Packet(NOOP)
-_PING_PACKET: Final = Packet(PING)
+log = logging.getLogger(__name__)
+
+Reason: Final = engineio.Server.reason  # what a disconnect handler is told
+
+# "Packet encoding": the text of a packet begins with its type; bytes are a binary message's data.
+Packet = str | bytes
+CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = "1", "2", "3", "4", "5", "6"
+SEPARATOR: Final = "\x1e"  # of the packets that one request or its answer holds
+
+_PING_FRAME: Final = text_frame(PING)
+
+
+class State(Enum):
+    OPEN = auto()
+    CLOSING = auto()  # nothing is sent any more; a close frame or the last packets are on their way
+    CLOSED = auto()
+
+
+_OPEN: Final = State.OPEN  # looking it up takes a tenth of the time of queueing a packet
+
+
+class Transport(Enum):
+    POLLING = auto()
+    PROBING = auto()  # polling, with a WebSocket open beside it that has not been tried
+    PROBED = auto()  # as PROBING, and the WebSocket works
+    WEBSOCKET = auto()
+
+
+# "Upgrade": what may come over the WebSocket beside a polling session. Anything else closes it.
+UPGRADES: Final[dict[tuple[Transport, Message], Transport]] = {
+    (Transport.PROBING, PING + "probe"): Transport.PROBED,
+    (Transport.PROBED, PING + "probe"): Transport.PROBED,
+    (Transport.PROBED, UPGRADE): Transport.WEBSOCKET,
+}
 
 
 class MalformedPacketError(ValueError):
-    """A client sent something that is no Socket.IO packet that we accept."""
+    """A client sent something that is not an acceptable Socket.IO packet."""
 
 
-class Outgoing:
-    """A message in the forms that both transports need, made once for all recipients."""
+class EncodedMessage:
+    """A message in the forms that both transports need, encoded once for all recipients."""
 
     __slots__ = ("frame", "packets", "size")
 
-    def __init__(self, parts: Iterable[str | bytes]) -> None:
+    def __init__(self, parts: list[Any]) -> None:
         """`parts` are the Socket.IO packet and, if it is binary, its attachments."""
-        parts = list(parts)
-        self.packets = [Packet(MESSAGE, part) for part in parts]
-        self.frame = b"".join(
-            text_frame("4" + part) if isinstance(part, str) else binary_frame(part)
-            for part in parts
-        )
+        self.packets = [MESSAGE + part if isinstance(part, str) else part for part in parts]
+        self.frame = b"".join(map(_frame, self.packets))
         self.size = len(self.frame)
 
 
-def encode_event(name: str, data_json: str) -> Outgoing:
+def encode_event(name: str, data_json: str) -> EncodedMessage:
     """An event of the default namespace with one argument, which is JSON text already."""
-    return Outgoing([f'2["{name}",{data_json}]'])
+    return EncodedMessage([f'2["{name}",{data_json}]'])
 
 
 def _frame(packet: Packet) -> bytes:
-    encoded = packet.encode()
-    return text_frame(encoded) if isinstance(encoded, str) else binary_frame(encoded)
+    """One WebSocket message. See "Packet encoding"."""
+    return text_frame(packet) if isinstance(packet, str) else binary_frame(packet)
 
 
-class _PollQueue:
-    """Packets that wait for a polling client's next request, bounded like a WebSocket's backlog."""
+def _text(packet: Packet) -> str:
+    """In the answer to a GET, binary packets become text. See "Packet encoding"."""
+    return packet if isinstance(packet, str) else "b" + base64.b64encode(packet).decode()
 
-    __slots__ = ("packets", "polling", "ready", "since", "size", "taken")
 
-    def __init__(self) -> None:
-        self.packets: deque[tuple[Packet, int]] = deque()
-        self.size = 0
-        self.since = 0.0  # when the first was queued, or some were fetched
-        self.polling = False  # a request waits for packets
-        self.ready = Signal()
-        self.taken = Signal()
+_DISCONNECT: Final = EncodedMessage([str(sio_packet.DISCONNECT)])  # from the default namespace
+
+
+@dataclass(slots=True, eq=False)
+class _Polling:
+    """What a session needs only while requests carry it: the packets that wait for the next GET."""
+
+    packets: deque[tuple[Packet, int]] = field(default_factory=deque)  # each with its size
+    size: int = 0
+    since: float = 0.0  # when the first was queued, or some were fetched
+    ready: Signal = field(default_factory=Signal)  # the waiting GET should look again
+    taken: Signal = field(default_factory=Signal)  # packets have been fetched or discarded
+    fetching: bool = False  # a GET waits for packets
+    posting: bool = False  # a POST's packets are being handled
+    heard: bool = True  # since the last ping
+    allowance: float = 0.0  # see Limits.afford
+    probe: WebSocket | None = None  # the WebSocket that the session may move to
 
     def put(self, packet: Packet, size: int) -> None:
         if not self.packets:
@@ -85,14 +156,14 @@ class _PollQueue:
         self.ready.set()
 
     def take(self) -> list[Packet]:
-        """As many packets as the stock clients accept in one answer.
+        """Take as many packets as the stock clients accept in one answer.
 
-        The end of the session is told alone: the JavaScript client would act on it before it has
-        looked at what stands in front of it.
+        The close packet is sent alone, because the JavaScript client acts on it before it has
+        looked at the packets in front of it.
         """
         taken: list[Packet] = []
         while self.packets and len(taken) < Payload.max_decode_packets:
-            if taken and self.packets[0][0] is _CLOSE_PACKET:
+            if taken and self.packets[0][0] == CLOSE:
                 break
             packet, size = self.packets.popleft()
             taken.append(packet)
@@ -109,233 +180,193 @@ class _PollQueue:
         self.taken.set()
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class EngineIOSession:
-    """One Engine.IO session. Serves as the `transport.Handler` of its own WebSocket.
+    """One Engine.IO session, which is also the `websocket.Handler` of its WebSockets."""
 
-    `sid` is the Engine.IO session id. `ws` is its WebSocket; None while it is polling. `handshake`
-    is what is kept of the first request until the client has been let in. `application` belongs to
-    the application: the object that it keeps for this client.
-    """
+    server: "EngineIOServer"
+    sid: str  # the Engine.IO session id
+    handshake: dict[str, Any] | None  # of the first request, until the client has authenticated
+    transport: Transport
+    state: State = State.OPEN
+    ws: WebSocket | None = None  # None unless the transport is WEBSOCKET
+    application: Any = None  # the object that the application keeps for this client
+    saved: dict[str, Any] | None = None  # see `EngineIOServer.get_session`
+    deadline: float = 0.0  # for authenticating
+    pinged: bool = False  # the heartbeat has it
+    _reason: str | None = None  # for the disconnect handler
+    _polling: _Polling | None = None
 
-    __slots__ = (
-        "_allowance",
-        "_heard",
-        "_over",
-        "_posting",
-        "_probe",
-        "_probed",
-        "_queue",
-        "_reason",
-        "address",
-        "application",
-        "beating",
-        "closing",
-        "deadline",
-        "handshake",
-        "joined",
-        "server",
-        "session",
-        "sid",
-        "ws",
-    )
-
-    def __init__(self, server: "EngineIOServer", sid: str, handshake: dict[str, Any]) -> None:
-        self.server = server
-        self.sid = sid
-        self.handshake: dict[str, Any] | None = handshake
-        self.address: str = handshake.get("REMOTE_ADDR", "")
-        self.deadline = 0.0  # by when it has to have been let in
-        self.ws: WebSocket | None = None
-        self.application: Any = None
-        self.session: dict[str, Any] | None = None  # see `EngineIOServer.get_session`
-        self.joined = False  # Socket.IO let it into a namespace
-        self.beating = False  # it gets pings
-        self.closing = False  # nothing is sent any more
-        self._queue: _PollQueue | None = None
-        self._posting = False  # a request's packets are being handled
-        self._probe: WebSocket | None = None  # the WebSocket that polling may move to
-        self._probed = False  # and whether it has been tried
-        self._reason: str | None = None
-        self._allowance = 0.0
-        self._heard = True
-        self._over = False
+    def __post_init__(self) -> None:
+        if self.transport is Transport.POLLING:
+            self._polling = _Polling()
 
     @property
-    def closed(self) -> bool:
-        """Whether the session is over, and nothing waits to be fetched any more."""
-        return self._over and (self._queue is None or not self._queue.packets)
-
-    # For Heartbeat --------------------------------------------------------------------------------
+    def authenticated(self) -> bool:
+        """Whether Socket.IO has connected the client to a namespace."""
+        return self.handshake is None
 
     @property
     def alive(self) -> bool:
-        """Whether the client can still be told anything, as far as is known."""
-        return not self.closing and (self.ws is None or self.ws.alive)
+        """Whether something can still be sent to the client, as far as is known."""
+        return self.state is State.OPEN and (self.ws is None or self.ws.alive)
 
     @property
     def heard(self) -> bool:
         """Whether the client has sent anything since the last ping."""
-        return self.ws.heard if self.ws is not None else self._heard
+        if self.ws is not None:
+            return self.ws.heard
+        return self._polling is None or self._polling.heard
 
     @heard.setter
     def heard(self, value: bool) -> None:
         if self.ws is not None:
             self.ws.heard = value
-        else:
-            self._heard = value
+        elif self._polling is not None:
+            self._polling.heard = value
+
+    @property
+    def holds_websocket(self) -> bool:
+        """Whether it has a WebSocket, or probes one."""
+        return self.transport is not Transport.POLLING
+
+    @property
+    def holds_request(self) -> bool:
+        """Whether a GET waits for packets."""
+        return self._polling is not None and self._polling.fetching
 
     # Sending --------------------------------------------------------------------------------------
 
-    @property
-    def upgraded(self) -> bool:
-        return self.ws is not None
-
-    @property
-    def upgrading(self) -> bool:
-        return self._probe is not None
-
-    @property
-    def holds_socket(self) -> bool:
-        """Whether it has a WebSocket, or tries one."""
-        return self.ws is not None or self._probe is not None
-
-    @property
-    def holds_poll(self) -> bool:
-        """Whether a request waits for packets."""
-        return self._queue is not None and self._queue.polling
-
-    @property
-    def queued_bytes(self) -> int:
-        """Bytes that wait here for the client to read or fetch."""
+    def enqueue(self, message: EncodedMessage) -> None:
+        """Send a message that may go to many, in the loop's next turn."""
         if self.ws is not None:
-            return self.ws.queued_bytes
-        return self._queue.size if self._queue is not None else 0
-
-    def send_outgoing(self, outgoing: Outgoing) -> None:
-        """Send a message that may go to many, in the loop's next turn; never blocks or raises."""
-        if self.ws is not None:
-            self.ws.enqueue(outgoing.frame)
+            self.ws.enqueue(message.frame)
         else:
-            for packet in outgoing.packets:
-                self._put(packet, outgoing.size)
+            for packet in message.packets:
+                self._put(packet, message.size)
 
-    def send(self, packet: Packet) -> None:
-        """Send an Engine.IO packet now; never blocks or raises."""
+    def send(self, message: EncodedMessage) -> None:
+        """Send a message now."""
         if self.ws is not None:
-            self.ws.write(_frame(packet))
+            self.ws.write(message.frame)
         else:
-            encoded = packet.encode(b64=True)
-            self._put(packet, len(encoded))
-
-    def _put(self, packet: Packet, size: int) -> None:
-        queue = self._queue
-        if queue is None or self.closing:
-            return
-        if queue.packets and queue.size + size > self.server.limits.max_queue_bytes:
-            self.too_slow()
-            return
-        queue.put(packet, size)
-        self.server.waiting.add(self)
+            self.enqueue(message)
 
     def ping(self) -> None:
+        """See "Heartbeat": the server pings, and the client answers."""
         if self.ws is not None:
             self.ws.enqueue(_PING_FRAME)
         else:
-            self._put(_PING_PACKET, 1)
+            self._put(PING, 1)
 
-    # Ending ---------------------------------------------------------------------------------------
-
-    def close_with(self, code: int, reason: str = "", *, goodbye: bool = True) -> None:
-        """Close the session after what has been sent so far.
-
-        With `goodbye` a Socket.IO DISCONNECT goes first, which tells the stock clients not to come
-        back by themselves; without it they do. `code` is the WebSocket close code.
-        """
-        if self.closing:
+    def _put(self, packet: Packet, size: int) -> None:
+        polling = self._polling
+        if polling is None or self.state is not _OPEN:
             return
-        if goodbye and self.joined:
-            self.send(Packet(MESSAGE, str(sio_packet.DISCONNECT)))
-        self._reason = self._reason or self.server.reason.SERVER_DISCONNECT
+        if polling.packets and polling.size + size > self.server.limits.max_queue_bytes:
+            self.close_slow()
+            return
+        polling.put(packet, size)
+        self.server.unfetched.add(self)
+
+    # Closing --------------------------------------------------------------------------------------
+
+    def close_with(self, code: int, text: str = "", *, reconnect: bool) -> None:
+        """Close the session after what has been sent so far, with a WebSocket close code.
+
+        Without `reconnect` a Socket.IO DISCONNECT goes first: the stock clients reconnect by
+        themselves unless they have received one.
+        """
+        if self.state is not State.OPEN:
+            return
+        if not reconnect and self.authenticated:
+            self.send(_DISCONNECT)
+        self._reason = self._reason or Reason.SERVER_DISCONNECT
         if self.ws is not None:
-            self.closing = True
-            self.ws.close(code, reason)
+            self.state = State.CLOSING
+            self.ws.close(code, text)
         else:
-            self._put(_CLOSE_PACKET, 1)
-            self._end()
+            self._put(CLOSE, 1)
+            self._close_polling()
 
-    def close(self, reason: str | None = None) -> None:
-        """End the session in order; `reason` is what the disconnect handler is told."""
+    def close(self, reason: str) -> None:
+        """Close the session in order; `reason` is what the disconnect handler is told."""
         self._reason = self._reason or reason
-        self.close_with(CloseCode.NORMAL, goodbye=False)
+        self.close_with(CloseCode.NORMAL, reconnect=True)
 
-    def expire(self) -> None:
-        """The client has not answered a ping, as far as has been read."""
-        self.read_what_is_there()
-        if not self.heard:
-            self.drop(self.server.reason.PING_TIMEOUT)
+    def close_slow(self) -> None:
+        """Close a polling session whose client does not fetch its packets, and discard those."""
+        counters.slow_closes += 1
+        self.discard_queue()
+        self._reason = Reason.TRANSPORT_ERROR
+        self.close_with(CloseCode.TRY_AGAIN_LATER, reconnect=True)
 
-    def read_what_is_there(self) -> None:
-        """Before a client is called late: a busy loop may be behind with reading."""
-        if self.ws is not None and self.ws.alive:
-            websocket.read_now(self.ws)
-
-    def drop(self, reason: str) -> None:
-        """End the session at once, without a word to the client."""
+    def abort(self, reason: str) -> None:
+        """Close the session at once, without telling the client."""
         self._reason = self._reason or reason
         if self.ws is not None:
-            self.closing = self._over = True
-            self.server.session_over(self)
+            self.state = State.CLOSED
+            self.server.session_closed(self)
             self.ws.abort()
         else:
             self.discard_queue()
-            self._end()
+            self._close_polling()
 
-    def too_slow(self) -> None:
-        """A polling client does not fetch what waits for it."""
-        counters.slow_closes += 1
-        self.discard_queue()
-        self._reason = self.server.reason.TRANSPORT_ERROR
-        self.close_with(CloseCode.TRY_AGAIN_LATER, goodbye=False)
+    def expire(self) -> None:
+        """Called by the heartbeat: no answer to the ping has been read in time."""
+        self.read_now()
+        if not self.heard:
+            self.abort(Reason.PING_TIMEOUT)
+
+    def read_now(self) -> None:
+        """Read what has arrived: a busy loop may be behind, and the client is not to blame."""
+        if self.ws is not None and self.ws.alive:
+            websocket.read_now(self.ws)
+
+    def check_pace(self, now: float) -> None:
+        """Called every second while packets wait to be fetched."""
+        polling = self._polling
+        if polling is not None and now - polling.since > self.server.limits.max_queue_seconds:
+            self.close_slow()
 
     def discard_queue(self) -> None:
-        """Free what waits to be fetched."""
-        if self._queue is not None:
-            self._queue.clear()
+        """Discard the packets that wait to be fetched."""
+        if self._polling is not None:
+            self._polling.clear()
+            if self.state is State.CLOSING:
+                self.state = State.CLOSED
 
-    def check_age(self, now: float) -> None:
-        """Called by the sweep while something waits to be fetched."""
-        queue = self._queue
-        if queue is not None and now - queue.since > self.server.limits.max_queue_seconds:
-            self.too_slow()
-
-    def _end(self) -> None:
-        """A session without a WebSocket is over; a last request may still fetch the rest."""
-        if self._over:
+    def _close_polling(self) -> None:
+        """Close a session without a WebSocket; the packets that are left may still be fetched."""
+        polling = self._polling
+        if polling is None or self.state is not State.OPEN:
             return
-        self.closing = self._over = True
-        if self._probe is not None:
-            self._probe.abort()
-        if self._queue is not None:
-            self._queue.ready.set()
-        self.server.waiting.discard(self)
-        self.server.session_over(self)
-        if not self._posting:
-            loop.spawn(self.server.session_ended, self, self._reason)
+        self.state = State.CLOSING if polling.packets else State.CLOSED
+        if polling.probe is not None:
+            polling.probe.abort()
+        polling.ready.set()
+        self.server.unfetched.discard(self)
+        self.server.session_closed(self)
+        if not polling.posting:
+            self._spawn_on_disconnect()
+
+    def _spawn_on_disconnect(self) -> None:
+        loop.spawn(self.server.handler.on_disconnect, self, self._reason)
 
     # As the handler of a WebSocket ----------------------------------------------------------------
 
     def on_open(self, ws: WebSocket) -> None:
-        if self._queue is not None:
-            self._probe, self._probed = ws, False  # polling so far: wait for the probe
-            self.server.wait_for_probe(ws)
+        if self._polling is not None:
+            self._polling.probe, self.transport = ws, Transport.PROBING
+            self.server.probe_opened(ws)
             return
         self.ws = ws
-        self.server.session_began(self)
-        ws.write(_frame(self.server.open_packet(self.sid, upgrades=False)))
+        self.server.session_opened(self)
+        ws.write(text_frame(self.server.open_packet(self.sid, upgrades=False)))
 
     def on_message_in_loop(self, ws: WebSocket, message: Message) -> bool:
-        if message == "3":
-            return True  # `heard` is all that a pong says
+        if message == PONG:
+            return True  # the WebSocket has noted that the client was heard
         if ws is not self.ws:
             self._on_probe_message(ws, message)
             return True
@@ -345,139 +376,142 @@ class EngineIOSession:
         if isinstance(message, bytes):
             ws.close(CloseCode.UNSUPPORTED_DATA, "binary messages are not used here")
             return
-        kind = message[:1]
-        if kind == "4":
+        kind, data = message[:1], message[1:]
+        if kind == MESSAGE:
             try:
-                self.server.receive(self, message[1:])
+                self._handle_message(data)
             except MalformedPacketError:
-                self.close_with(CloseCode.PROTOCOL_ERROR, "malformed packet", goodbye=False)
-        elif kind == "1":
-            self._reason = self.server.reason.CLIENT_DISCONNECT
-            ws.close(CloseCode.NORMAL)
-        elif kind == "2":
-            ws.write(text_frame("3" + message[1:]))
-        elif kind not in ("5", "6"):
+                self.close_with(CloseCode.PROTOCOL_ERROR, "malformed packet", reconnect=True)
+        elif kind == CLOSE:
+            self.close(Reason.CLIENT_DISCONNECT)
+        elif kind == PING:
+            ws.write(text_frame(PONG + data))
+        elif kind not in (UPGRADE, NOOP):
             ws.close(CloseCode.PROTOCOL_ERROR, "unknown Engine.IO packet")
 
     def on_close(self, ws: WebSocket, code: int, reason: str) -> None:
         del reason
-        if ws is self._probe:
-            self._probe = None
         if ws is not self.ws:
-            return  # a probe that failed: polling goes on
-        self.closing = self._over = True
-        self.server.session_over(self)
+            self._stop_probing(ws)
+            return
+        self.state = State.CLOSED
+        self.server.session_closed(self)
         if self._reason is None:
-            why = self.server.reason
-            left = code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
-            self._reason = why.CLIENT_DISCONNECT if left else why.TRANSPORT_CLOSE
-        self.server.session_ended(self, self._reason)
+            by_client = code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
+            self._reason = Reason.CLIENT_DISCONNECT if by_client else Reason.TRANSPORT_CLOSE
+        self.server.handler.on_disconnect(self, self._reason)
+
+    def _handle_message(self, data: str) -> None:
+        """Wait until Socket.IO has handled a message. Raises `MalformedPacketError`.
+
+        Another exception is the application's, so it is logged and the session goes on.
+        """
+        try:
+            self.server.handler.on_message(self, data)
+        except MalformedPacketError:
+            raise
+        except Exception:
+            log.exception("A Socket.IO handler failed")
+
+    # "Upgrade": a probe, its answer, a noop that ends the waiting GET, the switch -----------------
 
     def _on_probe_message(self, ws: WebSocket, message: Message) -> None:
-        """The upgrade: a probe, its answer, a NOOP that ends the pending poll, the switch."""
-        if ws is not self._probe or self.closing:
+        polling = self._polling
+        if polling is None or ws is not polling.probe or self.state is not State.OPEN:
             ws.close(CloseCode.NORMAL)
-        elif message == "2probe":
-            ws.write(_PROBE_ANSWER)
-            self._probed = True
-            if self._queue is not None and self._queue.polling:
-                self._queue.ready.set()
-        elif message == "5" and self._probed and not self._posting:
-            # With a request's packets still in the making, the next ones would overtake them.
-            queue, self._queue = self._queue, None
-            self._probe, self.ws = None, ws
-            self.server.waiting.discard(self)
-            if queue is not None:
-                for packet, _ in queue.packets:
-                    ws.write(_frame(packet))
-                queue.clear()
-                queue.ready.set()
+            return
+        following = UPGRADES.get((self.transport, message))
+        if following is Transport.PROBED:
+            ws.write(text_frame(PONG + "probe"))
+            self.transport = following
+            if polling.fetching:
+                polling.ready.set()
+        elif following is Transport.WEBSOCKET and not polling.posting:
+            # While a POST is being handled, the packets of the WebSocket would overtake its own.
+            self.transport, self.ws, self._polling = following, ws, None
+            self.server.unfetched.discard(self)
+            for packet, _ in polling.packets:
+                ws.write(_frame(packet))
+            polling.clear()
+            polling.ready.set()
         else:
-            self._probe = None  # polling goes on
+            self._stop_probing(ws)
             ws.close(CloseCode.PROTOCOL_ERROR, "unexpected packet while upgrading")
 
-    # Long polling ---------------------------------------------------------------------------------
+    def _stop_probing(self, ws: WebSocket) -> None:
+        """A WebSocket beside the session has failed: polling goes on."""
+        if self._polling is not None and ws is self._polling.probe:
+            self._polling.probe, self.transport = None, Transport.POLLING
 
-    @property
-    def polling(self) -> bool:
-        """Whether requests carry the session, rather than a WebSocket."""
-        return self._queue is not None
+    # "HTTP long-polling" --------------------------------------------------------------------------
 
-    def start_polling(self) -> None:
-        self._queue = _PollQueue()
-        self.server.session_began(self)
-        self.send(self.server.open_packet(self.sid, upgrades=True))
+    def open_polling(self) -> None:
+        """Begin a session without a WebSocket."""
+        self.server.session_opened(self)
+        packet = self.server.open_packet(self.sid, upgrades=True)
+        self._put(packet, len(packet))
 
-    def fetch(self) -> list[Packet]:
+    def fetch(self) -> str:
         """What a GET answers: packets, waited for. Raises `Refused`, which ends the session."""
-        queue = self._queue
-        if queue is None or self.upgrading:
-            return [_NOOP_PACKET]
-        if queue.polling:
+        polling = self._polling
+        if polling is None or self.transport is not Transport.POLLING:
+            return NOOP
+        if polling.fetching:
             raise bad_request("One poll at a time")
-        self._heard = True
-        queue.polling = True
+        polling.heard = polling.fetching = True
         try:
             deadline = monotonic() + self.server.ping_interval + self.server.ping_timeout
-            while not queue.packets and not self._over and not self.upgrading:
-                if not queue.ready.wait(deadline - monotonic()):
+            while not polling.packets and self.state is State.OPEN and not self.holds_websocket:
+                if not polling.ready.wait(deadline - monotonic()):
                     raise bad_request("No ping was due, so the session is broken")
-                if self._queue is None:
-                    return [_NOOP_PACKET]  # upgraded meanwhile
         finally:
-            queue.polling = False
-        packets = queue.take()
-        if not queue.packets:
-            self.server.waiting.discard(self)
-        return packets or [_NOOP_PACKET]
+            polling.fetching = False
+        packets = polling.take()
+        if not polling.packets and polling is self._polling:  # it may have upgraded meanwhile
+            self.server.unfetched.discard(self)
+            if self.state is State.CLOSING:
+                self.state = State.CLOSED
+        return SEPARATOR.join(map(_text, packets)) or NOOP
 
     def handle(self, payload: str) -> None:
         """Handle the packets of a POST. Raises `Refused`, which ends the session."""
-        if self._posting:
-            # Two at once have no order, and one's events must not be handled beside the other's.
+        polling = self._polling
+        assert polling is not None
+        if polling.posting:
+            # Two at once have no order, and a session's events are handled one after the other.
             raise bad_request("One POST at a time")
-        self._heard = True
-        self._posting = True
+        polling.heard = polling.posting = True
         try:
-            for packet in payload.split("\x1e"):  # each is taken off the client's allowance
-                self._wait_until_fetched()
-                self._handle_packet(packet)
+            for packet in payload.split(SEPARATOR):
+                # As on a WebSocket, no message is handled while much waits for the client: else the
+                # answers to one POST could exceed the queue of a client that fetches at once.
+                # `check_pace` bounds the wait.
+                while polling.size > self.server.limits.crowded_bytes:
+                    polling.taken.wait()
+                self._handle_packet(polling, packet)
         finally:
-            self._posting = False
-            if self._over:
-                loop.spawn(self.server.session_ended, self, self._reason)
+            polling.posting = False
+            if self.state is not State.OPEN:
+                self._spawn_on_disconnect()
 
-    def _wait_until_fetched(self) -> None:
-        """As on a WebSocket, no message is handled while much waits for the client.
-
-        Else the answers to what it sends in one request could be more than is kept for it, however
-        quickly it fetches them. It has as long as `check_age` gives it.
-        """
-        queue = self._queue
-        while queue is not None and queue.size > self.server.limits.crowded_bytes:
-            queue.taken.wait()
-
-    def _handle_packet(self, packet: str) -> None:
+    def _handle_packet(self, polling: _Polling, packet: str) -> None:
         kind = packet[:1]
-        if kind == "1":
-            self._reason = self._reason or self.server.reason.CLIENT_DISCONNECT
+        if kind == CLOSE:
+            self._reason = self._reason or Reason.CLIENT_DISCONNECT
             self.discard_queue()
-            self._end()
-        elif self.closing:
+            self._close_polling()
+            return
+        if self.state is not State.OPEN:
             raise bad_request("The session has ended before this packet was handled")
-        elif not self._afford():
-            self.close_with(CloseCode.POLICY_VIOLATION, goodbye=False)
+        allowance = self.server.limits.afford(polling.allowance)
+        if allowance is None:
+            self.close_with(CloseCode.POLICY_VIOLATION, reconnect=True)
             raise bad_request("Too many messages")
-        elif kind == "4":
+        polling.allowance = allowance
+        if kind == MESSAGE:
             try:
-                self.server.receive(self, packet[1:])
+                self._handle_message(packet[1:])
             except MalformedPacketError:
                 raise bad_request("Malformed Socket.IO packet") from None
-        elif kind not in ("3", "6"):
+        elif kind not in (PONG, NOOP):
             raise bad_request("Unknown kind of packet")
-
-    def _afford(self) -> bool:
-        """Whether a polling client may send one more packet. A WebSocket sees to it itself."""
-        allowance = self.server.limits.afford(self._allowance)
-        self._allowance = allowance or self._allowance
-        return allowance is not None

@@ -1,10 +1,14 @@
-"""Engine.IO 4 over HTTP: handshakes, long polling, and the bounds on sessions.
+"""The Engine.IO server: its WSGI application, the registry of its sessions, and their deadlines.
 
-One WSGI application answers all of it. A WebSocket handshake leaves HTTP with the session as its
-handler; what remains are polls (GET), packets (POST) and refusals. Of python-engineio only the
-packets and payloads are used; python-socketio finds here what it asks of its Engine.IO server.
+A WebSocket handshake leaves HTTP with the session as its handler; what remains are GET (packets
+for the client), POST (packets from it) and refusals. It replaces python-engineio's server, of which
+only the formats of packets are used, and has what python-socketio asks of that server.
+
+The protocol: https://socket.io/docs/v4/engine-io-protocol/. Names in quotation marks are its
+sections.
 """
 
+import json
 import logging
 import secrets
 import urllib.parse
@@ -12,9 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
-import engineio
-from engineio.packet import MESSAGE, OPEN, Packet
-from engineio.payload import Payload
+from engineio.packet import Packet
 
 from ordertrack.origins import Origins
 from ordertrack.server import loop, websocket
@@ -24,18 +26,19 @@ from ordertrack.server.loop import monotonic
 from ordertrack.server.websocket import DEFAULT_LIMITS, Limits, WebSocket
 from ordertrack.server.ws_frames import CloseCode
 from ordertrack.server.ws_handshake import Refused, bad_request, check_origin, refuse, too_many
-from ordertrack.sio.engineio import EngineIOSession, MalformedPacketError
+from ordertrack.sio.engineio import EncodedMessage, EngineIOSession, Reason, State, Transport
 from ordertrack.sio.pending_sessions import PendingSessions
 
 log = logging.getLogger(__name__)
 
-# A client that has not sent CONNECT by then, or whose CONNECT was refused, is closed.
+# For a client to send a CONNECT that is accepted, and for a WebSocket to become a session's
+# transport. Then it is closed.
 CONNECT_SECONDS: Final = 10.0
 
-# How long a polling client may take to fetch the last packets of a session that is over.
-FAREWELL_SECONDS: Final = 5.0
+# For a polling client to fetch the last packets of a session that is closing.
+LAST_FETCH_SECONDS: Final = 5.0
 
-# What a CONNECT handler may want of the handshake; the rest of it is not kept.
+# What a connect handler may want of the handshake; the rest of it is not kept.
 _KEPT: Final[tuple[str, ...]] = (
     "flask.app",
     "wsgi.url_scheme",
@@ -55,21 +58,20 @@ Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
 
 
-class Receiver(Protocol):
-    """Socket.IO, as far as Engine.IO knows it."""
+class SessionHandler(Protocol):
+    """What Engine.IO calls: Socket.IO."""
 
     def on_message(self, session: EngineIOSession, data: str) -> None:
         """Handle a message. Raises `MalformedPacketError`."""
 
-    def on_end(self, session: EngineIOSession, reason: str | None) -> None:
-        """The session is over, and none of its messages is being handled any more."""
+    def on_disconnect(self, session: EngineIOSession, reason: str | None) -> None:
+        """The session has been closed, and none of its messages is being handled any more."""
 
 
 class EngineIOServer:
-    """All Engine.IO sessions of a process, and the WSGI application that they begin at."""
+    """All Engine.IO sessions of a process, and the WSGI application at which they begin."""
 
-    reason = engineio.Server.reason
-    receiver: Receiver
+    handler: SessionHandler
 
     def __init__(
         self,
@@ -83,9 +85,9 @@ class EngineIOServer:
         async_handlers: bool = False,
         logger: object = None,
     ) -> None:
-        """`credential_cookie` is the cookie that may stand in for a token when connecting.
+        """`credential_cookie` is the name of a cookie that can authenticate instead of a token.
 
-        python-socketio gives the last three, of which only one way is served here.
+        The last three come from python-socketio; only these values of them are supported.
         """
         del async_handlers, logger
         self.origins = origins or Origins()
@@ -94,12 +96,12 @@ class EngineIOServer:
         self.ping_timeout = ping_timeout
         self.async_mode = async_mode
         self.sockets: dict[str, EngineIOSession] = {}
-        self.waiting: set[EngineIOSession] = set()  # polling clients that have something to fetch
+        self.unfetched: set[EngineIOSession] = set()  # open, polling, with packets to fetch
         self._credential_cookie = credential_cookie
-        self._newcomers: PendingSessions[EngineIOSession] = PendingSessions(
+        self._pending: PendingSessions[EngineIOSession] = PendingSessions(
             limits.max_newcomers, limits.max_newcomers_per_address
         )
-        self._farewells: Deadlines[EngineIOSession] = deque()  # over, with a rest to fetch
+        self._closing: Deadlines[EngineIOSession] = deque()  # polling, with packets left to fetch
         self._probes: Deadlines[WebSocket] = deque()  # opened in order to upgrade
         self._heartbeat = Heartbeat(
             ping_interval,
@@ -110,13 +112,13 @@ class EngineIOServer:
         )
         loop.every(self._heartbeat.period, self._heartbeat.sweep)
         for sweep in (
-            self._close_latecomers,
-            self._drop_probes,
-            self._drop_farewells,
+            self._close_unauthenticated,
+            self._abort_probes,
+            self._discard_unfetched,
             self._close_slow,
         ):
             loop.every_second(sweep)
-        websocket.make_room_with(self._end_a_newcomer)
+        websocket.make_room_with(self._evict_pending)
 
     # HTTP -----------------------------------------------------------------------------------------
 
@@ -126,14 +128,19 @@ class EngineIOServer:
         is_handshake = "sid" not in query
         try:
             check_origin(self.origins, environ)
-            if environ["REQUEST_METHOD"] == "OPTIONS":  # before a page of an allowed origin asks
+            if environ["REQUEST_METHOD"] == "OPTIONS":  # a page of an allowed origin asks first
                 return _answer(start_response, environ, "", _preflight(environ))
-            carrier = _carrier(environ, query)
-            session = self._begin(environ, query) if is_handshake else self._find(environ, query)
-            if carrier == "websocket":
+            transport = _requested_transport(environ, query)
+            if is_handshake:
+                session = self._make_session(environ, query, transport)
+            else:
+                session = self._find_session(environ, query, transport)
+            if transport is Transport.WEBSOCKET:
                 websocket.take_over(environ, session, limits=self.limits, heartbeat=False)
                 return []
-            return _answer(start_response, environ, self._exchange(session, environ))
+            if is_handshake:
+                session.open_polling()
+            return _answer(start_response, environ, self._exchange_packets(session, environ))
         except Refused as refused:
             if is_handshake:
                 counters.refuse(refused.code)
@@ -141,22 +148,27 @@ class EngineIOServer:
                 refused.headers += tuple(_cors(environ))
             return refuse(start_response, refused)
 
-    def _begin(self, environ: Environ, query: Mapping[str, list[str]]) -> EngineIOSession:
-        """A session for a new client; it counts from when its transport stands."""
+    def _make_session(
+        self, environ: Environ, query: Mapping[str, list[str]], transport: Transport
+    ) -> EngineIOSession:
+        """A session for a new client, not registered yet. See "Handshake"."""
         if environ["REQUEST_METHOD"] != "GET":
             raise bad_request("A session begins with GET")
         if query.get("EIO") != ["4"]:
             raise bad_request("Only EIO=4 is spoken here")
         self._check_cookie(environ)
         loop.start()
-        joined = len(self.sockets) - len(self._newcomers)
-        if websocket.draining() or joined >= self.limits.max_connections:
+        authenticated = len(self.sockets) - len(self._pending)
+        if websocket.draining() or authenticated >= self.limits.max_connections:
             raise too_many()
         handshake = {name: environ[name] for name in _KEPT if name in environ}
-        return EngineIOSession(self, self.generate_id(), handshake)
+        return EngineIOSession(self, self.generate_id(), handshake, transport)
 
     def _check_cookie(self, environ: Environ) -> None:
-        """Raises `Refused` when a page that may not be ours would connect by the user's cookie."""
+        """Refuse a handshake that brings the user's cookie from a page that may not be ours.
+
+        Raises `Refused` (403 `forbidden`).
+        """
         cookie = self._credential_cookie
         if cookie and cookie in environ.get("HTTP_COOKIE", "") and not self.origins.vouch(environ):
             raise Refused(
@@ -165,44 +177,42 @@ class EngineIOServer:
                 "and no cookie",
             )  # fmt: skip
 
-    def _find(self, environ: Environ, query: Mapping[str, list[str]]) -> EngineIOSession:
-        """The session that a request belongs to."""
-        # What has run out of time is over for this request, too.
+    def _find_session(
+        self, environ: Environ, query: Mapping[str, list[str]], transport: Transport
+    ) -> EngineIOSession:
+        """The session that a request belongs to. Raises `Refused` (400)."""
+        # A ping that has timed out has ended the session for this request, too.
         self._heartbeat.sweep(monotonic())
         session = self.sockets.get(query["sid"][-1])
-        if session is None or session.closed:
+        if session is None or session.state is State.CLOSED:
             raise bad_request("This session is not known, or over")
-        upgrades = query["transport"] == ["websocket"]
-        if session.ws is not None or (session.upgrading and upgrades):
+        upgrades = transport is Transport.WEBSOCKET
+        if session.ws is not None or (session.holds_websocket and upgrades):
             raise bad_request("This session has moved to a WebSocket")
-        if session.closing and (upgrades or environ["REQUEST_METHOD"] == "POST"):
+        if session.state is not State.OPEN and (upgrades or environ["REQUEST_METHOD"] == "POST"):
             raise bad_request("This session is over")
         return session
 
-    def _exchange(self, session: EngineIOSession, environ: Environ) -> str:
-        """A polling client's request; a fault of its ends the session."""
+    def _exchange_packets(self, session: EngineIOSession, environ: Environ) -> str:
+        """The answer to a polling client's request, a fault of which closes the session."""
         try:
             if environ["REQUEST_METHOD"] == "POST":
                 payload = self._read_payload(environ)
-                if session.closing or session.ws is not None:  # while the body was on its way
+                # It may have changed while the body was on its way.
+                if session.state is not State.OPEN or session.ws is not None:
                     raise bad_request("This session is over")
                 session.handle(payload)
                 return "ok"
-            if not session.polling:
-                session.start_polling()
-            fetched: str = Payload(packets=session.fetch()).encode()
-            return fetched
+            return session.fetch()
         except Refused:
-            session.close(reason=self.reason.TRANSPORT_ERROR)
+            session.close(Reason.TRANSPORT_ERROR)
             raise
 
     def _read_payload(self, environ: Environ) -> str:
         most = self.limits.max_message_bytes
-        if int(environ.get("CONTENT_LENGTH") or 0) > most:
-            body = None
-        else:
-            body = environ["wsgi.input"].read(most + 1)
-        if body is None or len(body) > most:
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        body = environ["wsgi.input"].read(most + 1) if length <= most else b""
+        if max(length, len(body)) > most:
             raise Refused(
                 "413 Content Too Large", "payload_too_large", f"At most {most} bytes at a time"
             )
@@ -212,137 +222,120 @@ class EngineIOServer:
             raise bad_request("The packets are not UTF-8") from None
         return payload
 
-    def open_packet(self, sid: str, *, upgrades: bool) -> Packet:
-        return Packet(
-            OPEN,
-            {
-                "sid": sid,
-                "upgrades": ["websocket"] if upgrades else [],
-                "pingTimeout": int(self.ping_timeout * 1000),
-                "pingInterval": int(self.ping_interval * 1000),
-                "maxPayload": self.limits.max_message_bytes,
-            },
-        )
+    def open_packet(self, sid: str, *, upgrades: bool) -> str:
+        """The first packet of a session. See "Handshake"."""
+        hello = {
+            "sid": sid,
+            "upgrades": ["websocket"] if upgrades else [],
+            "pingTimeout": int(self.ping_timeout * 1000),
+            "pingInterval": int(self.ping_interval * 1000),
+            "maxPayload": self.limits.max_message_bytes,
+        }
+        return "0" + json.dumps(hello, separators=(",", ":"))
 
-    # Sessions, from beginning to end --------------------------------------------------------------
+    # A session's life, as it tells it: opened, CONNECT received, perhaps refused, closed ----------
 
-    def session_began(self, session: EngineIOSession) -> None:
-        """Its transport stands: from now on it is known, and has a while to be let in."""
+    def session_opened(self, session: EngineIOSession) -> None:
+        """Its transport is open: it is registered, and has a while to authenticate."""
         self.sockets[session.sid] = session
         session.deadline = monotonic() + CONNECT_SECONDS
-        self._wait_to_be_let_in(session)
+        self._add_pending(session)
         if self.ping_interval < CONNECT_SECONDS:
-            self._begin_heartbeat(session)
+            self._start_pings(session)
 
-    def session_asks(self, session: EngineIOSession) -> None:
-        """CONNECT has come: however long the answer takes, it is not the client that is late."""
-        self._newcomers.discard(session)
-        self._begin_heartbeat(session)
+    def connect_received(self, session: EngineIOSession) -> None:
+        """The client has authenticated in time, however long the connect handler takes."""
+        self._pending.discard(session)
+        self._start_pings(session)
 
-    def session_refused(self, session: EngineIOSession) -> None:
-        """CONNECT was refused: the client may try again, within the time that it had."""
-        if session.alive and not session.joined:
-            self._wait_to_be_let_in(session)
+    def connect_refused(self, session: EngineIOSession) -> None:
+        """The client may try again within the time that it had."""
+        if session.alive and not session.authenticated:
+            self._add_pending(session)
 
-    def session_ended(self, session: EngineIOSession, reason: str | None) -> None:
-        """Tell Socket.IO. Nothing of the session is being handled any more."""
-        self.receiver.on_end(session, reason)
-
-    def session_over(self, session: EngineIOSession) -> None:
-        """Nothing is sent any more: forget the session, unless something waits to be fetched."""
-        self._newcomers.discard(session)
-        if session.closed:
+    def session_closed(self, session: EngineIOSession) -> None:
+        """Nothing is sent any more: forget the session, when its last packets are fetched."""
+        self._pending.discard(session)
+        if session.state is State.CLOSED:
             self.sockets.pop(session.sid, None)
         else:
-            self._farewells.append((monotonic() + FAREWELL_SECONDS, session))
+            self._closing.append((monotonic() + LAST_FETCH_SECONDS, session))
 
-    def wait_for_probe(self, ws: WebSocket) -> None:
-        """A polling client tries a WebSocket, to upgrade to."""
+    def probe_opened(self, ws: WebSocket) -> None:
+        """A polling client probes a WebSocket."""
         self._probes.append((monotonic() + CONNECT_SECONDS, ws))
 
-    def receive(self, session: EngineIOSession, data: str) -> None:
-        """Hand a message to Socket.IO and wait until it is handled. Raises `MalformedPacketError`.
+    def _add_pending(self, session: EngineIOSession) -> None:
+        evicted = self._pending.add(session, (session.handshake or {}).get("REMOTE_ADDR", ""))
+        if evicted is not None:
+            evicted.abort(Reason.TRANSPORT_ERROR)
 
-        A handler's own fault is logged, and is no reason to end the connection.
+    def _evict_pending(self, socket: bool) -> bool:
+        """Close a pending session to free the connection that it holds; False if there is none.
+
+        With `socket` that is a WebSocket, even if it is only probed; else a waiting GET will do.
         """
-        try:
-            self.receiver.on_message(session, data)
-        except MalformedPacketError:
-            raise
-        except Exception:
-            log.exception("A Socket.IO handler failed")
-
-    def _wait_to_be_let_in(self, session: EngineIOSession) -> None:
-        crowded_out = self._newcomers.add(session, session.address)
-        if crowded_out is not None:
-            crowded_out.drop(self.reason.TRANSPORT_ERROR)
-
-    def _end_a_newcomer(self, socket: bool) -> bool:
-        """End a session that has not been let in, for what it holds; False if there is none.
-
-        With `socket` that is a WebSocket, be it only tried for an upgrade; else a poll will do.
-        """
-        session = self._newcomers.oldest(
-            lambda one: one.holds_socket or (one.holds_poll and not socket)
+        session = self._pending.oldest(
+            lambda one: one.holds_websocket or (one.holds_request and not socket)
         )
         if session is None:
             return False
-        session.drop(self.reason.TRANSPORT_ERROR)
+        session.abort(Reason.TRANSPORT_ERROR)
         return True
 
-    # Time -----------------------------------------------------------------------------------------
-
-    def _begin_heartbeat(self, session: EngineIOSession) -> None:
-        if not session.beating:
-            session.beating = True
+    def _start_pings(self, session: EngineIOSession) -> None:
+        if not session.pinged:
+            session.pinged = True
             self._heartbeat.add(session)
 
-    def _close_latecomers(self, now: float) -> None:
-        late = [one for one in self._newcomers if one.deadline <= now and not one.closing]
+    # Deadlines, looked at every second ------------------------------------------------------------
+
+    def _close_unauthenticated(self, now: float) -> None:
+        late = [one for one in self._pending if one.deadline <= now and one.state is State.OPEN]
         for session in late:
-            session.read_what_is_there()
+            session.read_now()
         if late:
-            loop.pause()  # a CONNECT among it is handled in a greenlet
+            loop.pause()  # a greenlet handles a CONNECT among what was read
         for session in late:
-            if session not in self._newcomers:
+            if session not in self._pending:
                 continue
-            # Until it is gone it stays among them: it may have to make room while it closes.
+            # It stays pending until it is gone, so that it can be evicted while it closes.
             if session.ws is not None:
                 session.close_with(
-                    CloseCode.POLICY_VIOLATION, "not authenticated in time", goodbye=False
+                    CloseCode.POLICY_VIOLATION, "not authenticated in time", reconnect=True
                 )
             else:
-                session.drop(self.reason.TRANSPORT_ERROR)
+                session.abort(Reason.TRANSPORT_ERROR)
 
-    def _drop_probes(self, now: float) -> None:
+    def _abort_probes(self, now: float) -> None:
         for ws in take_due(self._probes, now, loop.pause):
             if isinstance(ws.handler, EngineIOSession) and ws.handler.ws is not ws:
                 ws.abort()
 
-    def _drop_farewells(self, now: float) -> None:
-        for session in take_due(self._farewells, now, loop.pause):
+    def _discard_unfetched(self, now: float) -> None:
+        for session in take_due(self._closing, now, loop.pause):
             session.discard_queue()
             self.sockets.pop(session.sid, None)
 
     def _close_slow(self, now: float) -> None:
-        for session in list(self.waiting):
+        for session in list(self.unfetched):
             try:
-                session.check_age(now)
-            except Exception:  # its own misfortune: the others are due as well
+                session.check_pace(now)
+            except Exception:  # the other sessions are due as well
                 log.exception("A session could not be closed")
 
     # What python-socketio asks of its Engine.IO server --------------------------------------------
 
     def on(self, event: str, handler: Callable[..., Any]) -> None:
-        """The stock server would be told by session ids; `receiver` is told instead."""
+        """Ignored: `handler` gets the events, and sessions rather than their ids."""
 
     def send(self, sid: str, data: str | bytes) -> None:
-        self.send_packet(sid, Packet(MESSAGE, data))
-
-    def send_packet(self, sid: str, packet: Packet) -> None:
         session = self.sockets.get(sid)
         if session is not None:
-            session.send(packet)
+            session.send(EncodedMessage([data]))
+
+    def send_packet(self, sid: str, packet: Packet) -> None:
+        self.send(sid, packet.data)  # it is always a message
 
     def generate_id(self) -> str:
         return secrets.token_urlsafe(15)
@@ -350,33 +343,33 @@ class EngineIOServer:
     def get_session(self, sid: str) -> dict[str, Any]:
         """What `save_session` keeps for a client. Raises `KeyError` when the client is gone."""
         session = self.sockets[sid]
-        if session.session is None:
-            session.session = {}
-        return session.session
+        if session.saved is None:
+            session.saved = {}
+        return session.saved
 
     create_event = staticmethod(loop.Signal)
     start_background_task = staticmethod(loop.spawn)
     sleep = staticmethod(loop.sleep)
 
     def shutdown(self) -> None:
-        """Nothing runs that would have to be stopped."""
+        """Does nothing: there is no background task to stop."""
 
     def transport(self, sid: str) -> str:
-        return "websocket" if self.sockets[sid].upgraded else "polling"
+        return "polling" if self.sockets[sid].ws is None else "websocket"
 
 
-def _carrier(environ: Environ, query: Mapping[str, list[str]]) -> str:
-    """What is to carry the session's packets: polling or websocket. Raises `Refused`."""
+def _requested_transport(environ: Environ, query: Mapping[str, list[str]]) -> Transport:
+    """POLLING or WEBSOCKET. Raises `Refused` (400). See "Query parameters"."""
     if environ["REQUEST_METHOD"] not in ("GET", "POST"):
         raise bad_request("Only GET and POST are used here")
     if "j" in query:
         raise bad_request("There is no JSONP in this version of the protocol")
-    carrier = query.get("transport")
-    if carrier == ["websocket"]:
-        return "websocket"
-    if carrier != ["polling"]:
+    transport = query.get("transport")
+    if transport == ["websocket"]:
+        return Transport.WEBSOCKET
+    if transport != ["polling"]:
         raise bad_request("Add transport=polling or transport=websocket")
-    return "polling"
+    return Transport.POLLING
 
 
 def _answer(
@@ -395,7 +388,7 @@ def _answer(
 
 
 def _cors(environ: Environ) -> Headers:
-    """That the page may read the answer: its origin has been checked."""
+    """Allow the page to read the answer: its origin has been checked."""
     origin = environ.get("HTTP_ORIGIN")
     if origin is None:
         return []

@@ -37,8 +37,8 @@ class Sockets:
     def socket(self, sid: str) -> "Sockets":
         return self
 
-    def send_outgoing(self, outgoing: Any) -> None:
-        self.sent.append(outgoing)
+    def enqueue(self, message: Any) -> None:
+        self.sent.append(message)
 
     def close_with(self, *reason: Any, **options: Any) -> None:
         self.closed.append(reason)

@@ -12,7 +12,7 @@ from flask import Flask
 from ordertrack.errors import Unavailable
 from ordertrack.realtime.connections import Connections
 from ordertrack.realtime.socketio_handlers import SocketIOHandlers, SocketWatcher
-from ordertrack.sio.socketio import EngineIOSession
+from ordertrack.sio.engineio import EngineIOSession
 from tests.support.events import append_event
 from tests.support.http import Api
 from tests.support.people import People, Person

@@ -180,7 +180,7 @@ def leave_me(sid: str, how: str) -> None:
     elif how == "close_with":
         session = socketio.rooms.socket(sid)
         assert session is not None
-        session.close_with(1008, "signed out")
+        session.close_with(1008, "signed out", reconnect=False)
 
 
 @server.on("fail")

@@ -191,7 +191,7 @@ class FakeSocket:
     closed: list[Any] = field(default_factory=list)
     alive = True
 
-    def send_outgoing(self, outgoing: object) -> None:
+    def enqueue(self, message: object) -> None:
         pass
 
     def close_with(self, code: int, reason: str, **_: object) -> None:

@@ -15,11 +15,10 @@ from functools import partial
 from typing import Any
 
 import flask
-from engineio.packet import MESSAGE, Packet
 
 from ordertrack.server import descriptors, loop, server, websocket
 from ordertrack.sio import socketio
-from ordertrack.sio.engineio import EngineIOSession
+from ordertrack.sio.engineio import EncodedMessage, EngineIOSession
 from ordertrack.sio.engineio_server import EngineIOServer
 
 TIMES = {"ping_interval": 0.3, "ping_timeout": 0.2}
@@ -30,14 +29,14 @@ class Echo:
     """Engine.IO's part of the suites: every message comes back."""
 
     def on_message(self, session: EngineIOSession, data: str) -> None:
-        session.send(Packet(MESSAGE, data))
+        session.send(EncodedMessage([data]))
 
-    def on_end(self, session: EngineIOSession, reason: str | None) -> None:
+    def on_disconnect(self, session: EngineIOSession, reason: str | None) -> None:
         pass
 
 
 engine_io = EngineIOServer(limits=limits, **TIMES)
-engine_io.receiver = Echo()
+engine_io.handler = Echo()
 
 app = flask.Flask("suite")
 socketio = socketio.SocketIO()
@@ -71,7 +70,7 @@ for name in ("/", "/custom"):
 def polls() -> Any:
     """The sessions for which a poll is under way."""
     sessions = [*engine_io.sockets.values(), *socketio.server.eio.sockets.values()]
-    return [one.sid for one in sessions if one._queue is not None and one._queue.polling]
+    return [one.sid for one in sessions if one.holds_request]
 
 
 def application(environ: dict[str, Any], start_response: Any) -> Any:

@@ -30,13 +30,14 @@ import pytest
 import socketio
 import socketio.base_manager
 import socketio.base_server
+import socketio.exceptions
 import socketio.manager
 import socketio.server
 from engineio.packet import Packet
-from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack.sio.engineio_server import EngineIOServer
-from ordertrack.sio.socketio import RoomManager, Server, SocketIO
+from ordertrack.sio.rooms import RoomManager
+from ordertrack.sio.socketio import Server, SocketIO
 
 # Library code → the digest of the source that ours was written against, and which of ours that is.
 REPLACED: list[tuple[Callable[..., Any], str, str]] = [
@@ -58,8 +59,12 @@ REPLACED: list[tuple[Callable[..., Any], str, str]] = [
     (socketio.server.Server._handle_ack, "185c7aa8cb39", "sio.socketio.Server.on_message"),
     (socketio.server.Server._handle_eio_message, "593c35ba826b", "sio.socketio.Server.on_message"),
     (socketio.server.Server._handle_eio_connect, "6e14607150e7", "sio.socketio.Server"),
-    (socketio.server.Server._handle_eio_disconnect, "5f8577bacbe6", "sio.socketio.Server.on_end"),
-    (socketio.server.Server._send_packet, "dbf7d9137a9e", "sio.socketio.Server._tell"),
+    (
+        socketio.server.Server._handle_eio_disconnect,
+        "5f8577bacbe6",
+        "sio.socketio.Server.on_disconnect",
+    ),
+    (socketio.server.Server._send_packet, "dbf7d9137a9e", "sio.socketio.Server._send"),
     (
         socketio.server.Server._send_eio_packet,
         "c12968b6a8d7",
@@ -67,7 +72,7 @@ REPLACED: list[tuple[Callable[..., Any], str, str]] = [
     ),
     (socketio.base_manager.BaseManager, "b393b4c05dbd", "sio.rooms.RoomManager"),
     (socketio.manager.Manager, "cfeabf92435f", "sio.rooms.RoomManager"),
-    (engineio.payload.Payload, "6b839223a0a7", "sio.engineio._PollQueue"),
+    (engineio.payload.Payload, "6b839223a0a7", "sio.engineio._Polling"),
     (eventlet.hubs.epolls.Hub.add, "cbe94e0160e0", "server.loop.Loop"),
     (eventlet.hubs.poll.Hub.wait, "8d89538abd2e", "server.epoll.Epoll"),
     (eventlet.hubs.hub.BaseHub.squelch_exception, "1a1328f30142", "server.epoll.Epoll"),
@@ -102,8 +107,8 @@ def test_every_method_of_the_stock_manager_that_touches_rooms_is_ours() -> None:
 def test_our_classes_override_what_exists() -> None:
     """A renamed method would silently not be called any more."""
     additions = {
-        Server: {"on_message", "on_end", "_is_event", "_connect", "_ask", "_event", "_leave"}
-        | {"_tell"},
+        Server: {"on_message", "on_disconnect", "_is_event", "_connect", "_run_connect_handler"}
+        | {"_event", "_leave", "_send"},
         RoomManager: {"sockets", "socket", "namespaces_of", "forget", "_client", "_recipients"}
         | {"_remove"},
         SocketIO: {"rooms", "drain"},
@@ -141,8 +146,9 @@ def test_the_server_dispatches_as_we_rely_on() -> None:
     assert server.handlers.keys() == {"/"}
     assert server.namespace_handlers == {}
     assert type(server.eio) is EngineIOServer
-    assert Refused("no", {"code": 1}).error_args == {"message": "no", "data": {"code": 1}}
-    assert Refused().error_args == {"message": "Connection rejected by server"}
+    refused = socketio.exceptions.ConnectionRefusedError
+    assert refused("no", {"code": 1}).error_args == {"message": "no", "data": {"code": 1}}
+    assert refused().error_args == {"message": "Connection rejected by server"}
     for reason in ("CLIENT_DISCONNECT", "SERVER_DISCONNECT", "PING_TIMEOUT", "TRANSPORT_CLOSE"):
         assert isinstance(getattr(server.reason, reason), str)
     assert isinstance(server.reason.TRANSPORT_ERROR, str)
