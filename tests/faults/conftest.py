@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.faults.cluster import Cluster, running_cluster
-from tests.faults.watchers import RawWatcher
+from tests.faults.watchers import ResumingRawWatcher
 from tests.support.people import Person
 from tests.support.servers import Server, running_server
 from tests.support.waiting import eventually
@@ -44,13 +44,13 @@ def start(cluster: Cluster) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture
-def watch() -> Iterator[Callable[[Server, Person, str], RawWatcher]]:
+def watch() -> Iterator[Callable[[Server, Person, str], ResumingRawWatcher]]:
     """Starts watchers of one order over raw sockets, from its first event on."""
-    started: list[RawWatcher] = []
+    started: list[ResumingRawWatcher] = []
 
-    def watch(server: Server, person: Person, order_id: str) -> RawWatcher:
-        watcher = RawWatcher(
-            f"watcher {len(started)}", lambda: server.ws_url, person.token, lambda: order_id
+    def watch(server: Server, person: Person, order_id: str) -> ResumingRawWatcher:
+        watcher = ResumingRawWatcher(
+            f"watcher {len(started)}", lambda: server.port, person.token, lambda: order_id
         )
         watcher.start()
         started.append(watcher)

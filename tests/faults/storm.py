@@ -20,7 +20,12 @@ import requests
 
 from tests.faults.cluster import Cluster
 from tests.faults.history import Outcome, violations
-from tests.faults.watchers import FeedWatcher, RawWatcher, SocketIOWatcher, Watcher
+from tests.faults.watchers import (
+    FeedWatcher,
+    OrdersWatcher,
+    ResumingRawWatcher,
+    ResumingWatcher,
+)
 from tests.faults.writers import Orders, Writer
 from tests.support.people import Person
 from tests.support.servers import Server, running_server
@@ -28,7 +33,7 @@ from tests.support.tcp_proxy import DOWN, UP, TcpProxy
 from tests.support.waiting import eventually
 
 WRITERS = 8
-WATCHERS = {SocketIOWatcher: 10, RawWatcher: 8, FeedWatcher: 2}
+WATCHERS = {OrdersWatcher: 10, ResumingRawWatcher: 8, FeedWatcher: 2}
 
 # Of each kind in a hundred kills.
 SHARES = {
@@ -200,13 +205,11 @@ class Storm:
             Writer(f"writer {n}", urls, admin.token, self._orders, seed * 100 + n, pause)
             for n in range(WRITERS)
         ]
-        self.watchers: list[Watcher] = []
+        self.watchers: list[ResumingWatcher] = []
         for kind, number in WATCHERS.items():
             for n in range(number):
-                extra = [self._pick] if kind is RawWatcher else []
-                self.watchers.append(
-                    kind(f"{kind.__name__} {n}", self._address, admin.token, *extra)
-                )
+                extra = [self._pick] if kind is ResumingRawWatcher else []
+                self.watchers.append(kind(f"{kind.__name__} {n}", self._port, admin.token, *extra))
 
     def _admin(self) -> Person:
         def ready() -> Server | None:
@@ -219,8 +222,8 @@ class Storm:
     def _pick(self) -> str | None:
         return self._orders.pick(random.Random())
 
-    def _address(self) -> str:
-        return random.choice(self.slots).proxy.url.replace("http:", "ws:", 1)
+    def _port(self) -> int:
+        return random.choice(self.slots).proxy.port
 
     def run(self, kills: int) -> Report:
         """Kill so often, at random moments, and hold everybody's histories against the trail."""
@@ -267,7 +270,7 @@ class Storm:
         """Somebody watches every order."""
         new = self._orders.all[self._assigned :]
         self._assigned += len(new)
-        many = [one for one in self.watchers if isinstance(one, SocketIOWatcher)]
+        many = [one for one in self.watchers if isinstance(one, OrdersWatcher)]
         for order_id in new:
             for watcher in self._chance.sample(many, 2):
                 watcher.want(order_id)

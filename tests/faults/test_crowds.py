@@ -1,4 +1,4 @@
-"""Very many at once."""
+"""Crowds: conflicting changes, reconnect storms and readers that stop reading, all at once."""
 
 import asyncio
 import random
@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.faults.cluster import Cluster
-from tests.faults.crowd import Client, all_of, allow_descriptors
+from tests.support.bare_client import BareClient, all_of, allow_descriptors
 from tests.support.http import Answer
 from tests.support.parallel import at_once
 from tests.support.servers import Server
@@ -22,6 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 CROWD = 1000
 CLIENTS, ORDERS = 50, 40
+
+# The clients, their acknowledgements, and the seconds until the last of them had its own.
+CaughtUp = tuple[list[BareClient], list[dict[str, object]], float]
 
 
 @pytest.mark.safety("conflicting-changes")
@@ -72,8 +75,8 @@ def test_a_thousand_clients_come_back_at_once_and_each_gets_what_it_missed(
     orders = [admin.order() for _ in range(10)]
     wanted = [orders[number % 10]["id"] for number in range(CROWD)]
 
-    async def come(port: int, after: int) -> tuple[list[Client], list[dict[str, object]], float]:
-        clients = [Client() for _ in range(CROWD)]
+    async def come(port: int, after: int) -> CaughtUp:
+        clients = [BareClient() for _ in range(CROWD)]
         began = time.monotonic()
         await all_of(clients, lambda client: client.connect(port, admin.token))
         answers = await asyncio.gather(
@@ -120,7 +123,7 @@ def test_a_reader_that_stops_costs_the_healthy_ones_nothing(cluster: Cluster, st
         lines = server.api.get("/metrics").text.splitlines()
         return int(float(next(line for line in lines if line.startswith(f"{name} ")).split()[1]))
 
-    async def broadcast(clients: list[Client], number: int) -> int:
+    async def broadcast(clients: list[BareClient], number: int) -> int:
         """Changes, one after the other, each when all have the one before; the system calls that
         it took to send them."""
         before = figure("ordertrack_sends_total")
@@ -134,8 +137,8 @@ def test_a_reader_that_stops_costs_the_healthy_ones_nothing(cluster: Cluster, st
         return figure("ordertrack_sends_total") - before
 
     async def scenario() -> tuple[int, int, int, list[int | None]]:
-        clients = [Client() for _ in range(500)]
-        stopped = [Client() for _ in range(5)]
+        clients = [BareClient() for _ in range(500)]
+        stopped = [BareClient() for _ in range(5)]
         for group in (clients, stopped):
             await all_of(group, lambda client: client.connect(server.port, admin.token))
             await all_of(group, lambda c: c.call("subscribe", {"order_id": order["id"]}))

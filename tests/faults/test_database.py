@@ -10,17 +10,16 @@ from typing import Any
 import psycopg2
 import pytest
 import requests
-import websocket
 
 from ordertrack import eventlog
 from tests.faults.cluster import Cluster
-from tests.faults.crowd import Client, all_of
-from tests.faults.watchers import SocketIO
+from tests.support.bare_client import BareClient, all_of
 from tests.support.events import append_event
 from tests.support.http import Answer
 from tests.support.parallel import at_once
 from tests.support.people import PASSWORD, Person
 from tests.support.servers import Server
+from tests.support.sockets import raw_watching
 from tests.support.waiting import eventually
 
 Start = Callable[..., Server]
@@ -182,21 +181,26 @@ def test_slow_queries_do_not_block_the_loop(lasting_server: Server) -> None:
 def test_a_login_storm_does_not_block_the_loop(lasting_server: Server) -> None:
     server = lasting_server
     admin = server.people.admin()
-    sockets = [SocketIO(server.ws_url, admin.token) for _ in range(5)]
-    server.api.post("/fault/heartbeat")
 
     def log_in(password: str) -> int:
         body = {"email": admin.email, "password": password}
         return server.api.post("/api/login", json=body).status_code
 
-    codes = at_once([lambda: log_in(PASSWORD)] * 50)
-    assert_not_blocked(server)
+    async def scenario() -> list[int]:
+        clients = [BareClient() for _ in range(5)]
+        await all_of(clients, lambda client: client.connect(server.port, admin.token))
+        server.api.post("/fault/heartbeat")
+        codes = await asyncio.to_thread(at_once, [lambda: log_in(PASSWORD)] * 50)
+        assert_not_blocked(server)
+        for client in clients:
+            assert (await client.call("unsubscribe", {"feed": "orders"}))["ok"]
+            client.close()
+        return codes
+
+    codes = asyncio.run(scenario())
     # Many are let in, and who is not is told to come later; the database had nothing to do with it.
     assert set(codes) <= {200, 429}
     assert codes.count(200) >= 10
-    for socket in sockets:
-        assert socket.call("unsubscribe", {"feed": "orders"})["ok"]
-        socket.close()
 
 
 @pytest.mark.safety("loop-never-blocked")
@@ -206,28 +210,21 @@ def test_a_catch_up_of_thousands_of_events_does_not_block_the_loop(
     server = lasting_server
     admin = server.people.admin()
     order = admin.order()
-    received: list[int] = []
-    sockets = [
-        SocketIO(server.ws_url, admin.token, lambda _n, event: received.append(event["version"]))
-        for _ in range(20)
-    ]
-    for socket in sockets:
-        socket.call("subscribe", {"order_id": order["id"]})
-    server.api.post("/fault/heartbeat")
-    # As after an outage of the relay: three thousand events become visible at once.
-    append_event(cluster.dsn, order, count=3000)
 
-    def drained() -> bool:
-        for socket in sockets:
-            while socket.step(0.01):
-                pass
-        return len(received) >= 20 * 3000
+    async def scenario() -> None:
+        clients = [BareClient() for _ in range(20)]
+        await all_of(clients, lambda client: client.connect(server.port, admin.token))
+        await all_of(clients, lambda client: client.call("subscribe", {"order_id": order["id"]}))
+        server.api.post("/fault/heartbeat")
+        # As after an outage of the relay: three thousand events become visible at once.
+        append_event(cluster.dsn, order, count=3000)
+        await asyncio.wait_for(all_of(clients, lambda client: client.until(3000)), 30)
+        assert_not_blocked(server)
+        for client in clients:
+            assert [event["version"] for event, _ in client.events] == list(range(2, 3002))
+            client.close()
 
-    eventually(drained, 30)
-    assert_not_blocked(server)
-    assert sorted(received) == sorted(list(range(2, 3002)) * 20)
-    for socket in sockets:
-        socket.close()
+    asyncio.run(scenario())
 
 
 def test_more_than_can_be_caught_up_with_sends_everybody_to_resume(
@@ -236,15 +233,10 @@ def test_more_than_can_be_caught_up_with_sends_everybody_to_resume(
     server = start(DRAIN_SECONDS="6")  # they are closed over half of that
     admin = server.people.admin()
     order, other = admin.order(), admin.order()
-    raw = websocket.create_connection(
-        f"{server.ws_url}/ws/orders/{order['id']}?after=1",
-        header=[f"Authorization: Bearer {admin.token}"],
-        timeout=20,
-    )
-    polling = Polling(server.url, admin.token)
+    polling = PollingClient(server.url, admin.token)
 
     async def watch_through_it() -> None:
-        clients = [Client() for _ in range(20)]
+        clients = [BareClient() for _ in range(20)]
         await all_of(clients, lambda client: client.connect(server.port, admin.token))
         await all_of(clients, lambda client: client.call("subscribe", {"order_id": order["id"]}))
         await all_of(clients, lambda client: client.call("subscribe", {"feed": "orders"}))
@@ -261,26 +253,26 @@ def test_more_than_can_be_caught_up_with_sends_everybody_to_resume(
         for client in clients:
             client.close()
         # Who comes back is told that it missed too much, and hears what happens next.
-        back = Client()
+        back = BareClient()
         await back.connect(server.port, admin.token)
         answer = await back.call("subscribe", {"order_id": order["id"], "after": 1})
         assert (answer["reset"], answer["version"]) == (True, eventlog.MOST + 3)
         await back.call("subscribe", {"order_id": other["id"], "after": 1})
         await asyncio.to_thread(lambda: [admin.edit(one, "next") for one in (order, other)])
-        while len(back.events) < 2:
-            back._handle(await asyncio.wait_for(back.receive(), 20))
+        await asyncio.wait_for(back.until(2), 20)
         versions = {(event["order_id"], event["version"]) for event, _ in back.events}
         assert versions == {(order["id"], eventlog.MOST + 4), (other["id"], 2)}
         back.close()
 
-    asyncio.run(watch_through_it())
-    opcode, frame = raw.recv_data_frame()
-    assert (opcode, frame.data[:2]) == (websocket.ABNF.OPCODE_CLOSE, (1012).to_bytes(2, "big"))
-    raw.close()
+    with raw_watching(server, order, admin.token, after=1) as raw:
+        asyncio.run(watch_through_it())
+        with pytest.raises(EOFError):
+            raw.next()
+        assert raw.close_code == 1012
     assert polling.ends()
 
 
-class Polling:
+class PollingClient:
     """A Socket.IO client over long polling."""
 
     def __init__(self, url: str, token: str) -> None:
@@ -291,12 +283,12 @@ class Polling:
         assert self._session.get(self._path).text.startswith("40")
 
     def ends(self) -> bool:
-        """Whether its next polls say that the session is over, without a DISCONNECT before it."""
+        """Whether the next polls end the session, without a DISCONNECT before that."""
         with self._session:
-            said = self._session.get(self._path, timeout=20)
-            while said.text == "2":  # a ping
-                said = self._session.get(self._path, timeout=20)
-            return said.text == "1" or said.status_code == 400
+            answer = self._session.get(self._path, timeout=20)
+            while answer.text == "2":  # a ping
+                answer = self._session.get(self._path, timeout=20)
+            return answer.text == "1" or answer.status_code == 400
 
 
 @pytest.mark.safety("database-killed")

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 import requests
-import websocket
 
 from tests.faults.cluster import Cluster
-from tests.faults.crowd import Client
 from tests.faults.storm import Storm
+from tests.support.bare_client import BareClient
 from tests.support.parallel import at_once
 from tests.support.servers import Server
+from tests.support.sockets import raw_watching
 from tests.support.waiting import eventually
 
 Start = Callable[..., Server]
@@ -60,7 +60,7 @@ def test_every_socket_is_told_to_come_back(start: Start) -> None:
     order = admin.order()
 
     async def scenario() -> list[int | None]:
-        clients = [Client() for _ in range(20)]
+        clients = [BareClient() for _ in range(20)]
         for client in clients:
             await client.connect(server.port, admin.token)
             await client.call("subscribe", {"order_id": order["id"]})
@@ -73,13 +73,11 @@ def test_every_socket_is_told_to_come_back(start: Start) -> None:
         assert all(client.events == [] for client in clients)
         return [client.close_code for client in clients]
 
-    raw = websocket.create_connection(
-        f"{server.ws_url}/ws/orders/{order['id']}?after=1",
-        header=[f"Authorization: Bearer {admin.token}"],
-    )
-    assert asyncio.run(scenario()) == [1012] * 20
-    assert raw.recv_data_frame()[1].data[:2] == (1012).to_bytes(2, "big")
-    raw.close()
+    with raw_watching(server, order, admin.token, after=1) as raw:
+        assert asyncio.run(scenario()) == [1012] * 20
+        with pytest.raises(EOFError):
+            raw.next()
+        assert raw.close_code == 1012
     assert server.process.wait(EXIT_SECONDS) == 0
 
 

@@ -1,24 +1,23 @@
 """The database is another one from now on: nobody misses anything without being told."""
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg2
 import pytest
-import websocket
 from ordertrack_client import OrderStream
 
 from ordertrack.realtime.relay import Relay
 from tests.faults.cluster import Cluster
-from tests.faults.crowd import Client, all_of
 from tests.support import missing
+from tests.support.bare_client import BareClient, all_of
 from tests.support.databases import migrate
 from tests.support.events import append_event
 from tests.support.people import Person
 from tests.support.replication import BINARIES, Pair, replicated
 from tests.support.servers import Server, running_server
+from tests.support.sockets import raw_watching
 from tests.support.waiting import eventually
 
 # What a killed server leaves of a connection is left to the garbage collector.
@@ -66,13 +65,6 @@ def burn_transactions(pair: Pair, number: int) -> None:
         pair.standby.execute("SELECT pg_current_xact_id()")
 
 
-def close_code(raw: websocket.WebSocket) -> int:
-    while True:
-        frame = raw.recv_data_frame()[1]
-        if frame.opcode == websocket.ABNF.OPCODE_CLOSE:
-            return int.from_bytes(frame.data[:2], "big")
-
-
 @pytest.mark.safety("lagging-standby")
 def test_after_a_failover_to_a_standby_that_lags_everybody_resumes_and_nothing_is_silent(
     pair: Pair,
@@ -88,7 +80,7 @@ def test_after_a_failover_to_a_standby_that_lags_everybody_resumes_and_nothing_i
             admin.edit(busy, f"lost {number}")
 
         async def watch_through_it() -> list[int | None]:
-            clients = [Client() for _ in range(10)]
+            clients = [BareClient() for _ in range(10)]
             await all_of(clients, lambda client: client.connect(server.port, admin.token))
             await all_of(clients, lambda c: c.call("subscribe", {"order_id": quiet["id"]}))
             listening = asyncio.gather(*(client.listen() for client in clients))
@@ -110,14 +102,10 @@ def test_after_a_failover_to_a_standby_that_lags_everybody_resumes_and_nothing_i
             pair.open_the_standby()
 
         streams = [Stream(server, admin, order) for order in (quiet, busy)]
-        raw = websocket.create_connection(
-            f"{server.ws_url}/ws/orders/{quiet['id']}?after=1",
-            header=[f"Authorization: Bearer {admin.token}"],
-        )
-        eventually(lambda: [stream.last for stream in streams] == [1, 22])
-        assert asyncio.run(watch_through_it()) == [1012] * 10
-        assert close_code(raw) == 1012
-        raw.close()
+        with raw_watching(server, quiet, admin.token, after=1) as raw:
+            eventually(lambda: [stream.last for stream in streams] == [1, 22])
+            assert asyncio.run(watch_through_it()) == [1012] * 10
+            assert raw.until_closed() == 1012
         # By itself, and without another change: the quiet one resumes and gets what it missed, the
         # busy one is told that what it has seen has never happened.
         eventually(lambda: [stream.last for stream in streams] == [2, 3])
@@ -144,17 +132,12 @@ def test_a_restart_of_the_same_database_sends_nobody_away(
     server = start()
     admin = server.people.admin()
     order = admin.order()
-    raw = websocket.create_connection(
-        f"{server.ws_url}/ws/orders/{order['id']}?after=1",
-        header=[f"Authorization: Bearer {admin.token}"],
-        timeout=30,
-    )
-    cluster.kill()
-    cluster.ensure_running()
-    eventually(lambda: server.api.get("/readyz").status_code == 200)
-    admin.edit(order, "after the crash")
-    assert json.loads(raw.recv())["version"] == 2
-    raw.close()
+    with raw_watching(server, order, admin.token, after=1) as raw:
+        cluster.kill()
+        cluster.ensure_running()
+        eventually(lambda: server.api.get("/readyz").status_code == 200)
+        admin.edit(order, "after the crash")
+        assert raw.next()["version"] == 2
     assert "ordertrack_relay_fresh_starts_total 0.0" in server.api.get("/metrics").text
 
 

@@ -8,13 +8,13 @@ import requests
 
 from tests.faults.cluster import Cluster
 from tests.faults.history import violations
-from tests.faults.watchers import RawWatcher
+from tests.faults.watchers import ResumingRawWatcher
 from tests.support.people import Person
 from tests.support.servers import Server
 from tests.support.waiting import eventually
 
 Start = Callable[..., Server]
-Watch = Callable[[Server, Person, str], RawWatcher]
+Watch = Callable[[Server, Person, str], ResumingRawWatcher]
 
 
 def is_ready(server: Server) -> bool:
@@ -41,7 +41,7 @@ def test_killed_between_commit_and_push_the_other_process_tells_its_watchers(
     eventually(lambda: at_other.reached({order["id"]: 2}), 2)
     assert at_other.connections == 1
     # Its own watchers have it as soon as they are back, wherever that is.
-    at_doomed.address = lambda: other.ws_url
+    at_doomed.port = lambda: other.port
     eventually(lambda: at_doomed.seen[order["id"]] == 2, 5)
     trail = admin.at(other.transport).history(order)
     assert violations({order["id"]: trail}, [], [*at_doomed.complete(), *at_other.complete()]) == []

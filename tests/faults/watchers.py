@@ -1,110 +1,44 @@
-"""Watchers that write down what they receive: one thread each, over Socket.IO or a raw WebSocket.
+"""Watchers that reconnect, resume by version and keep what they receive: one thread each.
 
-They come back by themselves, with the versions that they have seen, and check nothing: that is the
-history check's part. The Socket.IO here is as little as the protocol needs, so that what is tested
-is the server and not a client library's patience.
+They check nothing: the history check does. They are built from the two test clients that make one
+connection, `BareClient` for Socket.IO and `raw_watching` for raw WebSockets.
 """
 
-import contextlib
-import json
+import asyncio
 import random
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import websocket
 
 from tests.faults.history import Event, Leg
+from tests.support.bare_client import BareClient
+from tests.support.sockets import RawWatcher, Refused, raw_watching
 
-# A server that is gone is a reset or an end of file, and one without its database says so. Silence
-# for so long is a finding.
+# A server that is gone is a reset or an end of file, and one without its database answers with an
+# error. Silence for so long is a finding.
 ANSWER_SECONDS = 20.0
 
-Address = Callable[[], str]  # where to connect now, such as ws://127.0.0.1:8080
+Port = Callable[[], int]  # where to connect now
 
 
-class SocketIO:
-    """One Socket.IO connection over a WebSocket.
+class ResumingWatcher(threading.Thread):
+    """Watches until it is stopped, and comes back whenever its connection breaks.
 
-    Raises `ConnectionError` when refused, and what `websocket` raises when the connection breaks.
+    legs      what it received
+    faults    what must not happen, in sentences
+    seen      the last version of each order; 0 for one of which it has no event yet
     """
 
-    def __init__(
-        self, url: str, token: str, on_event: Callable[[str, Any], None] = lambda _name, _data: None
-    ) -> None:
-        self._on_event = on_event
-        self._acks: dict[int, Any] = {}
-        self._number = 0
-        self._ws = websocket.create_connection(
-            f"{url}/socket.io/?EIO=4&transport=websocket",
-            timeout=ANSWER_SECONDS,
-            suppress_origin=True,
-        )
-        try:
-            self._expect("0")
-            self._ws.send("40" + json.dumps({"token": token}))
-            self._expect("40")
-        except BaseException:
-            self._ws.close()
-            raise
-
-    def _expect(self, prefix: str) -> None:
-        message = self._receive()
-        if not message.startswith(prefix):
-            raise ConnectionError(f"expected {prefix}, got {message!r}")
-
-    def _receive(self) -> str:
-        message = self._ws.recv()
-        if not message:
-            raise websocket.WebSocketConnectionClosedException("closed")
-        return message if isinstance(message, str) else message.decode()
-
-    def step(self, timeout: float) -> bool:
-        """Handle one message; False when none came within *timeout*."""
-        self._ws.settimeout(timeout)
-        try:
-            message = self._receive()
-        except websocket.WebSocketTimeoutException:
-            return False
-        if message.startswith("42"):
-            name, data = json.loads(message[2:])
-            self._on_event(name, data)
-        elif message.startswith("43"):
-            number, bracket, rest = message[2:].partition("[")
-            self._acks[int(number)] = json.loads(bracket + rest)[0]
-        elif message == "2":
-            self._ws.send("3")
-        elif message.startswith("41"):
-            raise ConnectionError("disconnected by the server")
-        return True
-
-    def call(self, name: str, data: Any, timeout: float = ANSWER_SECONDS) -> Any:
-        """Emit an event and answer its acknowledgement; events that come first are handled."""
-        number, self._number = self._number, self._number + 1
-        self._ws.send(f"42{number}" + json.dumps([name, data]))
-        deadline = time.monotonic() + timeout
-        while number not in self._acks:
-            if not self.step(max(0.01, deadline - time.monotonic())):
-                raise TimeoutError(f"no acknowledgement of {name}")
-        return self._acks.pop(number)
-
-    def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self._ws.close(timeout=1)
-
-
-class Watcher(threading.Thread):
-    """Watches until it is stopped. `legs` is what it received; `faults` what it cannot explain."""
-
-    def __init__(self, name: str, address: Address, token: str) -> None:
+    def __init__(self, name: str, port: Port, token: str) -> None:
         super().__init__(name=name, daemon=True)
-        self.address = address
+        self.port = port
         self.token = token
         self.legs: list[Leg] = []
         self.faults: list[str] = []
         self.connections = 0
-        self.seen: dict[str, int] = {}  # by order; 0: wanted, and nothing seen yet
+        self.seen: dict[str, int] = {}
         self._current: dict[str, Leg] = {}
         self._stopping = threading.Event()
 
@@ -117,7 +51,7 @@ class Watcher(threading.Thread):
                 self.watch()
             except (TimeoutError, websocket.WebSocketTimeoutException) as error:
                 self.faults.append(f"{self.name} was not answered: {error!r}")
-            except (OSError, websocket.WebSocketException):
+            except (OSError, EOFError, websocket.WebSocketException):
                 self._stopping.wait(random.uniform(0.02, 0.1))
             except Exception as error:  # noqa: BLE001 (is a finding, and must not end the watch)
                 self.faults.append(f"{self.name}: {error!r}")
@@ -149,17 +83,56 @@ class Watcher(threading.Thread):
 
 
 def _refusal(problem: dict[str, Any]) -> Exception:
-    """What passes by itself breaks the connection off; anything else is a finding."""
+    """A refusal that passes by itself breaks the connection; any other one is a finding."""
     if problem["code"] in ("unavailable", "too_many_requests"):
         return ConnectionError(problem["detail"])
     return AssertionError(f"refused: {problem}")
 
 
-class SocketIOWatcher(Watcher):
-    """Watches any number of orders in one subscription."""
+class _SocketIOWatcher(ResumingWatcher):
+    """Watches over Socket.IO."""
 
-    def __init__(self, name: str, address: Address, token: str) -> None:
-        super().__init__(name, address, token)
+    def watch(self) -> None:
+        asyncio.run(self._watch())
+
+    async def _watch(self) -> None:
+        self.start_over()
+        client = BareClient(self._on_event)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await client.connect(self.port(), self.token)
+            self.connections += 1
+            while not self._stopping.is_set():
+                await self.subscribe(client)
+                await client.step(0.1)
+        finally:
+            client.close()
+
+    def start_over(self) -> None:
+        """Forget what only the last connection had."""
+        raise NotImplementedError
+
+    async def subscribe(self, client: BareClient) -> None:
+        """Subscribe to what is not yet subscribed to on this connection."""
+        raise NotImplementedError
+
+    async def ask(self, client: BareClient, wanted: Any) -> Any:
+        """Subscribe to *wanted*; the acknowledgement, which is good."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            answer = await client.call("subscribe", wanted)
+        if not answer["ok"]:
+            raise _refusal(answer["error"])
+        return answer
+
+    def _on_event(self, name: str, data: Any) -> None:
+        raise NotImplementedError
+
+
+class OrdersWatcher(_SocketIOWatcher):
+    """Watches any number of orders on one connection."""
+
+    def __init__(self, name: str, port: Port, token: str) -> None:
+        super().__init__(name, port, token)
         self._wanted: list[str] = []
         self._subscribed: set[str] = set()
 
@@ -167,24 +140,15 @@ class SocketIOWatcher(Watcher):
         """Watch this order too, from its first event on."""
         self._wanted.append(order_id)
 
-    def watch(self) -> None:
+    def start_over(self) -> None:
         self._subscribed = set()
-        connection = SocketIO(self.address(), self.token, self._on_event)
-        self.connections += 1
-        try:
-            while not self._stopping.is_set():
-                wanted = [one for one in list(self._wanted) if one not in self._subscribed]
-                if wanted:
-                    self._subscribe(connection, wanted[:200])
-                connection.step(0.1)
-        finally:
-            connection.close()
 
-    def _subscribe(self, connection: SocketIO, orders: list[str]) -> None:
+    async def subscribe(self, client: BareClient) -> None:
+        orders = [one for one in list(self._wanted) if one not in self._subscribed][:200]
+        if not orders:
+            return
         asked = [{"order_id": one, "after": self.seen.setdefault(one, 0)} for one in orders]
-        answer = connection.call("subscribe", {"orders": asked})
-        if not answer["ok"]:
-            raise _refusal(answer["error"])
+        answer = await self.ask(client, {"orders": asked})
         for one, result in zip(asked, answer["results"], strict=True):
             order_id = one["order_id"]
             if not result["ok"]:
@@ -207,22 +171,18 @@ class SocketIOWatcher(Watcher):
             self.take(data)
 
 
-class FeedWatcher(Watcher):
-    """Watches everything. A feed replays nothing, so each connection is a history of its own."""
+class FeedWatcher(_SocketIOWatcher):
+    """Watches the feed of all orders, which replays nothing: each connection is its own history."""
 
-    def watch(self) -> None:
+    def start_over(self) -> None:
         self._current = {}
         self.seen = {}
-        connection = SocketIO(self.address(), self.token, self._on_event)
-        self.connections += 1
-        try:
-            answer = connection.call("subscribe", {"feed": "orders"})
-            if not answer["ok"]:
-                raise _refusal(answer["error"])
-            while not self._stopping.is_set():
-                connection.step(0.1)
-        finally:
-            connection.close()
+        self._subscribed = False
+
+    async def subscribe(self, client: BareClient) -> None:
+        if not self._subscribed:
+            await self.ask(client, {"feed": "orders"})
+            self._subscribed = True
 
     def _on_event(self, name: str, data: Any) -> None:
         if name != "order_update":
@@ -233,13 +193,11 @@ class FeedWatcher(Watcher):
         self.take(data)
 
 
-class RawWatcher(Watcher):
+class ResumingRawWatcher(ResumingWatcher):
     """Watches one order after the other over a raw WebSocket; `pick` names the next."""
 
-    def __init__(
-        self, name: str, address: Address, token: str, pick: Callable[[], str | None]
-    ) -> None:
-        super().__init__(name, address, token)
+    def __init__(self, name: str, port: Port, token: str, pick: Callable[[], str | None]) -> None:
+        super().__init__(name, port, token)
         self._pick = pick
         self._order: str | None = None
 
@@ -250,33 +208,24 @@ class RawWatcher(Watcher):
             self._stopping.wait(0.05)
             return
         after = self.seen.setdefault(self._order, 0)
+        address = f"ws://127.0.0.1:{self.port()}"
         try:
-            ws = websocket.create_connection(
-                f"{self.address()}/ws/orders/{self._order}?after={after}",
-                header=[f"Authorization: Bearer {self.token}"],
-                timeout=ANSWER_SECONDS,
-                suppress_origin=True,
-            )
-        except websocket.WebSocketBadStatusException as refused:
-            if refused.status_code != 503:
+            with raw_watching(address, self._order, self.token, after=after) as raw:
+                self.connections += 1
+                self.begin(self._order, after)
+                self._listen(raw)
+        except Refused as refused:
+            if refused.status != 503:
                 self.faults.append(f"{self.name}: {refused}")
-            raise
-        self.connections += 1
-        self.begin(self._order, after)
-        ws.settimeout(0.1)
-        try:
-            while not self._stopping.is_set():
-                try:
-                    message = ws.recv()
-                except websocket.WebSocketTimeoutException:
-                    continue
-                if not message:
-                    return
-                event = json.loads(message)
-                self.take(event)
-                if event["status"] in ("Completed", "Cancelled"):
-                    self._order = None
-                    return
-        finally:
-            with contextlib.suppress(Exception):
-                ws.close(timeout=1)
+            self._stopping.wait(random.uniform(0.02, 0.1))
+
+    def _listen(self, raw: RawWatcher) -> None:
+        while not self._stopping.is_set():
+            try:
+                event = raw.next(0.1)
+            except TimeoutError:
+                continue
+            self.take(event)
+            if event["status"] in ("Completed", "Cancelled"):
+                self._order = None
+                return

@@ -1,4 +1,8 @@
-"""Clients that watch: the stock Python Socket.IO client, and a plain WebSocket client."""
+"""Clients that watch orders on one connection, over Socket.IO and over a plain WebSocket.
+
+The first is the stock Python library, as users have it. Clients that reconnect and resume are in
+`tests.faults.watchers`; thousands of connections take `tests.support.bare_client`.
+"""
 
 import json
 import threading
@@ -115,9 +119,16 @@ class RawWatcher:
         found: str | None = self.connection.getsubprotocol()
         return found
 
-    def next(self) -> dict[str, Any]:
-        """The next message, waited for. Raises `EOFError` when the server closes instead."""
-        opcode, data = self.connection.recv_data()
+    def next(self, timeout: float = TIMEOUT) -> dict[str, Any]:
+        """The next message, waited for.
+
+        Raises `EOFError` when the server closes instead, and `TimeoutError` when nothing comes.
+        """
+        self.connection.settimeout(timeout)
+        try:
+            opcode, data = self.connection.recv_data()
+        except websocket.WebSocketTimeoutException as error:
+            raise TimeoutError from error
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             self.close_code = int.from_bytes(data[:2], "big") if data else 1005
             raise EOFError(self.close_code)
@@ -140,7 +151,7 @@ class RawWatcher:
 
 @contextmanager
 def raw_watching(
-    server: Server,
+    server: Server | str,
     order: Any,
     token: str | None = None,
     *,
@@ -150,7 +161,11 @@ def raw_watching(
     subprotocols: list[str] | None = None,
     origin: str | None = None,
 ) -> Iterator[RawWatcher]:
-    """A raw socket on *order*. Raises `Refused` with the HTTP answer's status and problem."""
+    """A raw socket on *order* of *server*, or of the server behind that ``ws://`` address.
+
+    Raises `Refused` with the HTTP answer's status and problem.
+    """
+    address = server if isinstance(server, str) else server.ws_url
     if query is None:
         query = "" if after is None else f"?after={after}"
     sent = dict(headers or {})
@@ -158,7 +173,7 @@ def raw_watching(
         sent["Authorization"] = f"Bearer {token}"
     try:
         connection = websocket.create_connection(
-            f"{server.ws_url}/ws/orders/{id_of(order)}{query}",
+            f"{address}/ws/orders/{id_of(order)}{query}",
             header=sent,
             subprotocols=subprotocols,
             origin=origin,

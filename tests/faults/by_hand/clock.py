@@ -7,16 +7,13 @@ clock and its locks, so only tokens are touched: one server takes the other's fo
 yet valid, as it must.
 """
 
-import json
 import random
 import sys
 from pathlib import Path
 
-import websocket
-
 from tests.faults.cluster import Cluster, running_cluster
-from tests.support.people import Person
 from tests.support.servers import Server, running_server
+from tests.support.sockets import raw_watching
 
 CHANGES = 200
 
@@ -43,32 +40,24 @@ def scenario(cluster: Cluster, servers: list[Server]) -> int:
     at_first = servers[0].people.admin()
     people = [at_first, at_first.at(servers[1].transport).signed_in_again()]
     order = at_first.order()
-    sockets = [
-        watch(server, person, order["id"]) for server, person in zip(servers, people, strict=True)
-    ]
-    for number in range(CHANGES):
-        random.choice(people).edit(order, f"change {number}")
+    with (
+        raw_watching(servers[0], order, people[0].token, after=1) as first,
+        raw_watching(servers[1], order, people[1].token, after=1) as second,
+    ):
+        for number in range(CHANGES):
+            random.choice(people).edit(order, f"change {number}")
+        received = [first.take(CHANGES), second.take(CHANGES)]
     trail = at_first.history(order)
     good = [event["version"] for event in trail] == list(range(1, CHANGES + 2))
     times = [event["updated_at"] for event in trail]
     good &= times == sorted(times)
-    for socket in sockets:
-        good &= [json.loads(socket.recv()) for _ in range(CHANGES)] == trail[1:]
-        socket.close()
+    good &= received == [trail[1:], trail[1:]]
     print(f"{len(trail)} events, dense, by the database's clock, the same on both: {good}")
     foreign = people[0].at(servers[1].transport).api.get("/api/me")
     print(f"a token from an hour ahead: {foreign.status_code} {foreign.code}")
     now = cluster.execute("SELECT now()")[0][0]
     print(f"the database's clock says {now:%H:%M}, the last event {times[-1]}")
     return 0 if good else 1
-
-
-def watch(server: Server, person: Person, order_id: str) -> websocket.WebSocket:
-    return websocket.create_connection(
-        f"{server.ws_url}/ws/orders/{order_id}?after=1",
-        header=[f"Authorization: Bearer {person.token}"],
-        timeout=20,
-    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Prints Markdown. Nothing here is a test: a busy machine makes every number worse
 """
 
 import contextlib
-import json
 import select
 import threading
 import time
@@ -24,6 +23,7 @@ from ordertrack import eventlog
 from tests.faults.cluster import Cluster, running_cluster
 from tests.support.events import insert_order
 from tests.support.servers import Server, running_server
+from tests.support.sockets import RawWatcher, raw_watching
 
 CHANGES = 500
 IDLE_SECONDS = 20.0
@@ -64,21 +64,17 @@ def latencies(dsn: str) -> None:
 
 @contextlib.contextmanager
 def listening(server: Server, token: str, order_id: str, waits: list[float]) -> Iterator[None]:
-    ws = websocket.create_connection(
-        f"{server.ws_url}/ws/orders/{order_id}?after=1", header=[f"Authorization: Bearer {token}"]
-    )
+    def listen(raw: RawWatcher) -> None:
+        with contextlib.suppress(websocket.WebSocketException, EOFError, OSError):
+            while True:
+                event = raw.next()
+                sent = datetime.fromisoformat(event["updated_at"])
+                waits.append(time.time() - sent.timestamp())
 
-    def listen() -> None:
-        with contextlib.suppress(websocket.WebSocketException, OSError):
-            while message := ws.recv():
-                now = time.time()
-                sent = datetime.fromisoformat(json.loads(message)["updated_at"])
-                waits.append(now - sent.timestamp())
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    yield
-    ws.close()
+    with raw_watching(server, order_id, token, after=1) as raw:
+        thread = threading.Thread(target=listen, args=[raw], daemon=True)
+        thread.start()
+        yield
     thread.join(5)
 
 

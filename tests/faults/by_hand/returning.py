@@ -9,6 +9,7 @@ need that many descriptors in the server, which root may be given; else it takes
 """
 
 import asyncio
+import contextlib
 import json
 import resource
 import subprocess
@@ -16,7 +17,7 @@ import sys
 import time
 from collections import Counter
 
-from tests.faults.crowd import Client
+from tests.support.bare_client import BareClient, allow_descriptors
 from tests.support.databases import running_postgres
 from tests.support.servers import running_server
 
@@ -31,19 +32,16 @@ SPARE = 500
 PATIENCE = 900.0
 
 
-def allow_descriptors(wanted: int) -> int:
+def raise_descriptors(wanted: int) -> int:
     """Raise the limit as far as it goes; how many this process and its children may have."""
-    try:
+    with contextlib.suppress(ValueError, OSError):  # only root may raise the hard limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
-    except (ValueError, OSError):
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return allow_descriptors()
 
 
 async def come_back(port: int, token: str, order: str, address: str) -> str:
     """How one client fared; all of them stay until the last has come."""
-    client = Client()
+    client = BareClient()
     try:
         async with at_once:
             await client.ask(port, token, source=address)
@@ -86,7 +84,7 @@ def worker(port: str, token: str, order: str, first: str, number: str) -> None:
 
 
 def main(clients: int) -> int:
-    clients = min(clients, allow_descriptors(clients + SPARE) - SPARE)
+    clients = min(clients, raise_descriptors(clients + SPARE) - SPARE)
     room = str(clients + 100)
     with (
         running_postgres() as postgres,
