@@ -126,7 +126,7 @@ def test_the_handbook_names_every_figure_and_no_other(server: Server) -> None:
         if family.name.startswith("ordertrack_")
     }
     table = (
-        (ROOT / "docs/operations.md").read_text().partition("| Figure |")[2].partition("\n\n")[0]
+        (ROOT / "docs/operations.md").read_text().partition("| Metric |")[2].partition("\n\n")[0]
     )
     first_cells = "".join(line.split("|")[1] for line in table.splitlines()[2:])
     named = re.findall(r"`([a-z_]+)(?:\{[a-z,]+\})?`", first_cells)
