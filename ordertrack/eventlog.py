@@ -154,6 +154,25 @@ def between(spans: Sequence[Span], limit: int) -> dict[int, list[Event]]:
     return events
 
 
+_SUMMARY = db.Statement(
+    f"""
+    SELECT {_COLUMNS}
+      FROM order_events AS e
+     WHERE e.order_id = :order AND e.version <= :upto
+       AND (e.version > :upto - :recent OR e.type IN ('created', 'status_changed'))
+     ORDER BY e.version
+    """,
+    order="bigint",
+    upto="integer",
+    recent="integer",
+)
+
+
+def summary(order_id: int, upto: int, recent: int) -> list[Event]:
+    """The status changes of an order and its last *recent* events, up to a version, ascending."""
+    return [Event(*row) for row in _SUMMARY.all(order=order_id, upto=upto, recent=recent)]
+
+
 # --- tailing -----------------------------------------------------------------------------------
 #
 # A cursor says which transactions a reader has behind it: all up to `last`, the newest whose rows

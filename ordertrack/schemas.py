@@ -23,7 +23,8 @@ from ordertrack.eventlog import Event
 from ordertrack.lifecycle import Status
 from ordertrack.policy import Role
 from ordertrack.services.accounts import Account
-from ordertrack.services.orders import CaughtUp, History, OrderView
+from ordertrack.services.order_rows import OrderView
+from ordertrack.services.orders import CaughtUp, History
 from ordertrack.services.sessions import OpenSession
 
 MAX_ID = 2**63 - 1  # PostgreSQL's bigint

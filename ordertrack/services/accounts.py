@@ -7,6 +7,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as Transaction
 
+from ordertrack import db
 from ordertrack.db import transaction
 from ordertrack.errors import (
     EmailTaken,
@@ -127,6 +128,26 @@ def list_users(
                 )
             )
         return [_account(user) for user in t.scalars(wanted)]
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A driver that orders can be given to."""
+
+    id: int
+    name: str
+
+
+# Along ix_users_drivers.
+_DRIVERS = db.Statement(
+    """SELECT u.id, u.name FROM users u WHERE u.role = 'driver' AND u.active
+        ORDER BY lower(u.name), u.id"""
+)
+
+
+def drivers() -> list[Driver]:
+    """The active drivers, by name."""
+    return [Driver(*row) for row in _DRIVERS.all()]
 
 
 def change_user(
