@@ -98,7 +98,7 @@ def append(
     answer = session.execute(
         select(changed.c.version, changed.c.updated_at).add_cte(appended.cte("event"))
     ).one()
-    db.appends(session)
+    db.mark_appended(session)
     return Changed(*answer)
 
 
@@ -106,7 +106,7 @@ def append(
 def _note_the_append(_mapper: object, _connection: object, row: Revocation) -> None:
     session = object_session(row)
     if session is not None:
-        db.appends(session)
+        db.mark_appended(session)
 
 
 # After a version and up to another: what the caller was shown as the order's present version, so

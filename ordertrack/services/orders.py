@@ -334,7 +334,7 @@ def create(caller: Caller, description: str, *, key: str | None = None) -> Order
         row = t.execute(_INSERT, parameters).one_or_none()
         if row is None:  # revoked since the actor was read
             raise callers.session_revoked()
-        db.appends(t)
+        db.mark_appended(t)
         if key is not None:
             t.get_one(IdempotencyKey, (actor.id, key)).order_id = row.id
         return view_of(actor, row)
@@ -480,7 +480,7 @@ def _move_after_waiting(**parameters: Any) -> Any:
         t.execute(text(_LOCK_ROW), {"id": parameters["id"]})
         row = t.execute(text(_MOVE_SQL), parameters).one_or_none()
         if row is not None:
-            db.appends(t)
+            db.mark_appended(t)
         return row
 
 

@@ -46,7 +46,7 @@ WAITING = "ordertrack/server/waiting.py"
 IDENTITY = "ordertrack/auth.py"
 DB = "ordertrack/db.py"
 CONNECTING = "ordertrack/connector.py"
-TURNS = "ordertrack/services/row_queue.py"
+ROW_QUEUE = "ordertrack/services/row_queue.py"
 APP = "ordertrack/app.py"
 HEADERS = "ordertrack/web/middleware/security_headers.py"
 FIRST_MIGRATION = "migrations/versions/0001_initial.py"
@@ -207,33 +207,33 @@ DEFECTS = [
         LIFECYCLE_TESTS,
     ),
     Defect(
-        "move-without-turns", ORDERS,
+        "move-without-the-row-queue", ORDERS,
         'with _row_queue.take(parameters["id"]), db.transaction() as t:', "with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
-        "edit-without-turns", ORDERS,
+        "edit-without-the-row-queue", ORDERS,
         "(no longer editable), `VersionMismatch`.\n    \"\"\"\n"
         "    with _row_queue.take(order_id), db.transaction() as t:",
         "(no longer editable), `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
-        "delete-without-turns", ORDERS,
+        "delete-without-the-row-queue", ORDERS,
         "`Forbidden`, `Conflict`, `VersionMismatch`.\n    \"\"\"\n"
         "    with _row_queue.take(order_id), db.transaction() as t:",
         "`Forbidden`, `Conflict`, `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
-        "assign-without-turns", ORDERS,
+        "assign-without-the-row-queue", ORDERS,
         "when the order is final, `VersionMismatch`.\n    \"\"\"\n"
         "    with _row_queue.take(order_id), db.transaction() as t:",
         "when the order is final, `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
-        "turns-for-everybody-at-once", TURNS, "_AT_ONCE = 2", "_AT_ONCE = 1000", RACE_TESTS,
+        "row-queue-lets-everybody-through", ROW_QUEUE, "_AT_ONCE = 2", "_AT_ONCE = 1000", RACE_TESTS,
     ),
     Defect(
         "move-is-not-tried-again", ORDERS,
@@ -541,7 +541,7 @@ DEFECTS = [
     ),
     Defect(
         "failed-logins-wake-the-relay", DB,
-        "    if appended:\n        _tell_of_an_append()", "    _tell_of_an_append()",
+        "    if appended:\n        _call_after_append()", "    _call_after_append()",
         only(RELAY_TESTS, "test_every_append_wakes_the_relay_and_nothing_else_does"),
     ),
     Defect(
@@ -788,14 +788,14 @@ DEFECTS = [
     ),
     Defect(
         "reads-are-tried-once", DB,
-        "if isinstance(original, NoAnswer) or not _is_loss(original):", "if original:",
+        "if isinstance(original, NoAnswer) or not _is_lost_connection(original):", "if original:",
         only(
             CONNECTION_TESTS,
             "test_a_read_whose_connection_dies_under_it_is_done_again_and_a_write_is_not",
         ),
     ),
     Defect(
-        "dead-connections-are-lent", DB,
+        "dead-connections-are-given-out", DB,
         "(connection.closed or has_input(connection.fileno()))", "connection.closed",
         only(
             CONNECTION_TESTS,
