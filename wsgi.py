@@ -48,7 +48,7 @@ from ordertrack.server.descriptors import Room, TooFewDescriptors
 from ordertrack.server.waiting import MAX_PER_ADDRESS
 from ordertrack.services import schema
 from ordertrack.services.housekeeping import Housekeeper
-from ordertrack.services.log_adoption import LogFromElsewhere, require_own_log
+from ordertrack.services.log_adoption import ForeignLog, require_own_log
 from ordertrack.services.schema import SchemaTooNew
 
 DOTENV = Path(__file__).with_name(".env")
@@ -204,7 +204,7 @@ def main() -> None:
 REASONS = (
     SettingsError,
     EmbeddedError,
-    LogFromElsewhere,
+    ForeignLog,
     Unavailable,
     RelayStuck,
     SchemaTooNew,

@@ -729,7 +729,7 @@ DEFECTS = [
     ),
     Defect(
         "reset-links-leave-sessions", PASSWORDS,
-        "        sessions.end_all(t, user.id)\n", "", PASSWORD_TESTS,
+        "        sessions.revoke_all(t, user.id)\n", "", PASSWORD_TESTS,
     ),
     Defect(
         "reset-links-for-the-deactivated", PASSWORDS,
@@ -738,7 +738,7 @@ DEFECTS = [
     ),
     Defect(
         "new-passwords-leave-other-sessions", PASSWORDS,
-        "        sessions.end_all(t, user.id, but=caller.session_id)\n", "", PASSWORD_TESTS,
+        "        sessions.revoke_all(t, user.id, but=caller.session_id)\n", "", PASSWORD_TESTS,
     ),
     Defect(
         "new-passwords-need-no-old-one", PASSWORDS,
@@ -746,12 +746,12 @@ DEFECTS = [
     ),
     Defect(
         "anybody-ends-any-session", SESSIONS,
-        "if not end_where(t, Session.user_id == actor.id, Session.id == session_id):",
-        "if not end_where(t, Session.id == session_id):", PASSWORD_TESTS,
+        "if not revoke_where(t, Session.user_id == actor.id, Session.id == session_id):",
+        "if not revoke_where(t, Session.id == session_id):", PASSWORD_TESTS,
     ),
     Defect(
         "ended-sessions-keep-their-sockets", SESSIONS,
-        'Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in ended',
+        'Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in revoked',
         'Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in []',
         ROOM_TESTS,
     ),
@@ -826,7 +826,7 @@ DEFECTS = [
     ),
     Defect(
         "housekeeping-goes-on-for-ever", HOUSEKEEPING,
-        "for _ in range(MOST_BATCHES):", "for _ in range(1_000_000):", HOUSE_TESTS,
+        "for _ in range(MAX_BATCHES):", "for _ in range(1_000_000):", HOUSE_TESTS,
     ),
     Defect(
         "every-process-keeps-house", HOUSEKEEPING,
