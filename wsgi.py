@@ -36,8 +36,8 @@ from sqlalchemy.exc import DBAPIError
 from ordertrack import app as application
 from ordertrack import embedded, logs
 from ordertrack.config import Settings, SettingsError, load, reached_at, secrets_of
-from ordertrack.connector import Connector, require_own_sessions, say_what_is_overridden
-from ordertrack.db import connector, is_passing
+from ordertrack.connector import Connector, require_dedicated_sessions, warn_of_overridden_options
+from ordertrack.db import connector, is_transient
 from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
 from ordertrack.errors import Unavailable
 from ordertrack.eventlet_support import bound_database_waits
@@ -48,7 +48,7 @@ from ordertrack.server.descriptors import Room, TooFewDescriptors
 from ordertrack.server.waiting import MAX_PER_ADDRESS
 from ordertrack.services import schema
 from ordertrack.services.housekeeping import Housekeeper
-from ordertrack.services.log_adoption import LogFromElsewhere, require_own_log
+from ordertrack.services.log_adoption import ForeignLog, require_own_log
 from ordertrack.services.schema import SchemaTooNew
 
 DOTENV = Path(__file__).with_name(".env")
@@ -115,7 +115,7 @@ def prepare_database(app: Flask) -> None:
     connect = connector(settings)
     # A migration may take any time, and a server that starts meanwhile waits for its end.
     bound_database_waits(connect=connect.timeout, answer=None)
-    say_what_is_overridden(connect)
+    warn_of_overridden_options(connect)
     with app.app_context():
         migrate(connect)
         # A second more than PostgreSQL needs to say that a statement took too long.
@@ -128,7 +128,7 @@ def prepare_database(app: Flask) -> None:
 def migrate(connect: Connector) -> None:
     """Check what the connections are, then migrate. Raises `SettingsError` where that fails."""
     try:
-        require_own_sessions(connect)
+        require_dedicated_sessions(connect)
         if schema.is_behind():
             upgrade()
     except (DBAPIError, psycopg2.Error) as error:
@@ -139,7 +139,7 @@ def migrate(connect: Connector) -> None:
                 "must name the role that owns the tables, which are to be brought up to date: "
                 f"this role may not ({str(original).strip()})",
             ) from error
-        if not is_passing(original):
+        if not is_transient(original):
             raise
         because = " ".join(str(original).split())  # one line, also in the log
         raise SettingsError("DB_DSN", f"names a database that cannot be used: {because}") from error
@@ -204,7 +204,7 @@ def main() -> None:
 REASONS = (
     SettingsError,
     EmbeddedError,
-    LogFromElsewhere,
+    ForeignLog,
     Unavailable,
     RelayStuck,
     SchemaTooNew,

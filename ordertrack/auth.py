@@ -1,4 +1,7 @@
-"""Who speaks: header, cookie or handshake → Caller. No other module reads or makes tokens."""
+"""Makes and verifies tokens, and finds the caller of a request from its header or cookies.
+
+No other module reads or makes tokens or session cookies, so that every way in checks the same.
+"""
 
 import hashlib
 import hmac
@@ -37,7 +40,7 @@ from ordertrack.services.passwords import Reset
 
 ISSUER = AUDIENCE = "ordertrack"
 
-# Long enough to be sent on and read the next morning.
+# Seconds that a reset link works: long enough to be sent and read the next morning.
 RESET_SECONDS: Final = 86_400
 
 _UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -47,19 +50,19 @@ _UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 class Tokens:
     access: str
     refresh: str
-    expires_in: int  # seconds that the access token is good for
+    expires_in: int  # seconds until the access token expires
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A verified access token: who, and until when (Unix time, seconds)."""
+    """A verified access token: its caller, and when it expires (Unix time in seconds)."""
 
     caller: Caller
     expires_at: float
 
 
 def jwt_options(settings: Settings) -> dict[str, Any]:
-    """Flask-JWT-Extended's configuration, nothing left to its defaults that matters."""
+    """Flask-JWT-Extended's configuration, with every default that matters written down."""
     return {
         "JWT_SECRET_KEY": settings.jwt_secret,
         "JWT_ALGORITHM": "HS256",
@@ -75,13 +78,28 @@ def jwt_options(settings: Settings) -> dict[str, Any]:
         "JWT_COOKIE_SAMESITE": "Lax",
         "JWT_COOKIE_CSRF_PROTECT": True,
         "JWT_CSRF_CHECK_FORM": True,
-        # Pages carry the token in their forms and in one meta element; no cookie needs to.
+        # Pages have the CSRF token in their forms and in a meta element instead.
         "JWT_CSRF_IN_COOKIES": False,
     }
 
 
-def issue(login: Login) -> Tokens:
-    """Sign the tokens of a session."""
+def log_in(email: str, password: str, user_agent: str) -> tuple[Login, Tokens]:
+    """Check the credentials, start a session and make its tokens. Raises `InvalidCredentials`."""
+    lifetime: timedelta = current_app.config["JWT_REFRESH_TOKEN_EXPIRES"]
+    login = accounts.log_in(email, password, lifetime, user_agent=user_agent)
+    return login, _tokens(login)
+
+
+def renew(caller: Caller) -> tuple[Login, Tokens]:
+    """Make new tokens for the session of a verified refresh token.
+
+    Raises `InvalidToken` when the session was revoked or has expired, or the user was deactivated.
+    """
+    login = accounts.continue_session(caller)
+    return login, _tokens(login)
+
+
+def _tokens(login: Login) -> Tokens:
     logs.note_user(login.account.id)
     session_id = login.session_id
     claims = {"sid": str(session_id), "csrf": _csrf_token(session_id)}
@@ -98,13 +116,13 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 def public(view: View) -> View:
-    """Mark a view that anybody may call. Without the mark a request needs an access token."""
+    """Mark a view that needs no token. All other views need an access token."""
     view.__dict__["is_public"] = True
     return view
 
 
 def takes_refresh_token(view: View) -> View:
-    """Mark a view that is called with the refresh token instead of the access token."""
+    """Mark a view that needs the refresh token instead of the access token."""
     view.__dict__["takes_refresh_token"] = True
     return view
 
@@ -116,7 +134,7 @@ def caller() -> Caller:
 
 
 def init_app(app: Flask) -> None:
-    """Closed by default: one check before every request, opened per view by a mark."""
+    """Require an access token for every view that is not marked otherwise."""
 
     @app.before_request
     def authenticate() -> None:
@@ -135,7 +153,7 @@ def init_app(app: Flask) -> None:
         logs.note_user(g.caller.user_id)
 
     @app.after_request
-    def keep_what_was_renewed(response: Response) -> Response:
+    def set_renewed_cookie(response: Response) -> Response:
         tokens: Tokens | None = g.pop("renewed", None)
         if tokens is not None:
             set_access_cookie(response, tokens)
@@ -143,18 +161,18 @@ def init_app(app: Flask) -> None:
 
 
 def _continue_by_cookie() -> Caller:
-    """A browser that was away for longer than an access token lives: go on by its refresh cookie.
+    """The caller by the refresh cookie, for a browser whose access token has expired.
 
-    The CSRF token is checked as ever; it belongs to the session, so a form that was open for hours
-    still carries the right one. Raises what `from_request` and `accounts.continue_session` raise.
+    The CSRF token is checked as well; it belongs to the session, so a form that was open for hours
+    still has the right one. Raises what `from_request` and `renew` raise.
     """
     caller = from_request(refresh=True, location="cookies")
-    g.renewed = issue(accounts.continue_session(caller))
+    _, g.renewed = renew(caller)
     return caller
 
 
 def from_request(*, refresh: bool = False, location: str | None = None) -> Caller:
-    """Verify the current request's token (header, or cookie with its CSRF token on writes).
+    """Verify the current request's token: from the header, or a cookie (CSRF-checked on writes).
 
     Raises `InvalidToken`, `TokenExpired`, `CsrfFailed`.
     """
@@ -171,45 +189,45 @@ def from_request(*, refresh: bool = False, location: str | None = None) -> Calle
 
 
 def set_session_cookies(response: Response, tokens: Tokens) -> None:
-    """Sign the browser in: HttpOnly, SameSite=Lax, each for as long as its token lives."""
+    """Log the browser in: HttpOnly and SameSite=Lax cookies that expire with their tokens."""
     set_access_cookie(response, tokens)
     lifetime: timedelta = current_app.config["JWT_REFRESH_TOKEN_EXPIRES"]
     set_refresh_cookies(response, tokens.refresh, max_age=int(lifetime.total_seconds()))
 
 
 def set_access_cookie(response: Response, tokens: Tokens) -> None:
-    """Renew only what is short-lived."""
+    """Set the access token's cookie alone."""
     set_access_cookies(response, tokens.access, max_age=tokens.expires_in)
 
 
 def clear_cookies(response: Response) -> None:
-    """Sign the browser out; ending the session is `accounts.log_out`'s part."""
+    """Log the browser out; `accounts.log_out` revokes the session."""
     unset_jwt_cookies(response)
 
 
 def has_cookies() -> bool:
-    """Whether the browser claims to be signed in; nothing is verified."""
+    """Whether the browser sent a session's cookies; nothing is verified."""
     names = ("JWT_ACCESS_COOKIE_NAME", "JWT_REFRESH_COOKIE_NAME")
     return any(current_app.config[name] in request.cookies for name in names)
 
 
 def csrf_token() -> str:
-    """What the forms of the current caller's pages must send back."""
+    """The CSRF token of the current caller's forms."""
     return _csrf_token(caller().session_id)
 
 
 def _csrf_token(session_id: int) -> str:
-    # One for the whole session: a form stays good while the tokens are renewed beneath it, in this
-    # tab or another. It is a claim of both tokens, so Flask-JWT-Extended's check is unchanged.
+    # The same for the whole session, so that an open form stays valid when tokens are renewed. Both
+    # tokens have it as a claim, where Flask-JWT-Extended's check expects it.
     key: str = current_app.config["JWT_SECRET_KEY"]
     return hmac.digest(key.encode(), f"csrf:{session_id}".encode(), "sha256").hex()[:32]
 
 
 def refuse_other_sites() -> None:
-    """Raise `CsrfFailed` when a browser says that another site sent this request.
+    """Raises `CsrfFailed` when a browser says that another site sent this request.
 
-    For forms without a session of their own (a login could be forged, too), and a second lock on
-    the others. Clients that are no browsers say nothing, and have no cookies to abuse.
+    It protects forms that have no session yet (a login could be forged, too), and the others a
+    second time. Other clients send no such header, and have no cookies to abuse.
     """
     if not Origins(frozenset(state().settings.allowed_origins)).permit(request.environ):
         raise CsrfFailed("The request came from another site.")
@@ -219,7 +237,7 @@ def refuse_other_sites() -> None:
 
 
 def from_token(token: Any) -> Credential:
-    """Verify an access token by itself: from a header or a socket's handshake.
+    """Verify an access token, from a header or a socket's handshake.
 
     Needs an application context. Raises `InvalidToken`, `TokenExpired`.
     """
@@ -270,7 +288,9 @@ def _caller(claims: dict[str, Any]) -> Caller:
     try:
         return Caller(int(claims["sub"]), int(claims["sid"]), state().settings.driver_scope)
     except (KeyError, TypeError, ValueError) as error:
-        raise InvalidToken("The token lacks what this server puts into its tokens.") from error
+        raise InvalidToken(
+            "The token lacks claims that this server puts into its tokens."
+        ) from error
 
 
 def _refusal(error: Exception) -> DomainError:
@@ -285,21 +305,21 @@ def _refusal(error: Exception) -> DomainError:
 
 
 def sign_reset(reset: Reset) -> str:
-    """The token of a one-time link that sets a password; good for `RESET_SECONDS`."""
+    """The token of a reset link, valid for `RESET_SECONDS`."""
     return _reset_signer().dumps([reset.user_id, reset.fingerprint])
 
 
 def read_reset(token: str) -> Reset:
-    """What `sign_reset` signed. Raises `ValidationFailed` at ``/token``."""
+    """The permission in the token of a reset link. Raises `ValidationFailed` at ``/token``."""
     try:
         user_id, fingerprint = _reset_signer().loads(token, max_age=RESET_SECONDS)
     except BadData:
-        raise passwords.void_link() from None
+        raise passwords.invalid_link() from None
     return Reset(user_id, fingerprint)
 
 
 def _reset_signer() -> URLSafeTimedSerializer:
-    # The salt keeps its key apart from that of the access tokens.
+    # The salt derives another key than that of the access tokens.
     return URLSafeTimedSerializer(
         current_app.config["JWT_SECRET_KEY"],
         salt="ordertrack password reset",

@@ -1,6 +1,6 @@
-"""The command line: ``flask --app wsgi users …``, ``demo``, ``audit verify``.
+"""The command line: ``flask --app wsgi users …``, ``demo``, ``audit …``, ``roles``.
 
-It stands above roles: who may run it owns the server.
+It needs no login and no role, because its user has access to the server itself.
 """
 
 import secrets
@@ -32,13 +32,13 @@ from ordertrack.services import (
 from ordertrack.services.accounts import Account
 from ordertrack.services.schema import SchemaTooNew
 
-# Below this a check is over before a bar could be read.
-_ORDERS_WORTH_A_BAR = 5_000
+# With fewer orders a check ends before a progress bar could be read.
+_MIN_ORDERS_FOR_BAR = 5_000
 
 
 @contextmanager
-def _errors_for_people() -> Iterator[None]:
-    """Domain errors are shown as what they say, without a traceback; exit status 1."""
+def _plain_errors() -> Iterator[None]:
+    """Show domain errors as plain text, without a traceback, with exit status 1."""
     try:
         yield
     except DomainError as error:
@@ -50,9 +50,9 @@ def _errors_for_people() -> Iterator[None]:
 
 
 def _tables(*, migrate: bool = False) -> None:
-    """See that the tables are there. Commands that only read never change them."""
+    """Check that the tables are up to date; with *migrate*, update them."""
     try:
-        with _errors_for_people():
+        with _plain_errors():
             if not schema.is_behind():
                 return
             if not migrate:
@@ -72,7 +72,7 @@ def _tables(*, migrate: bool = False) -> None:
 
 # --- users -------------------------------------------------------------------------------------
 
-users = AppGroup("users", help="Make and list users, change their roles.")
+users = AppGroup("users", help="Create and list users, change their roles.")
 
 _ROLE = click.Choice([role.value for role in Role])
 
@@ -81,13 +81,13 @@ _ROLE = click.Choice([role.value for role in Role])
 @click.option("--email", required=True)
 @click.option("--name", required=True)
 @click.option("--role", type=_ROLE, required=True)
-@click.option("--password", help="Asked for when it is left out.")
+@click.option("--password", help="Asked for if left out.")
 def create_user(email: str, name: str, role: str, password: str | None) -> None:
-    """Make a user with any role."""
+    """Create a user with any role."""
     if password is None:
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     _tables(migrate=True)
-    with _errors_for_people():
+    with _plain_errors():
         form = parse({"name": name, "email": email, "password": password}, Registration)
         account = accounts.register(form.name, form.email, form.password, Role(role))
     click.echo(f"Made {account.role} {account.email} with id {account.id}.")
@@ -97,7 +97,7 @@ def create_user(email: str, name: str, role: str, password: str | None) -> None:
 def list_users() -> None:
     """Show every user: id, role, address, name."""
     _tables()
-    with _errors_for_people():
+    with _plain_errors():
         found = accounts.all_users()
     for account in found:
         click.echo(_line(account) + ("" if account.active else " (deactivated)"))
@@ -113,17 +113,17 @@ def _line(account: Account) -> str:
 def set_role(email: str, role: str) -> None:
     """Give the user with the address EMAIL the role ROLE."""
     _tables(migrate=True)
-    with _errors_for_people():
+    with _plain_errors():
         account = accounts.set_role(email, Role(role))
     click.echo(f"{account.email} is {account.role} now.")
 
 
 @users.command("reset-link")
 @click.argument("email")
-@click.option("--url", help="Where people reach this server. Left out: where HOST and PORT say.")
+@click.option("--url", help="This server's public URL. Left out: that of HOST and PORT.")
 def reset_link(email: str, url: str | None) -> None:
-    """Make a one-time link with which the user with the address EMAIL sets a new password."""
-    with _errors_for_people():
+    """Print a one-time link by which the user with the address EMAIL sets a new password."""
+    with _plain_errors():
         reset = passwords.reset_for(email)
     if url is None:
         settings = state().settings
@@ -136,15 +136,15 @@ def reset_link(email: str, url: str | None) -> None:
 
 
 @click.command("demo")
-@click.option("--password", help="For all three accounts. Made up when it is left out.")
-@click.option("--beside-others", is_flag=True, help="Although the database has other users.")
+@click.option("--password", help="For all three accounts. Generated if left out.")
+@click.option("--beside-others", is_flag=True, help="Allow it in a database with other users.")
 @with_appcontext
 def make_demo(password: str | None, beside_others: bool) -> None:
-    """Make three accounts and some orders to look at."""
-    # Made up, because a demo may be reachable from elsewhere: nobody knows it who was not told.
+    """Create three accounts and some orders to look at."""
+    # Generated, because a demo may be reachable from elsewhere.
     password = password or secrets.token_urlsafe(9)
     _tables(migrate=True)
-    with _errors_for_people():
+    with _plain_errors():
         parse({"name": "-", "email": "demo@example.org", "password": password}, Registration)
         made = demo.make(password, beside_others=beside_others)
     click.echo(f"Made {made.orders} orders, and three accounts with the password {password}")
@@ -154,20 +154,20 @@ def make_demo(password: str | None, beside_others: bool) -> None:
 
 # --- audit -------------------------------------------------------------------------------------
 
-audits = AppGroup("audit", help="Look after the audit trail.")
+audits = AppGroup("audit", help="Verify the audit trail, or adopt a restored one.")
 
 
 @audits.command("verify")
 def verify() -> None:
-    """Check the history of every order. Names the first bad row and exits with 1."""
+    """Check the history of every order. Names the first invalid row and exits with 1."""
     _tables()
     checked = audit.Checked(0, 0, 0)
-    with _errors_for_people():
+    with _plain_errors():
         total = audit.last_order()
         bar = click.progressbar(
             length=total,
             label="Checking",
-            hidden=total < _ORDERS_WORTH_A_BAR,
+            hidden=total < _MIN_ORDERS_FOR_BAR,
             file=sys.stderr,
         )
         try:
@@ -184,7 +184,7 @@ def verify() -> None:
 def adopt() -> None:
     """Once after restoring a dump into another PostgreSQL cluster, before serving."""
     _tables(migrate=True)
-    with _errors_for_people():
+    with _plain_errors():
         rows = log_adoption.adopt()
     click.echo(f"{rows} rows of the log came from elsewhere, and count as long past now.")
 
@@ -201,8 +201,8 @@ def adopt() -> None:
 )
 @with_appcontext
 def make_roles(superuser_dsn: str) -> None:
-    """Make the database of DB_DSN and MIGRATE_DSN, and both roles: one that serves, one that owns
-    the tables. What is there already is kept."""
+    """Create the database of DB_DSN and MIGRATE_DSN, and both roles: one that serves, one that owns
+    the tables. What exists is kept."""
     settings = state().settings
     try:
         database_roles.make(superuser_dsn, settings)

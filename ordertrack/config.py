@@ -1,8 +1,8 @@
-"""Settings, read once from the environment (and `.env`), checked before anything listens.
+"""Reads the settings from the environment and `.env`, and checks them before anything listens.
 
-`load` either answers settings that can be trusted or raises `SettingsError`, which names the
-variable and says what to change. A setting is one field below and one line in `.env.example`; its
-variable is the field's name in capitals. An empty variable counts as not set.
+`load` returns valid settings or raises `SettingsError`, which names the variable and says what to
+change. A setting is one field below and one line in `.env.example`; its variable is the field's
+name in capitals. An empty variable counts as not set.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ from sqlalchemy import URL
 
 from ordertrack.policy import DriverScope
 
-# Shown in `.env.example`, and therefore known to everybody: never accepted.
+# The value in `.env.example`, which is public and therefore refused.
 EXAMPLE_JWT_SECRET = "replace-me-with-at-least-32-random-bytes"  # noqa: S105 (refused)
 
 # RFC 7518 wants an HMAC key at least as long as the hash (HS256: 256 bits).
@@ -41,8 +41,8 @@ class SettingsError(Exception):
         self.setting = setting
 
 
-# How a field reads its variable. Each parser raises ValueError with the end of a sentence that
-# begins with the setting's name; none repeats a value that may be secret.
+# How a field parses its variable. A parser raises ValueError with the rest of a sentence that
+# begins with the setting's name, and never repeats a value that may be secret.
 
 
 def _field(parse: Callable[[str], object], **options: Any) -> Any:
@@ -96,7 +96,7 @@ def _dsn(raw: str) -> None:
     try:
         parse_dsn(raw)
     except psycopg2.Error as error:
-        # libpq's own words may quote a part of a badly quoted password; an option's name may stay.
+        # libpq's message may contain a part of a badly quoted password; an option's name is safe.
         option = re.search(
             r'invalid (?:URI query parameter|connection option):? "(\w+)"', str(error)
         )
@@ -131,7 +131,7 @@ def _origins(raw: str) -> tuple[str, ...]:
 
 
 def _origin(raw: str) -> str:
-    """The form in which a browser sends it: lower case, without the scheme's own port."""
+    """The origin as a browser sends it: lower case, without the scheme's default port."""
     if "*" in raw:
         raise ValueError("must not contain *: name each origin, as in https://shop.example.com")
     wrong = f"holds {raw!r}, which is not an origin; write https://shop.example.com, without a path"
@@ -154,8 +154,7 @@ def default_data_dir() -> Path:
     """`.data` in the checkout; for root `/var/lib/ordertrack`.
 
     PostgreSQL refuses to run as root, so root's cluster belongs to another user, who must be able
-    to reach it. A checkout is often where that user has no business (below `/root`), and opening
-    those folders would harm more than it helps.
+    to reach it. A checkout is often in a folder that is closed to other users, such as `/root`.
     """
     if os.geteuid() == 0:
         return Path("/var/lib/ordertrack")
@@ -164,89 +163,90 @@ def default_data_dir() -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that can be set from outside. Immutable; made by `load`."""
+    """All settings. Immutable; made by `load`."""
 
     # Database and secret --------------------------------------------------------------------------
 
     # libpq `key=value` form or a postgresql:// URL, PostgreSQL 14 or later. None: the embedded one.
     db_dsn: str | None = _text(_dsn, None, secret=True)
 
-    # The same database as the role that owns the tables: migrations run as it, and DB_DSN's role
-    # owns nothing then. None: DB_DSN's role does both.
+    # The same database with the role that owns the tables and runs migrations. None: DB_DSN's role
+    # does both.
     migrate_dsn: str | None = _text(_dsn, None, secret=True)
 
-    # Signs the tokens. Whoever has it can be anybody, so there is no default: with the embedded
-    # database one is made and kept beside it, with DB_DSN it has to be given.
+    # Signs the tokens. It lets its holder log in as anybody, so it has no default: with DB_DSN it
+    # must be given, with the embedded database one is generated and stored beside it.
     jwt_secret: str | None = _text(_secret, None, secret=True)
 
-    # Where the embedded database and its secret live.
+    # The folder of the embedded database and its secret.
     data_dir: Path = _field(
         lambda raw: Path(raw).expanduser().absolute(), default_factory=default_data_dir
     )
 
-    # Connections that one process keeps. Eventlet switches while a query runs, so this bounds the
-    # transactions in flight; more than the database has cores for only lengthens its own queue.
+    # Database connections of one process. This bounds the transactions in flight; more of them than
+    # the database has cores for only wait there.
     db_pool_size: int = _integer(10, low=1, high=500)
 
-    # How long a request may wait for a free connection before it gets 503.
+    # Seconds that a request may wait for a free connection before it gets 503.
     db_pool_timeout: float = _seconds(2, low=0.05, high=60)
 
-    # PostgreSQL ends a statement, or its wait for a row lock, after this; the caller gets 503.
+    # PostgreSQL cancels a statement, or its wait for a row lock, after this; the caller gets 503.
     statement_timeout_ms: int = _integer(5000, low=100, high=600_000)
     lock_timeout_ms: int = _integer(2000, low=50, high=600_000)
 
-    # Where it listens, and for whom ---------------------------------------------------------------
+    # Listening ------------------------------------------------------------------------------------
 
-    # Loopback unless told: a server that was only tried out is not open to the whole network.
+    # Loopback by default: a server that is being tried out is not open to the whole network.
     host: str = _text(_host, "127.0.0.1")
 
-    # 0 takes any free port.
+    # 0: any free port.
     port: int = _integer(8080, low=0, high=65_535)
 
-    # Web origins, beside the server's own, that may open sockets and send cookies. Never `*`.
+    # Web origins besides the server's own that may open sockets and send cookies. Never `*`.
     allowed_origins: tuple[str, ...] = _field(_origins, default=())
 
-    # Reverse proxies in front, each of which appends to X-Forwarded-For. 0: that header is ignored,
-    # since then any client could write it.
+    # The number of reverse proxies in front, each of which appends to X-Forwarded-For. 0: that
+    # header is ignored, because any client could have sent it.
     trusted_proxies: int = _integer(0, low=0, high=10)
 
-    # Whether cookies are sent over TLS only. `load` chooses when it is not set: `_cookie_secure`.
+    # Whether cookies are sent over TLS only. Not set: `_cookie_secure` decides.
     cookie_secure: bool = _field(_flag, default=True)
 
-    # Largest request body, and largest message from a socket, in bytes.
+    # The largest request body, and the largest message from a socket, in bytes.
     max_body_bytes: int = _integer(65_536, low=1024, high=10_485_760)
 
     # Accounts and rights --------------------------------------------------------------------------
 
-    # Which orders a driver sees and moves: all of them, or those assigned to the driver.
+    # The orders that a driver sees and moves: all of them, or those assigned to the driver.
     driver_scope: DriverScope = _choice(DriverScope.ALL, DriverScope, str.lower)
 
-    # Short, because an access token is only checked by its signature …
+    # Short, because a stolen access token works until it expires or its session is revoked …
     access_token_seconds: int = _integer(900, low=1, high=86_400)
 
-    # … and long, because it is what keeps a phone signed in.
+    # … and long, because it keeps a phone logged in.
     refresh_token_seconds: int = _integer(30 * 86_400, low=60, high=366 * 86_400)
 
-    # Live connections -----------------------------------------------------------------------------
+    # Sockets --------------------------------------------------------------------------------------
 
-    # Sockets of one process, and of one user in it: enough for dispatchers' tabs and for an
-    # integration, not for hoarding.
+    # Sockets of one process, and of one user in it: enough for a dispatcher's tabs and for an
+    # integration.
     max_connections: int = _integer(10_000, low=1, high=1_000_000)
     max_connections_per_user: int = _integer(100, low=1, high=1_000_000)
 
-    # What may wait for one slow client, in bytes, and for how long if it hardly reads at all
-    # (`Limits.min_bytes_per_second`). Past either it is closed (1013) and comes back with its last
-    # version: some 4,000 events are dearer to keep here than to read again from the log.
+    # The largest send queue of one slow client in bytes, and the seconds that it may wait when the
+    # client hardly reads (`Limits.min_bytes_per_second`). Past either the socket is closed (1013),
+    # and the client resumes: some 4,000 events cost more to keep here than to read again from the
+    # log.
     queue_max_bytes: int = _integer(1_000_000, low=65_536, high=1_000_000_000)
     queue_max_seconds: float = _seconds(20, low=1, high=3600)
 
-    # How often the relay reads the log when no wake-up told it to. Wake-ups are hints; this is the
-    # promise, and it bounds how late a lost right takes effect.
+    # How often the relay reads the log when nothing wakes it. Wake-ups may be lost; this bounds how
+    # late events arrive and revocations take effect.
     relay_poll_ms: int = _integer(500, low=5, high=60_000)
 
-    # Running it -----------------------------------------------------------------------------------
+    # Operation ------------------------------------------------------------------------------------
 
-    # After SIGTERM: how long requests may finish and sockets are told to come back (1012).
+    # Seconds after SIGTERM in which requests may finish and sockets are closed (1012).
     drain_seconds: float = _seconds(8, low=0, high=300)
 
     log_level: LogLevel = _choice("INFO", get_args(LogLevel), str.upper)
@@ -265,18 +265,18 @@ class Settings:
 
     @property
     def signing_secret(self) -> str:
-        """`jwt_secret`, known to be there."""
+        """`jwt_secret`, which must be set."""
         if self.jwt_secret is None:
             raise SettingsError("JWT_SECRET", "is not set")
         return self.jwt_secret
 
     def with_embedded(self, dsn: str, secret: str) -> "Settings":
-        """The same settings once the embedded database runs. A JWT_SECRET that was set stays."""
+        """The same settings with the embedded database. A JWT_SECRET that was set is kept."""
         return replace(self, db_dsn=dsn, jwt_secret=self.jwt_secret or secret)
 
 
 def url_of(dsn: str) -> URL:
-    """A libpq DSN for SQLAlchemy."""
+    """The SQLAlchemy URL of a libpq DSN."""
     options = parse_dsn(dsn)
     user, password = options.pop("user", None), options.pop("password", None)
     dbname = options.pop("dbname", None)
@@ -312,13 +312,13 @@ _HERE = ("127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 (compared, not bound
 
 
 def reached_at(host: str, port: int) -> str:
-    """The URL of a server that listens on *host* and *port*, for somebody at the same machine."""
+    """The URL, on the same machine, of a server that listens on *host* and *port*."""
     name = "localhost" if host in _HERE else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}"
 
 
 def secrets_of(settings: Settings) -> tuple[str, ...]:
-    """The settings' values that nobody may read in a log."""
+    """The values that must not appear in a log."""
     passwords = (
         parse_dsn(dsn or "").get("password") for dsn in (settings.db_dsn, settings.migrate_dsn)
     )
@@ -337,7 +337,7 @@ def _from_file(path: Path | None) -> Mapping[str, str | None]:
 
 def _cookie_secure(settings: Settings) -> bool:
     """True wherever TLS may be in front. A loopback server without a proxy is reached over plain
-    HTTP for certain, and there some browsers drop Secure cookies: nobody could sign in."""
+    HTTP, where some browsers drop Secure cookies, so that nobody could log in."""
     if settings.trusted_proxies:
         return True
     try:
@@ -365,5 +365,5 @@ def _check_together(settings: Settings, *, debug: str) -> None:
             "REFRESH_TOKEN_SECONDS", "must not be shorter than ACCESS_TOKEN_SECONDS"
         )
     if settings.lock_timeout_ms >= settings.statement_timeout_ms:
-        # Else the lock's wait ends as a slow statement, and the caller is told the wrong thing.
+        # Else the wait for a lock would end as a slow statement, with the wrong error text.
         raise SettingsError("LOCK_TIMEOUT_MS", "must be shorter than STATEMENT_TIMEOUT_MS")

@@ -1,8 +1,8 @@
-"""How connections to PostgreSQL are opened: what DB_DSN says, and the session that we rely on.
+"""Opens connections to PostgreSQL, with the session settings that our statements rely on.
 
-The pool and the relay open theirs here alike. A DSN may name several hosts (a primary and its
-standbys); each is tried in turn, because libpq itself goes on to the next one only after a refusal,
-never after silence, while it is driven by an event loop.
+Both the pool and the relay use it. A DSN may name several hosts (a primary and its standbys); each
+is tried in turn here, because libpq, when it is driven by an event loop, goes on to the next host
+only after a refusal, not after a timeout.
 """
 
 import logging
@@ -18,29 +18,29 @@ from ordertrack.config import SettingsError
 
 log = logging.getLogger(__name__)
 
-# What every session of ours must be, whatever the server's, the role's or DB_DSN's own defaults.
+# The settings of every session, whatever the defaults of the server, the role or DB_DSN.
 SESSION = {
     "timezone": "UTC",
-    # Conditional updates, and a tail whose statement is one snapshot, are written for it.
+    # Conditional updates, and reads of the log whose statement is one snapshot, depend on it.
     "default_transaction_isolation": "read committed",
-    # For prepared statements: their plans do not depend on the values, so they are made once.
+    # The plans of prepared statements do not depend on the values, so they are made once.
     "plan_cache_mode": "force_generic_plan",
-    # Such a plan is costed without the values: `xid >= $1` at a third of the log. From some million
-    # events on PostgreSQL would compile each read that finds nothing, for 100 ms at 10^8.
+    # A generic plan is costed without the values: `xid >= $1` as a third of the log. From about a
+    # million events on, PostgreSQL would compile each read that finds nothing, for 100 ms at 10^8.
     "jit": "off",
 }
 
-# libpq's own wait for one host; DB_DSN may say another.
+# Seconds that libpq waits for one host, unless DB_DSN says another number.
 CONNECT_TIMEOUT = 5
 
 _LISTS = ("host", "hostaddr", "port")
 
 
 class Connector:
-    """Opens connections to the database of *dsn*: ``connector()`` answers a psycopg2 connection.
+    """Opens connections to the database of *dsn*: ``connector()`` returns a psycopg2 connection.
 
-    name        application_name where *dsn* gives none; with *suffix* behind either
-    session     settings of the session. They win over those in the DSN's own ``options``
+    name        application_name where *dsn* gives none; *suffix* is appended to either
+    session     settings of the session. They override those in the DSN's own ``options``
     defaults    libpq parameters where *dsn* gives none
     """
 
@@ -57,7 +57,7 @@ class Connector:
         given: dict[str, Any] = {
             "application_name": name,
             "connect_timeout": CONNECT_TIMEOUT,
-            # A standby cannot be written to, nor followed: its snapshots name no transactions.
+            # Not a standby: it takes no writes, and its snapshots do not list running transactions.
             "target_session_attrs": "read-write",
             **(defaults or {}),
             **parse_dsn(dsn),
@@ -72,10 +72,10 @@ class Connector:
         ).strip()
         self.timeout = _seconds(given["connect_timeout"])  # for each host
         self._hosts = _one_by_one(given)
-        self._first = 0  # of the hosts; the one that let us in last
+        self._first = 0  # the host that accepted the last connection
 
     def __call__(self) -> Any:
-        """Raises `psycopg2.OperationalError` when no host lets us in."""
+        """Raises `psycopg2.OperationalError` when no host accepts the connection."""
         failures = []
         for n in range(len(self._hosts)):
             number = (self._first + n) % len(self._hosts)
@@ -92,10 +92,10 @@ class Connector:
 
 
 def _seconds(value: Any) -> float:
-    """As libpq reads it: 0 and less is for ever, which nobody may wait for here."""
+    """As libpq reads it, but 0 and less, which mean no limit there, give the default."""
     try:
         return int(value) if int(value) > 0 else CONNECT_TIMEOUT
-    except ValueError:  # libpq says so
+    except ValueError:  # libpq reports it
         return CONNECT_TIMEOUT
 
 
@@ -104,7 +104,7 @@ def _escaped(value: str) -> str:
 
 
 def _one_by_one(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The parameters for each host in them. What cannot be taken apart is left to libpq."""
+    """The parameters for each host in *given*. Lists that do not match are left to libpq."""
     lists = {key: str(given[key]).split(",") for key in _LISTS if key in given}
     number = max((len(values) for values in lists.values()), default=1)
     if any(len(values) not in (1, number) for values in lists.values()):
@@ -115,12 +115,12 @@ def _one_by_one(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def require_own_sessions(connect: Connector) -> None:
-    """Raises `SettingsError` unless a connection is a session of ours alone, set as we want it.
+def require_dedicated_sessions(connect: Connector) -> None:
+    """Raises `SettingsError` unless each connection has a session of its own with our settings.
 
-    What stands between us and PostgreSQL may ignore the settings that a connection asks for, and a
-    pooler may give each transaction to another session, where nothing is prepared and nobody
-    listens. Raises `psycopg2.OperationalError` when the database cannot be reached.
+    A pooler may ignore the settings that a connection asks for, or give each transaction to another
+    session, which lacks our prepared statements and LISTEN. Raises `psycopg2.OperationalError` when
+    the database cannot be reached.
     """
     with closing(connect()) as first, closing(connect()) as second:
         first.autocommit = True
@@ -130,8 +130,8 @@ def require_own_sessions(connect: Connector) -> None:
             )
         _require_settings(first, connect.session)
         before = _ask(first, "SELECT pg_backend_pid()")
-        # In a transaction that stays open: a pooler that lends the first one's session again would
-        # lend it now, or has to lend the first one another.
+        # In a transaction that stays open: a pooler that pools by transaction gives it the first
+        # connection's session now, or has to give the first connection another one.
         shared = _ask(second, "SELECT pg_backend_pid()") == before
         if shared or _ask(first, "SELECT pg_backend_pid()") != before:
             raise SettingsError(
@@ -165,8 +165,8 @@ def _ask(connection: Any, question: str) -> Any:
         return cursor.fetchone()[0]
 
 
-def say_what_is_overridden(connect: Connector) -> None:
-    """Leave a line in the log about options of DB_DSN that have no effect."""
+def warn_of_overridden_options(connect: Connector) -> None:
+    """Log a warning about options of DB_DSN that have no effect."""
     if connect.overridden:
         log.warning(
             "DB_DSN's options set %s, which OrderTrack sets itself: they have no effect",

@@ -1,10 +1,10 @@
-"""Transactions, and what a database error means.
+"""Runs transactions and prepared statements, and says what a database error means.
 
 Two ways in: `transaction()` for use cases of several steps, `Statement` for those that are one
-statement and in a hurry. Both turn "the database cannot answer now" into `errors.Unavailable`;
-every other database error is a defect and stays what it is. A connection that died while nobody
-used it is replaced before anything is sent, and a read whose connection dies under it is done once
-more on another; a write never, because its outcome is unknown.
+statement and on a hot path. Both turn transient errors into `errors.Unavailable`; every other
+database error is a defect and is raised unchanged. A connection that died while it was idle is
+replaced before anything is sent. A read that loses its connection is retried once on another; a
+write never, because its outcome is unknown.
 """
 
 import hashlib
@@ -31,18 +31,18 @@ from ordertrack.extensions import db
 
 T = TypeVar("T")
 
-# SQLSTATEs that say "not now": whole classes (connection exceptions, as poolers report them; too
-# few resources, such as connections, memory or disk; the operator's intervention, timeouts, start
+# SQLSTATEs of transient errors: whole classes (connection exceptions, as poolers report them; too
+# few resources, such as connections, memory or disk; operator intervention, such as timeouts, start
 # and stop), and single ones: lock_not_available, serialization_failure, deadlock_detected,
-# read_only_sql_transaction (this is a standby by now), idle_in_transaction_session_timeout and
+# read_only_sql_transaction (the server became a standby), idle_in_transaction_session_timeout and
 # transaction_timeout. https://www.postgresql.org/docs/current/errcodes-appendix.html
-_PASSING_CLASSES = frozenset({"08", "53", "57"})
-_PASSING = frozenset({"55P03", "40001", "40P01", "25006", "25P03", "25P04"})
+_TRANSIENT_CLASSES = frozenset({"08", "53", "57"})
+_TRANSIENT = frozenset({"55P03", "40001", "40P01", "25006", "25P03", "25P04"})
 
 
 @dataclass(slots=True)
 class PoolStats:
-    """How often this process had to wait for a connection. Plain numbers; nothing is reset."""
+    """How often this process had to wait for a connection. Counters are never reset."""
 
     waiting: int = 0  # now
     waits: int = 0
@@ -54,16 +54,17 @@ pool_stats = PoolStats()
 
 
 class CountingPool(QueuePool):
-    """The stock pool. It counts the times when all connections are in use, and lends to
-    `Statement` without what SQLAlchemy puts around a connection: its own tracking and the reset
-    at return cost a tenth of a small request.
+    """SQLAlchemy's pool, which also counts waits and gives out bare connections.
+
+    `bare_connection` leaves out SQLAlchemy's tracking and its reset at return, which cost a tenth
+    of a small request.
     """
 
     def _do_get(self) -> ConnectionPoolEntry:
         entry = self._wait_for_one()
         connection: Any = entry.dbapi_connection
-        # Nothing comes unasked on a connection that lives. What does is the server's farewell, and
-        # to notice it costs a microsecond. Whoever gets the entry then connects anew.
+        # On a good connection the server sends nothing without a query. Input means that it has
+        # closed; the check costs a microsecond. An invalidated entry connects again when used.
         if connection is not None and (connection.closed or has_input(connection.fileno())):
             entry.invalidate()
         return entry
@@ -81,7 +82,7 @@ class CountingPool(QueuePool):
             pool_stats.wait_seconds += time.monotonic() - began
 
     @contextmanager
-    def lend(self) -> Iterator[tuple[Any, dict[Any, Any]]]:
+    def bare_connection(self) -> Iterator[tuple[Any, dict[Any, Any]]]:
         """A psycopg2 connection in autocommit, and a dictionary that lives as long as it does."""
         entry = cast(_ConnectionRecord, self._do_get())
         try:
@@ -95,7 +96,7 @@ class CountingPool(QueuePool):
         except BaseException as error:
             if entry.dbapi_connection is not None and cast(Any, entry.dbapi_connection).closed:
                 entry.invalidate(error)
-                # The others most likely died with it: do not find out one by one.
+                # The others most likely died with it: replace them all at once.
                 db.engine.dispose()
             raise
         finally:
@@ -103,15 +104,15 @@ class CountingPool(QueuePool):
 
 
 def connector(settings: Settings) -> Connector:
-    """Opens the pool's connections: bounded waits, UTC."""
+    """What opens the pool's connections, with bounded waits."""
     if settings.db_dsn is None:
         raise SettingsError("DB_DSN", "is not set, and no embedded database was started")
     return Connector(
         settings.db_dsn,
         session={
             "statement_timeout": str(settings.statement_timeout_ms),
-            # Half, because to PostgreSQL a row that several want has two locks: the place at the
-            # head of the queue, and then the row itself. Each is waited for so long.
+            # Half, because a contended row has two locks in PostgreSQL: the place at the head of
+            # the queue, and then the row itself. The timeout holds for each.
             "lock_timeout": str(settings.lock_timeout_ms // 2),
             "idle_in_transaction_session_timeout": str(settings.statement_timeout_ms * 2),
         },
@@ -119,29 +120,28 @@ def connector(settings: Settings) -> Connector:
 
 
 def engine_options(settings: Settings) -> dict[str, Any]:
-    """What Flask-SQLAlchemy hands to ``create_engine``: a bounded pool of such connections."""
+    """The arguments of ``create_engine`` for a bounded pool of such connections."""
 
     class Pool(CountingPool):
         def __init__(self, creator: Any, **options: Any) -> None:
-            # The engine's own option `pool_timeout` would be cut to whole seconds.
+            # The engine's own option `pool_timeout` is truncated to whole seconds.
             super().__init__(creator, **{**options, "timeout": settings.db_pool_timeout})
 
     return {
         "poolclass": Pool,
         "creator": connector(settings),
-        # Errors are logged, and parameters hold what must not be: a password's hash, a note.
+        # Errors are logged, and parameters may hold secrets: a password's hash, a note.
         "hide_parameters": True,
         "pool_size": settings.db_pool_size,
         "max_overflow": 0,
-        # The connection used last is the one least likely to have died in the meantime, and the
-        # surplus of a busy hour is left alone until it does.
+        # The connection used last is the least likely to have died in the meantime.
         "pool_use_lifo": True,
     }
 
 
 @contextmanager
 def unavailable_when_down() -> Iterator[None]:
-    """Translate what passes by itself into `Unavailable`; let everything else through."""
+    """Turn transient errors into `Unavailable`; let all others through."""
     try:
         yield
     except exc.TimeoutError as error:  # the pool was empty for too long
@@ -154,37 +154,37 @@ def unavailable_when_down() -> Iterator[None]:
             raise TookTooLong("The database takes too long to answer. Try again.") from error
         if state == "55P03":
             raise Unavailable("The order is locked by another change. Try again.") from error
-        if is_passing(original):
+        if is_transient(original):
             raise Unavailable("The database cannot answer right now. Try again.") from error
         raise
 
 
-def is_passing(error: Any) -> bool:
-    """Whether a DB-API error says "not now", about the database or about the connection to it."""
+def is_transient(error: Any) -> bool:
+    """Whether a DB-API error goes away by itself, so that the same request may succeed later."""
     if not isinstance(error, psycopg2.Error):
         return False
     state = error.pgcode
-    if state is None:  # a connection that was refused or lost; what a living server says has one
+    if state is None:  # no server sent it: the connection was refused or lost
         return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-    return state in _PASSING or state[:2] in _PASSING_CLASSES
+    return state in _TRANSIENT or state[:2] in _TRANSIENT_CLASSES
 
 
-def read_twice(read: Callable[[], T]) -> T:
-    """Call *read*, and once more when its connection was lost: it died between two requests.
+def retry_read_once(read: Callable[[], T]) -> T:
+    """Call *read*, and again when its connection turned out to be lost.
 
-    Only for what changes nothing. Who got no answer at all has waited long enough already.
+    Only for reads. `NoAnswer` is not retried: that caller has waited long enough already.
     """
     try:
         return read()
     except (exc.DBAPIError, psycopg2.Error) as error:
         original = error.orig if isinstance(error, exc.DBAPIError) else error
-        if isinstance(original, NoAnswer) or not _is_loss(original):
+        if isinstance(original, NoAnswer) or not _is_lost_connection(original):
             raise
     return read()
 
 
-def _is_loss(error: Any) -> bool:
-    """Whether *error* says that the connection has ended: without a word, or by a farewell."""
+def _is_lost_connection(error: Any) -> bool:
+    """Whether *error* says that the connection was closed, with or without a message."""
     return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError) and (
         error.pgcode is None or error.pgcode.startswith("57P0")
     )
@@ -206,48 +206,49 @@ def transaction() -> Iterator[Session]:
             session.rollback()
             raise
         finally:
-            appended = session.info.pop("appends", False)
+            appended = session.info.pop("appended", False)
             db.session.remove()
     if appended:
-        _tell_of_an_append()
+        _call_after_append()
 
 
-# Called after each commit that appended to a log that is tailed: a hint, on which nothing depends.
-on_append: list[Callable[[], object]] = []
+# Callbacks after each commit that appended to a log which the relay tails. They only wake it early:
+# it also polls.
+after_append: list[Callable[[], object]] = []
 
 
-def appends(session: Session) -> None:
-    """Say that this transaction appends to a log that is tailed."""
-    session.info["appends"] = True
+def mark_appended(session: Session) -> None:
+    """Mark the transaction as one that appends to a log, for `after_append`."""
+    session.info["appended"] = True
 
 
-def _tell_of_an_append() -> None:
-    for tell in on_append:
-        tell()
+def _call_after_append() -> None:
+    for callback in after_append:
+        callback()
 
 
-# Also FOR UPDATE: who wants a lock is about to write.
+# FOR UPDATE counts as well: a transaction that locks a row is about to write.
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 
 _APPENDS = re.compile(r"\bINSERT\s+INTO\s+(order_events|access_changes)\b", re.IGNORECASE)
 
 
 def statement_name(sql: str) -> str:
-    """The name under which *sql* is prepared: the same for the same text, in every process."""
+    """The name under which *sql* is prepared: the same in every process."""
     return f"ordertrack_{hashlib.sha256(sql.encode()).hexdigest()[:16]}"
 
 
 class Statement:
     """A use case that is one statement: prepared once per connection, run in autocommit.
 
-    One round trip, and the statement is the transaction. Planning the larger ones takes PostgreSQL
-    four times as long as running them, and SQLAlchemy's execution costs more than psycopg2's; hence
-    prepared, and on a bare connection of the same pool.
+    It takes one round trip, and the statement is the transaction. It is prepared because planning
+    the larger ones takes PostgreSQL four times as long as running them, and it runs on a bare
+    connection because SQLAlchemy's execution costs more than psycopg2's.
 
-    *types* declares the parameters: ``Statement("… WHERE id = :id", id="bigint")``. Every one of
-    them is given at each call. psycopg2 knows no server-side preparation, so this is SQL's PREPARE;
-    a pooler between us and PostgreSQL must pool by session. Its name there is made from what it
-    says, so that a session that others have used before us has either nothing or the same by it.
+    *types* declares the parameters: ``Statement("… WHERE id = :id", id="bigint")``. Every call
+    gives all of them. psycopg2 has no server-side preparation, so this is SQL's PREPARE, and a
+    pooler in between must pool by session. The name is a hash of the text, so that in a session
+    that had another user before, the name means the same statement or none.
     """
 
     def __init__(self, sql: str, **types: str) -> None:
@@ -266,18 +267,18 @@ class Statement:
         """The rows, as named tuples. Raises `Unavailable` when the database cannot answer."""
         with unavailable_when_down():
             if self._reads:
-                return read_twice(lambda: self._run(values))
+                return retry_read_once(lambda: self._run(values))
             rows = self._run(values)
         if rows and self._appends:
-            _tell_of_an_append()
+            _call_after_append()
         return rows
 
     def _run(self, values: Mapping[str, Any]) -> list[Any]:
         pool = cast(CountingPool, db.engine.pool)
-        with pool.lend() as (connection, known):
+        with pool.bare_connection() as (connection, known):
             cursor = connection.cursor()
             if self._name not in known:
-                # Or it was, by whoever had this session of a pooler before.
+                # An earlier user of a pooler's session may have prepared it already.
                 with suppress(postgres_errors.DuplicatePreparedStatement):
                     cursor.execute(self._prepare)
                 known[self._name] = True
@@ -296,21 +297,21 @@ _ANSWER = Statement("SELECT 1 AS one")
 
 
 def require_answer() -> None:
-    """Raises `Unavailable` unless the database answers a question, through the pool."""
+    """Raises `Unavailable` unless the database answers a query, through the pool."""
     _ANSWER.all()
 
 
 def _row_class(description: Any) -> Any:
-    # Once for each statement, which psycopg2's own cursor of this kind looks up at every fetch.
+    # Made once for each statement; psycopg2's NamedTupleCursor looks it up at every fetch.
     return namedtuple("Row", [column.name for column in description])
 
 
 def fetch_all(
     statement: TextClause, parameters: Mapping[str, Any], *, settings: str | None = None
 ) -> Sequence[Row[Any]]:
-    """Run a read that is put together for the occasion, in a transaction of its own.
+    """Run a read whose text varies, in a transaction of its own.
 
-    *settings* is SQL that comes first: ``SET LOCAL …`` for that transaction.
+    *settings* is SQL that runs first: ``SET LOCAL …`` for that transaction.
     """
 
     def read() -> Sequence[Row[Any]]:
@@ -323,4 +324,4 @@ def fetch_all(
             db.session.remove()
 
     with unavailable_when_down():
-        return read_twice(read)
+        return retry_read_once(read)

@@ -98,7 +98,7 @@ def append(
     answer = session.execute(
         select(changed.c.version, changed.c.updated_at).add_cte(appended.cte("event"))
     ).one()
-    db.appends(session)
+    db.mark_appended(session)
     return Changed(*answer)
 
 
@@ -106,7 +106,7 @@ def append(
 def _note_the_append(_mapper: object, _connection: object, row: Revocation) -> None:
     session = object_session(row)
     if session is not None:
-        db.appends(session)
+        db.mark_appended(session)
 
 
 # After a version and up to another: what the caller was shown as the order's present version, so
@@ -152,6 +152,25 @@ def between(spans: Sequence[Span], limit: int) -> dict[int, list[Event]]:
     for row in rows:
         events[row.order_id].append(Event(*row))
     return events
+
+
+_SUMMARY = db.Statement(
+    f"""
+    SELECT {_COLUMNS}
+      FROM order_events AS e
+     WHERE e.order_id = :order AND e.version <= :upto
+       AND (e.version > :upto - :recent OR e.type IN ('created', 'status_changed'))
+     ORDER BY e.version
+    """,
+    order="bigint",
+    upto="integer",
+    recent="integer",
+)
+
+
+def summary(order_id: int, upto: int, recent: int) -> list[Event]:
+    """The status changes of an order and its last *recent* events, up to a version, ascending."""
+    return [Event(*row) for row in _SUMMARY.all(order=order_id, upto=upto, recent=recent)]
 
 
 # --- tailing -----------------------------------------------------------------------------------

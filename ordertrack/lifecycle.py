@@ -1,7 +1,7 @@
-"""The life of an order: its states, and who may take which step. Pure.
+"""The state machine of an order: its statuses, and who may make which transition. Pure.
 
-`STEPS` is the whole rule. Every state has a row, also those without exits; the picture in the
-documentation is drawn from it, and everything else in this module is derived from it.
+`STEPS` is the whole table: every status has a row, also the final ones. The rest of this module and
+the picture in the documentation are derived from it.
 """
 
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ class Status(StrEnum):
 
 
 def status_of(stored: str) -> Status:
-    """A stored status. One that a newer release has introduced stays what it is called.
+    """The status of a stored name, also of one that only a newer release knows.
 
-    Such a status is shown, leads nowhere, and is not among ``list(Status)``. Requests do not come
-    through here: to them it is unknown.
+    Such a status is shown, has no transitions, and is not in ``list(Status)``. For names in
+    requests, which must be known, use `Status`.
     """
     try:
         return Status(stored)
@@ -32,7 +32,9 @@ def status_of(stored: str) -> Status:
 
 
 class Standing(StrEnum):
-    """What somebody is to one order. One person may have several (an admin's own order)."""
+    """What a user is to one order, which decides their rights. A user may have several standings:
+    an admin may own an order.
+    """
 
     OWNER = "owner"
     DRIVER = "driver"
@@ -57,21 +59,21 @@ TERMINAL: Final = frozenset(status for status, steps in STEPS.items() if not ste
 
 
 def predecessors(target: Status, standing: Standing) -> list[Status]:
-    """The states from which *standing* may move an order to *target*; empty when there are none."""
+    """The statuses from which *standing* may move an order to *target*."""
     return [status for status, steps in STEPS.items() if standing in steps.get(target, frozenset())]
 
 
 def next_statuses(current: Status, standings: Iterable[Standing]) -> list[Status]:
-    """What a caller with any of *standings* may set now, in the order of the table."""
+    """The statuses that any of *standings* may set now, in the order of the table."""
     held = frozenset(standings)
     return [target for target, allowed in STEPS.get(current, {}).items() if held & allowed]
 
 
 def may_ever_set(target: Status, standings: Iterable[Standing]) -> bool:
-    """Whether *target* is a status that any of *standings* may set from some state."""
+    """Whether any of *standings* may set *target* from some status."""
     return any(predecessors(target, standing) for standing in standings)
 
 
 def is_edge(previous: Status, status: Status) -> bool:
-    """Whether the table has the step at all, whoever takes it (the audit check asks this)."""
+    """Whether the table has the transition, for any standing."""
     return status in STEPS[previous]

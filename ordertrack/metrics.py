@@ -206,7 +206,7 @@ class Collector(BaseCollector):
 
 def _housekeeping() -> Iterator[Metric]:
     done = housekeeping.stats
-    yield _counter("housekeeping_turns", "Times that old rows were looked for.", done.turns)
+    yield _counter("housekeeping_turns", "Times that old rows were looked for.", done.runs)
     yield _counter("housekeeping_failures", "… that ended in an error.", done.failures)
     yield _counters("housekeeping_deleted", "Old rows deleted.", "table", done.deleted)
 

@@ -1,5 +1,5 @@
-"""The tables. Rules that must hold whatever code runs are constraints and triggers here and in
-`migrations/`; what is allowed to whom is in `ordertrack.policy` and `ordertrack.lifecycle`.
+"""The tables. Rules that must hold whatever code runs are constraints here, or triggers in
+`migrations/`. Who may do what is in `ordertrack.policy` and `ordertrack.lifecycle`.
 """
 
 from datetime import datetime
@@ -31,7 +31,7 @@ from ordertrack.policy import Role
 EVENT_TYPES = ("created", "status_changed", "description_changed", "driver_assigned", "deleted")
 
 
-# Made by the migrations where the extension pg_trgm can be had, and by nothing else.
+# Created by migrations where the extension pg_trgm is available.
 SEARCH_INDEXES = ("ix_order_events_description_search", "ix_users_search")
 
 
@@ -62,7 +62,7 @@ class User(Base):
 
     __table_args__ = (
         _one_of("role", Role, "role"),
-        # An address is one person's, whatever its case.
+        # An address belongs to one user, in any case.
         Index("uq_users_email_lower", func.lower(email), unique=True),
         Index(
             "ix_users_drivers",
@@ -74,13 +74,13 @@ class User(Base):
 
 
 class Session(Base):
-    """One sign-in. Its tokens carry its id; revoking it ends them all."""
+    """One login. Its tokens contain its id; revoking it makes them all invalid."""
 
     __tablename__ = "sessions"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
-    # What the client called itself, so that people can tell their sessions apart.
+    # The client's User-Agent, so that users can tell their sessions apart.
     user_agent: Mapped[str] = mapped_column(Text, server_default="")
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
@@ -107,8 +107,8 @@ class Order(Base):
     driver_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
     description: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text, server_default=Status.PENDING.value)
-    # The status before the present one: kept here because one UPDATE can return it from here on
-    # every PostgreSQL (RETURNING old.* came with 18).
+    # The status before the present one. Stored, because an UPDATE returns it from here on every
+    # PostgreSQL (RETURNING old.* came with 18).
     previous_status: Mapped[str | None] = mapped_column(Text)
     version: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     created_at: Mapped[datetime] = mapped_column(
@@ -125,7 +125,7 @@ class Order(Base):
     __table_args__ = (
         _one_of("status", Status, "status"),
         CheckConstraint("version >= 1", name="version"),
-        # What `services.lists` walks along.
+        # The paths of `services.order_walk`.
         Index("ix_orders_live_customer", customer_id, id, postgresql_where=_LIVE),
         Index("ix_orders_live_driver", driver_id, id, postgresql_where=_LIVE),
         Index("ix_orders_live_status", "status", id, postgresql_where=_LIVE),
@@ -142,9 +142,9 @@ class Order(Base):
 class OrderEvent(Base):
     """One change of one order: audit trail, recovery cursor and broadcast source in one row.
 
-    Append-only: triggers refuse UPDATE, DELETE and TRUNCATE. Others stamp ``xid`` and
-    ``created_at`` (the order's ``updated_at``), whatever is inserted. The actor's name and role,
-    and whose order it was, are kept as they were at the time.
+    Append-only: triggers refuse UPDATE, DELETE and TRUNCATE. Others set ``xid`` and ``created_at``
+    (the order's ``updated_at``), whatever is inserted. The actor's name and role, the customer and
+    the driver are those of that time.
     """
 
     __tablename__ = "order_events"
@@ -156,8 +156,8 @@ class OrderEvent(Base):
     type: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text)
     previous_status: Mapped[str | None] = mapped_column(Text)
-    # No foreign key: users are never deleted, and it would lock the same few staff rows (FOR KEY
-    # SHARE) in every change of every order.
+    # No foreign key: users are never deleted, and it would lock the rows of the same few staff (FOR
+    # KEY SHARE) in every change of every order.
     actor_id: Mapped[int] = mapped_column(BigInteger)
     actor_name: Mapped[str] = mapped_column(Text)
     actor_role: Mapped[str] = mapped_column(Text)
@@ -195,7 +195,7 @@ class Revocation(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     xid: Mapped[str] = mapped_column(XID8, server_default=text("pg_current_xact_id()"))
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
-    # No foreign key: a session goes before this row does, or this row stays for ever.
+    # No foreign key: a session may be deleted before this row.
     session_id: Mapped[int | None] = mapped_column(BigInteger)
     reason: Mapped[str] = mapped_column(Text)
     actor_id: Mapped[int | None] = mapped_column(BigInteger)
@@ -217,7 +217,7 @@ class Revocation(Base):
 
 
 class IdempotencyKey(Base):
-    """A key that a client sent with a POST, and the order that it made: once per user and key."""
+    """A key that a client sent with a POST, and the order that this created."""
 
     __tablename__ = "idempotency_keys"
 
@@ -230,7 +230,7 @@ class IdempotencyKey(Base):
     __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
 
 
-# One row: the oldest revision whose code works on these tables (`services.schema`).
+# One row: the oldest revision whose code fits these tables (`services.schema`).
 schema_compatibility = Table(
     "schema_compatibility", Base.metadata, Column("oldest_code", Text, nullable=False)
 )

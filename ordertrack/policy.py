@@ -1,8 +1,8 @@
-"""Who may see and do what. Pure: facts in, answers out.
+"""Decides who may see and change an order. Pure: facts in, answers out.
 
-REST, pages, Socket.IO and raw sockets all ask here. Where a statement must carry the rule itself
-(lists, the one-statement status change), `ordertrack.services.orders` writes it in SQL, and the
-authorisation matrix in the tests holds both to the same table.
+REST, pages, Socket.IO and raw sockets all use these functions. Statements that must contain the
+rule (lists, the status change) have it in SQL, from `ordertrack.services.callers`; the
+authorisation matrix in the tests checks both against the same table.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Role(StrEnum):
 
 
 class DriverScope(StrEnum):
-    """Which orders drivers see and move: all (the default), or those assigned to them."""
+    """The orders that drivers see and move: all (the default), or those assigned to them."""
 
     ALL = "all"
     ASSIGNED = "assigned"
@@ -73,7 +73,7 @@ class OrderFacts(Protocol):
 
 
 def standings(actor: Actor, order: OrderFacts) -> frozenset[Standing]:
-    """What *actor* is to *order*. Empty means: for this caller the order does not exist."""
+    """What *actor* is to *order*. When it is empty, the order does not exist for them."""
     held = set()
     if actor.role is Role.ADMIN:
         held.add(Standing.ADMIN)
@@ -85,25 +85,26 @@ def standings(actor: Actor, order: OrderFacts) -> frozenset[Standing]:
 
 
 def can_see(actor: Actor, order: OrderFacts) -> bool:
+    """Whether the order exists for *actor*."""
     return not order.is_deleted and bool(standings(actor, order))
 
 
 def can_read_history(actor: Actor, order: OrderFacts) -> bool:
-    """The history outlives the order; of a deleted order only admins may read it."""
+    """A deleted order keeps its history, which only admins may read."""
     if order.is_deleted:
         return actor.role is Role.ADMIN
     return can_see(actor, order)
 
 
 def may_touch(held: frozenset[Standing]) -> bool:
-    """Whether the caller is one who may edit and delete at all (not a mere driver)."""
+    """Whether some status lets them edit and delete: owners and admins, but no other driver."""
     return bool(held & {Standing.OWNER, Standing.ADMIN})
 
 
 def can_edit(held: frozenset[Standing], status: Status) -> bool:
-    """The owner while the order is Pending, an admin until it is final.
+    """The owner may while the order is Pending, an admin until it is final.
 
-    Nobody in a status that only a newer release knows: it may be final.
+    In a status that only a newer release knows nobody may: it may be final.
     """
     if Standing.ADMIN in held:
         return status in lifecycle.STEPS and status not in lifecycle.TERMINAL
@@ -111,7 +112,7 @@ def can_edit(held: frozenset[Standing], status: Status) -> bool:
 
 
 def can_delete(held: frozenset[Standing], status: Status) -> bool:
-    """The owner while the order is Pending, an admin always."""
+    """The owner may while the order is Pending, an admin always."""
     if Standing.ADMIN in held:
         return True
     return Standing.OWNER in held and status == lifecycle.INITIAL

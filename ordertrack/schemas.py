@@ -1,5 +1,7 @@
-"""JSON in and out: the forms of requests, and the one place that knows how an order and an event
-look on the wire.
+"""Defines the JSON of requests and answers: request models, and presenters of orders and events.
+
+An order and an event are presented here alone, so that REST, Socket.IO and raw sockets send the
+same.
 """
 
 import json
@@ -23,7 +25,8 @@ from ordertrack.eventlog import Event
 from ordertrack.lifecycle import Status
 from ordertrack.policy import Role
 from ordertrack.services.accounts import Account
-from ordertrack.services.orders import CaughtUp, History, OrderView
+from ordertrack.services.order_rows import OrderView
+from ordertrack.services.orders import CaughtUp, History
 from ordertrack.services.sessions import OpenSession
 
 MAX_ID = 2**63 - 1  # PostgreSQL's bigint
@@ -34,8 +37,8 @@ MAX_SUBSCRIPTIONS = 200  # orders in one subscribe call
 
 
 def _storable(value: str) -> str:
-    # PostgreSQL's text cannot hold NUL, and a lone surrogate (JSON may smuggle one in as \ud800)
-    # is no character at all.
+    # PostgreSQL's text cannot hold NUL, and a lone surrogate (JSON may escape one, as \ud800) is no
+    # character.
     if "\x00" in value:
         raise ValueError("must not contain the NUL character")
     if any("\ud800" <= character <= "\udfff" for character in value):
@@ -44,14 +47,14 @@ def _storable(value: str) -> str:
 
 
 def _address(value: str) -> str:
-    # Deliberately loose: only a delivered mail proves an address. RFC 5321 bounds it at 254.
+    # Deliberately loose: only a delivered mail proves an address. RFC 5321 limits it to 254.
     if not re.fullmatch(r"[^@\s]+@[^@\s]+", value) or not value.isprintable():
         raise ValueError("must be an e-mail address such as name@example.org")
     return value
 
 
 def _id_from_text(value: Any) -> Any:
-    """Ids may come as decimal strings or as numbers."""
+    """Ids may be decimal strings or numbers."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value):
         return int(value)
     return value
@@ -65,7 +68,7 @@ Id = Annotated[int, BeforeValidator(_id_from_text), Field(ge=1, le=MAX_ID)]
 Version = Annotated[int, Field(ge=0, le=MAX_VERSION)]
 Name = Annotated[str, _line(100), AfterValidator(_storable)]
 Email = Annotated[str, _line(254), AfterValidator(_storable), AfterValidator(_address)]
-# NIST SP 800-63B: at least 8, nothing about composition; the upper bound bounds the hashing.
+# NIST SP 800-63B: at least 8 characters of any kind. The upper limit bounds the work of hashing.
 Password = Annotated[
     str, StringConstraints(min_length=8, max_length=1024), AfterValidator(_storable)
 ]
@@ -75,7 +78,7 @@ Note = Annotated[str, _line(500), AfterValidator(_storable)]
 
 
 class Form(BaseModel):
-    """A request body. Unknown fields are refused, and nothing is guessed from another type."""
+    """A request body or a form. Unknown fields are refused, and types are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -87,7 +90,7 @@ class Registration(Form):
 
 
 class Credentials(Form):
-    # Without spaces around it, as it was registered.
+    # Stripped, as at the registration.
     email: Annotated[
         str, StringConstraints(strip_whitespace=True, max_length=254), AfterValidator(_storable)
     ]
@@ -155,7 +158,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # RFC 8259 leaves repeated names open, so two readers may see two different requests.
+    # RFC 8259 leaves the meaning of repeated names open, so two readers may see two requests.
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name occurs twice in one object")
@@ -191,12 +194,12 @@ def _message(entry: Any) -> str:
 
 
 def encode_cursor(order_id: int) -> str:
-    """An opaque place in a list: after this order, newest first."""
+    """The opaque cursor of the page after this order, newest first."""
     return urlsafe_b64encode(b"o%d" % order_id).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> int:
-    """Raises `ValidationFailed` for anything that `encode_cursor` did not make."""
+    """The order's id. Raises `ValidationFailed` for anything that `encode_cursor` did not make."""
     try:
         match = re.fullmatch(
             rb"o([0-9]{1,19})", urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
@@ -256,7 +259,7 @@ def present_order(order: OrderView) -> dict[str, Any]:
 
 
 def present_event(event: Event) -> dict[str, Any]:
-    """The same object everywhere. ``changes`` is there only when more than the status changed."""
+    """An event, the same everywhere. ``changes`` is there when more than the status changed."""
     shown: dict[str, Any] = {
         "order_id": str(event.order_id),
         "version": event.version,

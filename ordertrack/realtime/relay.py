@@ -116,7 +116,7 @@ class Relay:
 
         Raises `RelayStuck` when the database does not let us in.
         """
-        db.on_append.append(self.wake)
+        db.after_append.append(self.wake)
         loop.spawn(self._keep, self._connect_following, self._follow)
         loop.spawn(self._keep, self._connect_listening, self._listen)
         deadline = loop.monotonic() + _START_SECONDS
@@ -127,8 +127,8 @@ class Relay:
 
     def stop(self) -> None:
         self._stopped = True
-        if self.wake in db.on_append:
-            db.on_append.remove(self.wake)
+        if self.wake in db.after_append:
+            db.after_append.remove(self.wake)
         self._flag.set()
 
     @property
@@ -287,7 +287,7 @@ class Relay:
 
 def _is_loss(error: Exception, connection: Any) -> bool:
     """Whether *error* means that the connection, or the database, not the relay, has failed."""
-    if db.is_passing(error) or isinstance(error, OSError):
+    if db.is_transient(error) or isinstance(error, OSError):
         return True
     # psycopg2 has only its base class for what libpq cannot explain.
     return isinstance(error, psycopg2.Error) and connection is not None and connection.closed != 0

@@ -1,4 +1,4 @@
-"""People: registering, signing in and out, roles."""
+"""Accounts: registering, logging in and out, roles, deactivation."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -7,6 +7,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as Transaction
 
+from ordertrack import db
 from ordertrack.db import transaction
 from ordertrack.errors import (
     EmailTaken,
@@ -19,13 +20,13 @@ from ordertrack.models import Revocation, Session, User
 from ordertrack.policy import Caller, Role
 from ordertrack.services import callers, passwords, sessions
 
-# Real browsers stay below; a client may send what it likes.
-_LONGEST_USER_AGENT = 300
+# Longer than any browser's; clients may send anything.
+_MAX_USER_AGENT = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user as the outside may see it."""
+    """A user without their password."""
 
     id: int
     name: str
@@ -44,9 +45,9 @@ class Login:
 
 
 def register(name: str, email: str, password: str, role: Role = Role.USER) -> Account:
-    """Make an account. Over REST the role is always ``user``; only the command line says another.
+    """Create an account. Only the command line gives a *role*.
 
-    Raises `EmailTaken` when the address, in whatever case, belongs to somebody.
+    Raises `EmailTaken` when the address, in any case, belongs to another account.
     """
     password_hash = passwords.hash_password(password)
     try:
@@ -62,30 +63,30 @@ def register(name: str, email: str, password: str, role: Role = Role.USER) -> Ac
 
 
 def log_in(email: str, password: str, lifetime: timedelta, *, user_agent: str = "") -> Login:
-    """Check the credentials and open a session that lives for *lifetime*.
+    """Check the credentials and start a session that expires after *lifetime*.
 
-    *user_agent* is kept, so that people can tell their sessions apart.
+    *user_agent* is stored, so that users can tell their sessions apart.
 
     Raises `InvalidCredentials` for an unknown address, a wrong password and a deactivated account
     alike, after the same amount of work.
     """
     with transaction() as t:
         user = t.scalar(select(User).where(func.lower(User.email) == func.lower(email)))
-        stored = user.password_hash if user else passwords.NOBODYS_HASH
+        stored = user.password_hash if user else passwords.DUMMY_HASH
         user_id = user.id if user else None
     # No transaction is open while the hash is computed.
     matches = passwords.matches(stored, password)
     if user_id is None or not matches:
         raise _refused()
     with transaction() as t:
-        # FOR SHARE: a deactivation waits for this session, and ends it, or we see its outcome.
+        # FOR SHARE: a deactivation either waits for this session and revokes it, or is seen here.
         user = t.get(User, user_id, with_for_update={"read": True}, populate_existing=True)
         if user is None or not user.active or user.password_hash != stored:
             raise _refused()
         session = Session(
             user_id=user.id,
             expires_at=datetime.now(UTC) + lifetime,
-            user_agent=user_agent[:_LONGEST_USER_AGENT],
+            user_agent=user_agent[:_MAX_USER_AGENT],
         )
         t.add(session)
         t.flush()
@@ -97,22 +98,22 @@ def _refused() -> InvalidCredentials:
 
 
 def me(caller: Caller) -> Account:
-    """The caller's own account. Raises `InvalidToken` when its session has ended."""
+    """The caller's own account. Raises `InvalidToken` when the session was revoked."""
     with transaction() as t:
         actor = callers.resolve(t, caller)
         return _account(t.get_one(User, actor.id))
 
 
 def log_out(caller: Caller) -> None:
-    """End the session: both its tokens are worth nothing from now on. Idempotent."""
+    """Revoke the caller's session, and with it both its tokens. Idempotent."""
     with transaction() as t:
-        sessions.end_where(t, Session.user_id == caller.user_id, Session.id == caller.session_id)
+        sessions.revoke_where(t, Session.user_id == caller.user_id, Session.id == caller.session_id)
 
 
 def list_users(
     caller: Caller, *, words: str | None = None, after: int = 0, limit: int = 100
 ) -> list[Account]:
-    """Accounts with id > *after*, ascending; with *words*, those with them in name or address.
+    """Accounts with id > *after*, ascending; with *words*, those whose name or address has them.
 
     Raises `Forbidden` unless the caller is an admin.
     """
@@ -129,13 +130,33 @@ def list_users(
         return [_account(user) for user in t.scalars(wanted)]
 
 
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A driver that orders can be given to."""
+
+    id: int
+    name: str
+
+
+# Along ix_users_drivers.
+_DRIVERS = db.Statement(
+    """SELECT u.id, u.name FROM users u WHERE u.role = 'driver' AND u.active
+        ORDER BY lower(u.name), u.id"""
+)
+
+
+def drivers() -> list[Driver]:
+    """The active drivers, by name."""
+    return [Driver(*row) for row in _DRIVERS.all()]
+
+
 def change_user(
     caller: Caller, user_id: int, *, role: Role | None = None, active: bool | None = None
 ) -> Account:
-    """Change a user's role or activity. What it is already is left alone.
+    """Change a user's role, or activate or deactivate it. Idempotent.
 
-    Raises `Forbidden` unless the caller is an admin, or when it would take its own last right;
-    `NotFound` when there is no such user.
+    Raises `Forbidden` unless the caller is an admin, and for an admin who would lose their own
+    rights; `NotFound` when there is no such user.
     """
     with transaction() as t:
         users = _locked(t, {caller.user_id, user_id})
@@ -152,20 +173,20 @@ def change_user(
 
 
 def _locked(t: Transaction, ids: set[int]) -> dict[int, User]:
-    """Users under their row locks. The caller's own is among them: two admins who take each other's
-    rights away then do so one after the other, and the second has none any more.
+    """Users under their row locks. The caller is among them, so that of two admins who demote each
+    other at the same time the second is refused.
     """
     found = t.scalars(
         select(User)
         .where(User.id.in_(ids))
-        .order_by(User.id)  # the same order for everybody, or two would wait for each other
+        .order_by(User.id)  # always in the same order, which prevents deadlocks
         .with_for_update(key_share=True)
     )
     return {user.id: user for user in found}
 
 
 def set_role(email: str, role: Role) -> Account:
-    """For the command line, which stands above roles. Raises `NotFound`."""
+    """Change a role from the command line, which needs no caller. Raises `NotFound`."""
     with transaction() as t:
         user = t.scalar(
             select(User)
@@ -220,9 +241,9 @@ def _account(user: User) -> Account:
 
 
 def continue_session(caller: Caller) -> Login:
-    """What a refresh token earns: the same session, still good.
+    """The session of a refresh token, for new access tokens.
 
-    Raises `InvalidToken` when the session was signed out, has expired, or the user was deactivated.
+    Raises `InvalidToken` when the session was revoked or has expired, or the user was deactivated.
     """
     with transaction() as t:
         actor = callers.resolve(t, caller)

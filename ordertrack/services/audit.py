@@ -1,8 +1,8 @@
-"""Whether the log is whole: every order's events read again and held against the rules.
+"""Verifies the log: reads every order's events again and checks them against the rules.
 
-The database refuses to rewrite the log, but its superuser can do anything. This finds what was
-done: a missing, doubled or altered event, one that its actor had no right to, one that is dated or
-written before the one it follows, an order's row that says something else than its events.
+The database refuses to change the log, but its superuser can do anything. This finds a missing,
+duplicated or altered event, one that its actor had no right to, one that is dated or was written
+before the one it follows, and an order's row that disagrees with its events.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,18 +19,18 @@ from ordertrack.db import transaction
 from ordertrack.lifecycle import Standing, Status
 from ordertrack.models import EVENT_TYPES
 
-# Orders that one transaction reads. Their events come through a server-side cursor, so that an
-# order with a million of them fits, too.
+# Orders per transaction. Their events come through a server-side cursor, so that an order may have
+# a million of them.
 BATCH = 500
 _FETCH = 2000
 
-# The log may have been written under a clock that has been set back since.
+# How far in the future an event may be: the clock may have been set back since.
 _CLOCKS_DISAGREE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """How far the check has come: orders and events so far that are as they must be.
+    """The progress of a check: how many orders and events are valid so far.
 
     ``upto`` is the id of the last order among them.
     """
@@ -41,30 +41,30 @@ class Checked:
 
 
 class LogDamaged(Exception):
-    """The first row, by order and version, that is not as it must be. Its text names the row."""
+    """The first invalid row, by order and version. Its text names it."""
 
 
 def last_order() -> int:
-    """The id of the last order that there is to check; 0 for none. At once, however many there are.
+    """The id of the last order, 0 for none: the measure of progress.
 
-    Counting a hundred million orders takes longer than a statement may.
+    Not their number, because counting a hundred million orders exceeds the statement timeout.
     """
     with transaction() as t:
         return int(t.execute(text("SELECT coalesce(max(id), 0) FROM orders")).scalar_one())
 
 
 def verify() -> Iterator[Checked]:
-    """Check every order, in order of id; yields after each batch. Raises `LogDamaged`.
+    """Check every order, by id; yields after each batch. Raises `LogDamaged`.
 
-    Each batch is one snapshot, so a server may go on working meanwhile; an order that is placed
-    after the check has passed its id is not checked.
+    Each batch is one snapshot, so servers may go on working meanwhile; an order that is placed
+    after the last batch was read is not checked.
     """
     orders = events = after = 0
     while True:
         with transaction() as t:
             t.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             found = t.execute(_ORDERS, {"after": after, "limit": BATCH}).all()
-            # The last batch also takes what lies beyond the last order: events of no order.
+            # The last batch includes all later events, which belong to no order.
             upto = found[-1].id if len(found) == BATCH else None
             events += _check_batch(_Batch(t), found, after, upto)
         orders += len(found)
@@ -89,7 +89,7 @@ _EVENTS = text(
 )
 
 
-# What a user is and was. A change of role that does not say which leaves everything open.
+# The roles that a user has and had. A change of role that does not say which allows any.
 _ROLES = text(
     """SELECT u.id, array_agg(r.role) AS roles, bool_or(r.role IS NULL) AS any_role
          FROM users u
@@ -104,7 +104,7 @@ _ROLES = text(
 
 
 class _Batch:
-    """The transaction of a batch, and what it has found out about actors."""
+    """The transaction of a batch, with a cache of the actors' roles."""
 
     def __init__(self, t: Transaction) -> None:
         self.t = t
@@ -124,7 +124,7 @@ class _Batch:
 
 
 def _check_batch(batch: _Batch, orders: Sequence[Row[Any]], after: int, upto: int | None) -> int:
-    """Hold the events of a batch against its orders; the number of events."""
+    """Check a batch's events against its orders; the number of events."""
     number = 0
     waiting = iter(orders)
     rows = batch.t.execute(
@@ -144,7 +144,7 @@ def _check_batch(batch: _Batch, orders: Sequence[Row[Any]], after: int, upto: in
 
 
 def _check_order(batch: _Batch, order: Row[Any], events: Iterator[Row[Any]]) -> int:
-    """Follow one order from its first event to its row; the number of events."""
+    """Check one order from its first event to its row; the number of events."""
     version, status, driver_id, deleted = 0, None, None, False
     description = None
     before: Row[Any] | None = None
@@ -161,9 +161,9 @@ def _check_order(batch: _Batch, order: Row[Any], events: Iterator[Row[Any]]) -> 
         else:
             _check_step(event, status)
             _check_right(event)
-        _check_place(batch, event, before)
+        _check_position(batch, event, before)
         if not batch.could_act_as(event.actor_id, event.actor_role):
-            raise _damaged(event, f"is by {_who(event)}, who never was that")
+            raise _damaged(event, f"is by {_actor(event)}, who never was that")
         _check_driver(event, driver_id)
         status, driver_id = event.status, event.driver_id
         deleted = event.type == "deleted"
@@ -193,15 +193,15 @@ def _check_first(event: Row[Any], order: Row[Any]) -> None:
             event, f"begins as {event.status}, but an order begins as {lifecycle.INITIAL}"
         )
     if event.actor_id != event.customer_id:
-        raise _damaged(event, f"is by {_who(event)}, but customers place their orders themselves")
+        raise _damaged(event, f"is by {_actor(event)}, but customers place their orders themselves")
     if event.created_at != order.created_at:
         raise _damaged(event, f"is of {event.created_at}, but the order of {order.created_at}")
     if event.driver_id is not None:
         raise _damaged(event, "begins with a driver")
 
 
-def _check_place(batch: _Batch, event: Row[Any], before: Row[Any] | None) -> None:
-    """Times and row numbers ascend with versions, and nothing comes from the future."""
+def _check_position(batch: _Batch, event: Row[Any], before: Row[Any] | None) -> None:
+    """Times and row numbers ascend with versions, and none is in the future."""
     if not event.is_past:
         raise _damaged(event, "is of a transaction that has not been yet")
     if event.created_at > batch.now + _CLOCKS_DISAGREE:
@@ -215,7 +215,7 @@ def _check_place(batch: _Batch, event: Row[Any], before: Row[Any] | None) -> Non
 
 
 def _check_right(event: Row[Any]) -> None:
-    """Whether the actor might do this to the order then; status changes: `_check_step`."""
+    """The actor was allowed to make this change (of status changes: `_check_step`)."""
     held = frozenset(_standings(event))
     status = lifecycle.status_of(event.status)
     allowed = {
@@ -224,7 +224,7 @@ def _check_right(event: Row[Any]) -> None:
         "driver_assigned": Standing.ADMIN in held and status not in lifecycle.TERMINAL,
     }.get(event.type, True)
     if not allowed:
-        raise _damaged(event, f"is {event.type} at {status}, which {_who(event)} may not")
+        raise _damaged(event, f"is {event.type} at {status}, which {_actor(event)} may not")
 
 
 def _check_step(event: Row[Any], status: str | None) -> None:
@@ -245,7 +245,7 @@ def _check_step(event: Row[Any], status: str | None) -> None:
     if not lifecycle.is_edge(before, after):
         raise _damaged(event, f"goes from {before} to {after}, which is no step")
     if after not in lifecycle.next_statuses(before, _standings(event)):
-        raise _damaged(event, f"goes from {before} to {after}, which {_who(event)} may not")
+        raise _damaged(event, f"goes from {before} to {after}, which {_actor(event)} may not")
 
 
 def _check_driver(event: Row[Any], driver_id: int | None) -> None:
@@ -266,14 +266,14 @@ _STAFF = (Standing.DRIVER, Standing.ADMIN)
 
 
 def _standings(event: Row[Any]) -> set[Standing]:
-    """What the actor was to the order. Which drivers could see it then is not recorded."""
+    """What the actor was to the order. The driver scope of that time is not recorded."""
     held = {standing for standing in _STAFF if event.actor_role == standing}
     if event.actor_id == event.customer_id:
         held.add(Standing.OWNER)
     return held
 
 
-def _who(event: Row[Any]) -> str:
+def _actor(event: Row[Any]) -> str:
     return f"user {event.actor_id} ({event.actor_role})"
 
 

@@ -6,12 +6,11 @@ every use case reads the user's row again, in the statement or transaction that 
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import text
 from sqlalchemy.orm import Session as Transaction
 
 from ordertrack import db
 from ordertrack.errors import Forbidden, InvalidToken
-from ordertrack.models import Session, User
 from ordertrack.policy import Actor, Caller, DriverScope, Role
 
 # The caller `a` of a larger statement, whose parameters are those of `parameters`; no row when the
@@ -26,6 +25,9 @@ ACTOR_CTE = """
 """
 CALLER = {"user": "bigint", "session": "bigint", "drivers_see_all": "boolean"}
 
+# What `actor_of` reads.
+ACTOR_COLUMNS = "a.id AS actor_id, a.name AS actor_name, a.role AS actor_role"
+
 # Whether the driver or admin `a` may see the order `o` as such (owners may see theirs in any case).
 STAFF_SEES = "(a.sees_all OR o.driver_id = a.id)"
 
@@ -39,36 +41,29 @@ def parameters(caller: Caller) -> dict[str, Any]:
     }
 
 
-def resolve(transaction: Transaction, caller: Caller) -> Actor:
-    """The caller as the database knows it in this transaction.
-
-    Raises `InvalidToken` when the session was revoked or the user deactivated.
-    """
-    row = transaction.execute(
-        select(User.id, User.name, User.role)
-        .join(Session, Session.user_id == User.id)
-        .where(
-            User.id == caller.user_id,
-            User.active,
-            Session.id == caller.session_id,
-            Session.revoked_at.is_(None),
-        )
-    ).one_or_none()
-    return _actor(caller, row)
-
-
-_IDENTIFY = db.Statement(f"WITH {ACTOR_CTE} SELECT id, name, role FROM actor", **CALLER)
+_IDENTIFY_SQL = f"WITH {ACTOR_CTE} SELECT {ACTOR_COLUMNS} FROM actor a"
+_IDENTIFY = db.Statement(_IDENTIFY_SQL, **CALLER)
 
 
 def identify(caller: Caller) -> Actor:
-    """The caller as the database knows it now, in a statement of its own. Raises `InvalidToken`."""
-    return _actor(caller, _IDENTIFY.one(**parameters(caller)))
+    """The caller as the database knows it now, in a statement of its own.
+
+    Raises `InvalidToken` when the session was revoked or the user deactivated.
+    """
+    return actor_of(caller, _IDENTIFY.one(**parameters(caller)))
 
 
-def _actor(caller: Caller, row: Any) -> Actor:
+def resolve(transaction: Transaction, caller: Caller) -> Actor:
+    """The same within *transaction*."""
+    rows = transaction.execute(text(_IDENTIFY_SQL), parameters(caller))
+    return actor_of(caller, rows.one_or_none())
+
+
+def actor_of(caller: Caller, row: Any) -> Actor:
+    """The caller in a row with `ACTOR_COLUMNS`. Raises `InvalidToken` when there is no row."""
     if row is None:
         raise session_revoked()
-    return Actor(row.id, row.name, Role(row.role), caller.scope)
+    return Actor(row.actor_id, row.actor_name, Role(row.actor_role), caller.scope)
 
 
 def require_admin(actor: Actor) -> None:

@@ -1,8 +1,8 @@
 """Two database roles: one owns the tables and migrates, the other serves and owns nothing.
 
-What the role that serves may not do, nobody can make the server do: rewrite the log, choose an
-event's time or transaction, change or drop a table. All that is not named here it may read and
-write, so that a new table needs an entry only when something about it is forbidden.
+So a server that was broken into cannot rewrite the log, choose an event's time or transaction, or
+change or drop a table. The serving role may read and write all else, so that a new table needs an
+entry here only when something about it is forbidden.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from ordertrack.extensions import db
 
 @dataclass(frozen=True, slots=True)
 class _Rights:
-    """What the role may do with a table: all columns, but for those that are named as not."""
+    """The privileges on a table, for all columns except those named."""
 
     insert: bool = True
     update: bool = True
@@ -31,7 +31,7 @@ _STAMPED: Final = frozenset({"id", "xid", "created_at"})
 _ORDINARY: Final = _Rights(delete=True)
 _RIGHTS: Final = {
     "order_events": _Rights(update=False, not_inserted=_STAMPED),
-    # The trigger lets only old sign-outs go.
+    # A trigger refuses the deletion of all but old logouts.
     "access_changes": _Rights(update=False, delete=True, not_inserted=_STAMPED),
     "orders": _Rights(
         # An order begins as the defaults say.
@@ -46,13 +46,13 @@ _RIGHTS: Final = {
 
 
 def serving() -> str:
-    """The name of DB_DSN's role."""
+    """The name of the serving role, DB_DSN's."""
     with db.engine.connect() as connection:
         return str(connection.scalar(text("SELECT session_user")))
 
 
 def grant(connection: Connection, role: str) -> None:
-    """Let *role* do what serving takes, and no more. As the owner of the tables; safe to repeat."""
+    """Grant *role* the rights for serving. Run as the owner of the tables; safe to repeat."""
     name = _quoted(connection, role)
     connection.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
     connection.execute(text(f"GRANT USAGE ON SCHEMA public TO {name}"))
@@ -91,14 +91,14 @@ def _quoted(connection: Connection, name: str) -> str:
     return str(connection.scalar(text("SELECT quote_ident(:name)"), {"name": name}))
 
 
-# --- making them ---------------------------------------------------------------------------------
+# --- creating them -------------------------------------------------------------------------------
 
 
 def make(superuser_dsn: str, settings: Settings) -> None:
-    """Make the roles and the database of DB_DSN and MIGRATE_DSN, as a superuser; safe to repeat.
+    """Create the roles and the database of DB_DSN and MIGRATE_DSN, as a superuser; safe to repeat.
 
-    What is there already is kept: of roles also the passwords, of the database also the tables,
-    which belong to MIGRATE_DSN's role afterwards. Raises `SettingsError` when the two do not name
+    What exists is kept: of roles also the passwords, of the database also the tables, which belong
+    to MIGRATE_DSN's role afterwards. Raises `SettingsError` when the two do not name
     two roles of one database.
     """
     if settings.migrate_dsn is None:

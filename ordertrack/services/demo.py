@@ -1,7 +1,7 @@
-"""Something to look at: three people, and orders in every state with the history that led there.
+"""Creates demo data: three accounts, and orders in every status with the history that led there.
 
-Everything goes through the log like any other change, only dated back, which takes the owner of the
-tables; `services.audit` finds nothing to say about it.
+All of it is appended to the log like any other change, but backdated, which needs the owner of the
+tables. `services.audit` finds no fault with it.
 """
 
 import random
@@ -29,7 +29,7 @@ PEOPLE = (
     ("Amir", "admin@example.org", Role.ADMIN),
 )
 
-# Where the orders stand at the end, the oldest first: much is done, some of it went wrong.
+# The orders' last statuses, the oldest order first: much is completed, some was cancelled.
 _DONE = (Status.COMPLETED, Status.COMPLETED, Status.CANCELLED, Status.COMPLETED, Status.COMPLETED)
 _ENDS = (
     *(_DONE * 4),
@@ -58,16 +58,17 @@ _HANDED_OVER = ("Left with the neighbour at number 14", "Signed at the front des
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What was made: the accounts, all with one password, and the number of orders."""
+    """The accounts that were created, all with one password, and the number of orders."""
 
     people: list[Account]
     orders: int
 
 
 def make(password: str, *, beside_others: bool = False) -> Demo:
-    """Make the demo. Raises `Conflict` when it is there already, or when there are other users and
-    *beside_others* does not say that this is all right; `Forbidden` when the database does not let
-    us date orders back.
+    """Create the demo data.
+
+    Raises `Conflict` when it exists already, or when there are other users and not *beside_others*;
+    `Forbidden` when the database does not let us backdate orders.
     """
     _require_owner()
     addresses = [email for _, email, _ in PEOPLE]
@@ -80,7 +81,7 @@ def make(password: str, *, beside_others: bool = False) -> Demo:
         raise Conflict(f"This database has {others} users; the demo is for an empty one.")
     people = [accounts.register(name, email, password, role) for name, email, role in PEOPLE]
     customer, driver, admin = (Actor(one.id, one.name, one.role, DriverScope.ALL) for one in people)
-    with _dated_back() as t:
+    with _backdating() as t:
         number = _place_orders(t, customer, driver, admin)
     return Demo(people, number)
 
@@ -95,13 +96,13 @@ def _require_owner() -> None:
         )
     if not owns:
         raise Forbidden(
-            "The demo dates its orders back, which takes the owner of the tables: set MIGRATE_DSN."
+            "The demo backdates its orders, which needs the owner of the tables: set MIGRATE_DSN."
         )
 
 
 @contextmanager
-def _dated_back() -> Iterator[Transaction]:
-    """A transaction that says itself when orders changed; others' changes wait until it is over."""
+def _backdating() -> Iterator[Transaction]:
+    """A transaction that may set the times of changes; changes by others wait until it ends."""
     with owner.transaction() as t:
         t.execute(text("ALTER TABLE orders DISABLE TRIGGER orders_stamp"))
         yield t
@@ -109,11 +110,11 @@ def _dated_back() -> Iterator[Transaction]:
 
 
 def _place_orders(t: Transaction, customer: Actor, driver: Actor, admin: Actor) -> int:
-    # The same demo every time: what somebody describes, somebody else can look up.
+    # The same data every time, so that people can talk about it.
     chance = random.Random(7)  # noqa: S311 (nothing secret)
     now = datetime.now(UTC)
     for number, end in enumerate(_ENDS):
-        # The newest some minutes ago, the oldest ten days, and denser towards the present.
+        # From ten days ago to some minutes ago, denser towards the present.
         age = timedelta(hours=0.07 * (len(_ENDS) - 1 - number) ** 2.3, minutes=12)
         story = _Story(t, customer, driver, admin, chance, _clock(now - age, now, chance))
         story.tell(_GOODS[number % len(_GOODS)], end, number)
@@ -130,7 +131,7 @@ def _clock(start: datetime, now: datetime, chance: random.Random) -> Iterator[da
 
 @dataclass(frozen=True, slots=True)
 class _Story:
-    """How one order came to where it is."""
+    """Appends one order's history, with times from *clock*."""
 
     t: Transaction
     customer: Actor

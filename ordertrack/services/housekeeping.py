@@ -1,7 +1,8 @@
-"""Rows that have served: ended sessions, old idempotency keys, old sign-outs.
+"""Deletes rows that are no longer needed: revoked and expired sessions, old idempotency keys, old
+logouts.
 
-One process at a time does it, a bounded batch in each transaction, so that neither a large backlog
-nor a second process holds anybody up. What is kept, and for how long, is in docs/operations.md.
+One process at a time does it, a bounded batch per transaction, so that requests never wait for it.
+What is kept, and for how long, is in docs/operations.md.
 """
 
 import logging
@@ -18,21 +19,21 @@ from ordertrack.db import transaction
 
 log = logging.getLogger(__name__)
 
-# Seconds between turns: what a turn deletes has been waiting for days.
+# Seconds between runs: the rows that a run deletes are days old.
 PERIOD: Final = 600.0
 
-# Rows of one transaction: some milliseconds of work.
+# Rows per transaction: some milliseconds of work.
 BATCH: Final = 500
 
-# Batches of one table in one turn: what is left over has its turn next time.
-MOST_BATCHES: Final = 200
+# Batches per condition and run; the next run deletes the rest.
+MAX_BATCHES: Final = 200
 
-# Any fixed number: whoever holds this advisory lock keeps house.
+# The advisory lock of the process that is at work; any fixed number.
 _LOCK: Final = 0x0DE27AD
 
-# The time that a row stays after it has served. Sessions and keys for as long as somebody may want
-# to look; sign-outs as the database demands (migration 0003).
-_OVER: Final = {
+# By table, which rows to delete. Sessions and keys stay for a week in case somebody asks about
+# them; logouts stay as long as the database demands (migration 0003).
+_DELETED: Final = {
     "sessions": (
         "expires_at < now() - interval '7 days'",
         "revoked_at < now() - interval '7 days'",
@@ -44,31 +45,32 @@ _OVER: Final = {
 
 @dataclass(slots=True)
 class Stats:
-    """What this process has done. Plain numbers; nothing is reset."""
+    """What this process has done. Counters are never reset."""
 
-    turns: int
+    runs: int
     failures: int
     deleted: dict[str, int]
 
 
-stats = Stats(0, 0, dict.fromkeys(_OVER, 0))
+stats = Stats(0, 0, dict.fromkeys(_DELETED, 0))
 
 
-def turn(stopping: Callable[[], bool] = lambda: False) -> int:
-    """Delete what is over; the number of rows. Nothing when another process is at it.
+def run(stopping: Callable[[], bool] = lambda: False) -> int:
+    """Delete the rows that are no longer needed, and return their number.
 
-    Ends early when *stopping* says so. Raises `Unavailable` when the database cannot answer.
+    Does nothing while another process is at work; ends early when *stopping* returns true. Raises
+    `Unavailable` when the database cannot answer.
     """
     total = 0
-    for table, conditions in _OVER.items():
+    for table, conditions in _DELETED.items():
         for condition in conditions:
-            for _ in range(MOST_BATCHES):
+            for _ in range(MAX_BATCHES):
                 deleted = _batch(table, condition)
                 stats.deleted[table] += deleted
                 total += deleted
                 if deleted < BATCH or stopping():
                     break
-    stats.turns += 1
+    stats.runs += 1
     return total
 
 
@@ -88,10 +90,10 @@ def _batch(table: str, condition: str) -> int:
 
 
 class Housekeeper:
-    """Takes a turn now and then, from `start` until `stop`.
+    """A thread that calls `run` from time to time, from `start` until `stop`.
 
-    *context* makes an application context, in which a turn finds its database. Under the server the
-    thread is a green one, and waits for the database like a request does.
+    *context* makes an application context, from which `run` has its database. Under the server the
+    thread is a green one, and waits for the database as a request does.
     """
 
     def __init__(
@@ -106,16 +108,16 @@ class Housekeeper:
         self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
-        """No further turn begins; waits up to *timeout* seconds for the present one."""
+        """Start no further run; wait up to *timeout* seconds for the present one."""
         self._stopping.set()
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        # Spread, because processes are often started together.
+        # At random times, because processes are often started together.
         while not self._stopping.wait(self._period * random.uniform(0.5, 1)):  # noqa: S311
             try:
                 with self._context():
-                    deleted = turn(self._stopping.is_set)
+                    deleted = run(self._stopping.is_set)
             except Exception:
                 stats.failures += 1
                 log.exception("housekeeping failed; it is tried again later")

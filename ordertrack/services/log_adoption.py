@@ -1,12 +1,11 @@
-"""After a dump was restored into another PostgreSQL cluster: the log's transaction ids are strange.
+"""Adopts a log that was restored from a dump of another PostgreSQL cluster.
 
-Each row of the log carries the transaction that appended it, and the relay tells by that what is
-new. A dump takes these numbers along, but another cluster counts its own transactions. Rows whose
-number it has not reached yet cannot be told from rows that will be appended then: as the cluster
-came to their numbers, old events would be announced as new ones, months later.
+Each row of the log has the id of the transaction that appended it, by which the relay knows which
+rows are new. A dump contains these ids, but another cluster counts its own transactions. When it
+reaches the id of a restored row, months later, that old event would be published as a new one.
 
-Such rows are easy to tell: one can read them, although the cluster says of their transaction that
-nothing of it can be seen. Of a row that was appended here that is never true.
+Such a row is recognised because it can be read although, by the cluster's snapshot, its transaction
+is not visible yet. That is never true of a row that was appended here.
 """
 
 from sqlalchemy import text
@@ -15,15 +14,15 @@ from ordertrack.db import transaction
 from ordertrack.services import owner
 
 # FirstNormalFullTransactionId: lower than any transaction that could still append a row.
-_LONG_AGO = 3
+_OLDEST = 3
 
-_FROM_ELSEWHERE = """xid >= pg_snapshot_xmin(pg_current_snapshot())
+# Whether a row was appended in another cluster.
+_FOREIGN = """xid >= pg_snapshot_xmin(pg_current_snapshot())
     AND NOT pg_visible_in_snapshot(xid, pg_current_snapshot())"""
 
-# The same rows, found without reading any other: transactions that have not begun here yet, and
-# those that run now, of which there are a few. However many rows there are, and however long
-# somebody's transaction has been open, that is as many looks at the index.
-_ANY_FROM_ELSEWHERE = """
+# Whether there is such a row, by a few index lookups: for transactions that have not begun here
+# yet, and for those that are running now. The cost does not grow with the log.
+_ANY_FOREIGN = """
     SELECT EXISTS (SELECT FROM {log} WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
         OR EXISTS (SELECT FROM {log}
                     WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot()))))
@@ -32,19 +31,19 @@ _ANY_FROM_ELSEWHERE = """
 _LOGS = ("order_events", "access_changes")
 
 
-class LogFromElsewhere(Exception):
+class ForeignLog(Exception):
     """The log came from another PostgreSQL cluster. Its text says what to do."""
 
 
 def require_own_log() -> None:
-    """Raises `LogFromElsewhere` for rows that `adopt` has to see first, `Unavailable`."""
+    """Raises `ForeignLog` when there are rows for `adopt`, `Unavailable`."""
     with transaction() as t:
-        # A table that was never analysed, as after a restore, would be read from end to end.
+        # PostgreSQL would read a whole table that was not analysed yet, as after a restore.
         for way in ("seqscan", "bitmapscan"):
             t.execute(text(f"SET LOCAL enable_{way} = off"))
         for log in _LOGS:
-            if t.scalar(text(_ANY_FROM_ELSEWHERE.format(log=log))):
-                raise LogFromElsewhere(
+            if t.scalar(text(_ANY_FOREIGN.format(log=log))):
+                raise ForeignLog(
                     f"{log} holds rows of another PostgreSQL cluster, as after restoring a dump; "
                     "served as they are, old events would be announced as new. Once, run: "
                     "flask --app wsgi audit adopt"
@@ -52,11 +51,11 @@ def require_own_log() -> None:
 
 
 def adopt() -> int:
-    """Mark what came from another cluster as long past; the number of rows.
+    """Mark the rows of another cluster as old, and return their number. Idempotent.
 
-    Of each such row only ``xid`` changes, which no client ever sees. What was appended here is not
-    touched, so this is safe at any time, also twice. It needs the owner of the tables, because the
-    triggers that refuse changes are off meanwhile (nobody else can write until it is done).
+    Only their ``xid`` changes, which no client sees; rows that were appended here stay untouched.
+    It needs the owner of the tables, because it disables the triggers that refuse changes (other
+    transactions cannot write until it is done).
     """
     rows = 0
     with owner.transaction() as t:
@@ -64,7 +63,7 @@ def adopt() -> int:
         for log in _LOGS:
             t.execute(text(f"ALTER TABLE {log} DISABLE TRIGGER {log}_append_only_rows"))
             found = t.execute(
-                text(f"UPDATE {log} SET xid = '{_LONG_AGO}' WHERE {_FROM_ELSEWHERE} RETURNING 1")
+                text(f"UPDATE {log} SET xid = '{_OLDEST}' WHERE {_FOREIGN} RETURNING 1")
             )
             rows += len(found.all())
             t.execute(text(f"ALTER TABLE {log} ENABLE ALWAYS TRIGGER {log}_append_only_rows"))

@@ -1,4 +1,4 @@
-"""Orders: placing, reading, changing, and catching up after having been away."""
+"""Orders: placing, reading and changing one, and catching up after a disconnection."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import Enum, StrEnum, auto
 from typing import Any, Final
 
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session as Transaction
 
@@ -29,17 +29,33 @@ from ordertrack.eventlog import Event, Span
 from ordertrack.lifecycle import Standing, Status
 from ordertrack.models import IdempotencyKey, User
 from ordertrack.policy import Actor, Caller, Role
-from ordertrack.services import callers
+from ordertrack.services import accounts, callers
+from ordertrack.services.accounts import Driver
+from ordertrack.services.order_rows import (
+    COLUMNS,
+    OrderRow,
+    OrderView,
+    no_such_order,
+    require_visible,
+    split,
+    view_of,
+)
 from ordertrack.services.row_queue import RowQueue
 
-# More missed events than this are not worth replaying: the client takes the present state instead.
+# A client that missed more events than this gets the order's present state instead of a replay.
 REPLAY_LIMIT = 500
 
-# Of how many events at a time the log is asked, when several orders were missed.
+# How many events one statement reads when several orders are caught up with.
 _READ_AT_ONCE = 250
 
-# What an event takes as JSON beside its texts.
+# The size of an event's JSON without its texts.
 _EVENT_BYTES = 300
+
+# Events on an order's page besides its status changes; the whole history has pages of its own.
+RECENT_EVENTS: Final = 50
+
+# Events on one page of the history.
+HISTORY_PAGE: Final = 200
 
 
 class Start(Enum):
@@ -50,32 +66,13 @@ class Start(Enum):
 
 LATEST: Final = Start.LATEST
 
-# By order id, the last version that the client has seen; None: only what comes from now on.
+# By order id: the last version that the client has seen, `LATEST`, or None for later events only.
 Wanted = Mapping[int, int | Start | None]
 
 
 @dataclass(frozen=True, slots=True)
-class OrderView:
-    """An order as one caller sees it. Times are aware, in UTC."""
-
-    id: int
-    description: str
-    status: Status
-    version: int
-    customer_id: int
-    customer_name: str
-    driver_id: int | None
-    driver_name: str | None
-    created_at: datetime
-    updated_at: datetime
-    next_statuses: list[Status]
-    can_edit: bool
-    can_delete: bool
-
-
-@dataclass(frozen=True, slots=True)
 class History:
-    """A page of an order's events: those after a version, and the version that is the latest."""
+    """A page of an order's events: those after a version, and the latest version there is."""
 
     events: list[Event]
     version: int
@@ -83,8 +80,26 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class OrderPage:
+    """What the pages of one order show.
+
+    held        what the viewer is to the order
+    events      some of its events, ascending
+    drivers     the drivers that the viewer may assign
+    deleted_at  None unless it was deleted; admins may read its history then
+    """
+
+    actor: Actor
+    order: OrderView
+    held: frozenset[Standing]
+    events: list[Event]
+    drivers: list[Driver]
+    deleted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Budget:
-    """What the missed events of one answer may come to, however many orders it is about."""
+    """Limits the missed events in one answer, however many orders it is about."""
 
     events: int = 2_000
     bytes: int = 500_000
@@ -93,16 +108,16 @@ class Budget:
 class Reset(StrEnum):
     """Why missed events are not in an answer."""
 
-    TOO_MANY = "too_many"  # of this order alone: nobody gets them replayed
-    ANSWER_FULL = "answer_full"  # those of the orders before it took the room: ask again
+    TOO_MANY = "too_many"  # of this order alone: asking again does not help
+    ANSWER_FULL = "answer_full"  # those of the orders before it used up the budget: ask again
 
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """Where a watcher stands: the order at ``version``, and what it missed up to there.
+    """The present state of an order, and the events that a watcher missed up to it.
 
-    ``reset``: what was missed is not replayed; ``order`` is the new state. ``size`` is about what
-    the events take in bytes.
+    With ``reset`` the missed events are left out, and the watcher takes ``order`` as the new state.
+    ``size`` is the approximate size of the events in bytes.
     """
 
     order: OrderView
@@ -114,18 +129,11 @@ class CaughtUp:
 
 # --- reading -----------------------------------------------------------------------------------
 
-ORDER_COLUMNS = """o.id, o.description, o.status, o.version, o.customer_id,
-    c.name AS customer_name, o.driver_id, d.name AS driver_name, o.created_at, o.updated_at,
-    o.deleted_at"""
-NAMES = "JOIN users c ON c.id = o.customer_id LEFT JOIN users d ON d.id = o.driver_id"
-
-# The caller and the orders in one statement. The caller's row comes even when no order does, so
-# that "signed out" and "no such order" can be told apart. Rights are for `policy` to judge.
+# Reads the caller and the orders in one statement. The caller's row comes even when no order does,
+# so that a revoked session and an order that does not exist can be told apart.
 _READ_SQL = f"""
     WITH {callers.ACTOR_CTE}
-    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {ORDER_COLUMNS}
-      FROM actor a
-      LEFT JOIN (orders o {NAMES}) ON o.id = ANY (:ids)
+    SELECT {COLUMNS} FROM actor a LEFT JOIN orders o ON o.id = ANY (:ids)
 """
 _READ = db.Statement(_READ_SQL, **callers.CALLER, ids="bigint[]")
 
@@ -133,72 +141,98 @@ _READ = db.Statement(_READ_SQL, **callers.CALLER, ids="bigint[]")
 def get(caller: Caller, order_id: int) -> OrderView:
     """One order. Raises `NotFound` when it does not exist for this caller, `InvalidToken`."""
     actor, rows = _read(caller, [order_id])
-    return view_of(actor, _seen(actor, rows.get(order_id)))
+    return view_of(actor, require_visible(actor, rows.get(order_id)))
 
 
-def _read(caller: Caller, ids: Sequence[int]) -> tuple[Actor, dict[int, "Facts"]]:
-    rows = _READ.all(**callers.parameters(caller), ids=list(ids))
-    if not rows:
-        raise callers.session_revoked()
-    return actor_of(caller, rows[0]), {row.id: facts_of(row) for row in rows if row.id is not None}
-
-
-def _seen(actor: Actor, order: "Facts | None") -> "Facts":
-    if order is None or not policy.can_see(actor, order):
-        raise no_such_order()
-    return order
-
-
-def no_such_order() -> NotFound:
-    return NotFound("There is no such order.")
+def _read(caller: Caller, ids: Sequence[int]) -> tuple[Actor, dict[int, OrderRow]]:
+    actor, rows = split(caller, _READ.all(**callers.parameters(caller), ids=list(ids)))
+    return actor, {row.id: row for row in rows}
 
 
 def history(caller: Caller, order_id: int, *, after: int, limit: int) -> History:
     """The events with version > *after*, at most *limit*: audit trail and offline recovery.
 
-    Raises `NotFound` when the caller may not read it. Of a deleted order admins may.
+    Raises `NotFound` when the caller may not read it. Admins may read that of a deleted order.
+    """
+    _, row = _read_with_history(caller, order_id)
+    return _history(row, after, limit)
+
+
+def _read_with_history(caller: Caller, order_id: int) -> tuple[Actor, OrderRow]:
+    actor, rows = _read(caller, [order_id])
+    row = rows.get(order_id)
+    if row is None or not policy.can_read_history(actor, row):
+        raise no_such_order()
+    return actor, row
+
+
+def _history(row: OrderRow, after: int, limit: int) -> History:
+    events = eventlog.between([Span(row.id, after, row.version)], limit)[row.id]
+    last = events[-1].version if events else max(after, row.version)
+    return History(events, row.version, has_more=last < row.version)
+
+
+def page(caller: Caller, order_id: int) -> OrderPage:
+    """The order's page: its status changes and its latest other events.
+
+    Raises `NotFound` when it does not exist for this caller.
     """
     actor, rows = _read(caller, [order_id])
-    order = rows.get(order_id)
-    if order is None or not policy.can_read_history(actor, order):
-        raise no_such_order()
-    events = eventlog.between([Span(order_id, after, order.version)], limit)[order_id]
-    last = events[-1].version if events else max(after, order.version)
-    return History(events, order.version, has_more=last < order.version)
+    row = require_visible(actor, rows.get(order_id))
+    drivers = accounts.drivers() if actor.role is Role.ADMIN else []
+    events = eventlog.summary(order_id, row.version, RECENT_EVENTS)
+    return _page(actor, row, events, drivers)
+
+
+def history_page(caller: Caller, order_id: int, *, after: int = 0) -> OrderPage:
+    """A page of the order's history: the events after a version.
+
+    There is more when the last event's version is not the order's. Raises `NotFound` when the
+    caller may not read it.
+    """
+    actor, row = _read_with_history(caller, order_id)
+    return _page(actor, row, _history(row, after, HISTORY_PAGE).events, [])
+
+
+def _page(actor: Actor, row: OrderRow, events: list[Event], drivers: list[Driver]) -> OrderPage:
+    held = policy.standings(actor, row)
+    return OrderPage(actor, view_of(actor, row), held, events, drivers, row.deleted_at)
+
+
+# --- catching up -------------------------------------------------------------------------------
 
 
 def catch_up(
     caller: Caller, wanted: Wanted, budget: Budget = Budget()
 ) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
-    """Where each order stands and what was missed since a version: the read half of a subscription.
+    """The present state of each order, and the events since a version: what a subscription reads.
 
-    *wanted* maps order ids to the last version seen, `LATEST` to get the latest event too, or None
-    for "only from now on". An order that the caller may not see yields a `NotFound`, a version that
-    the order has not reached a `ValidationFailed`. One statement however many orders, two when
-    something was missed, more when that was much; state and events agree.
+    An order that the caller may not see yields a `NotFound`, a version that the order has not
+    reached a `ValidationFailed`. Takes one statement however many orders, and more when events were
+    missed; state and events agree, because only events up to the state's version are read.
 
-    Raises `InvalidToken` when the caller's session has ended.
+    Raises `InvalidToken` when the caller's session was revoked.
     """
     actor, rows = _read(caller, list(wanted))
     answers: dict[int, CaughtUp | DomainError] = {}
     spans = []
     for order_id, since in wanted.items():
         try:
-            order = _seen(actor, rows.get(order_id))
+            row = require_visible(actor, rows.get(order_id))
         except NotFound as error:
             answers[order_id] = error
             continue
-        after = order.version - 1 if isinstance(since, Start) else since
-        if after is not None and after > order.version:
+        after = row.version - 1 if isinstance(since, Start) else since
+        if after is not None and after > row.version:
             answers[order_id] = ValidationFailed.at(
-                "/after", f"must be at most {order.version}, the order's version"
+                "/after", f"must be at most {row.version}, the order's version"
             )
             continue
-        missed = 0 if after is None else order.version - after
+        missed = 0 if after is None else row.version - after
         reset = Reset.TOO_MANY if missed > REPLAY_LIMIT else None
-        answers[order_id] = CaughtUp(view_of(actor, order), order.version, [], reset)
+        answers[order_id] = CaughtUp(view_of(actor, row), row.version, [], reset)
         if after is not None and 0 < missed <= REPLAY_LIMIT:
-            spans.append(Span(order_id, after, order.version))
+            spans.append(Span(order_id, after, row.version))
     _replay(answers, spans, budget)
     return actor, fit(answers, budget)
 
@@ -206,11 +240,11 @@ def catch_up(
 def _replay(
     answers: dict[int, CaughtUp | DomainError], spans: Sequence[Span], budget: Budget
 ) -> None:
-    """Read what was missed into the *answers*, until there is more of it than the *budget*."""
+    """Add the missed events to *answers*, until they exceed *budget*."""
     unread = deque(spans)
     number = size = 0
     while unread and number <= budget.events and size <= budget.bytes:
-        for order_id, events in eventlog.between(_some_of(unread), REPLAY_LIMIT).items():
+        for order_id, events in eventlog.between(_next_spans(unread), REPLAY_LIMIT).items():
             answer = answers[order_id]
             assert isinstance(answer, CaughtUp)
             answers[order_id] = replace(answer, events=events, size=sum(map(_size, events)))
@@ -222,8 +256,8 @@ def _replay(
         answers[span.order_id] = replace(answer, reset=Reset.ANSWER_FULL)
 
 
-def _some_of(unread: deque[Span]) -> list[Span]:
-    """Take what to read next: one span at least, else up to `_READ_AT_ONCE` events."""
+def _next_spans(unread: deque[Span]) -> list[Span]:
+    """Take what one statement reads: one span at least, else up to `_READ_AT_ONCE` events."""
     taken = [unread.popleft()]
     number = taken[0].upto - taken[0].after
     while unread and number + unread[0].upto - unread[0].after <= _READ_AT_ONCE:
@@ -239,9 +273,9 @@ def _size(event: Event) -> int:
 def fit(
     answers: Mapping[int, CaughtUp | DomainError], budget: Budget
 ) -> dict[int, CaughtUp | DomainError]:
-    """The same answers with no more events than the *budget* allows: the first ones come first.
+    """The same answers with no more events than *budget* allows: the first orders keep theirs.
 
-    So whoever asks again for those that found the answer full gets further each time.
+    So a client that asks again for those with `Reset.ANSWER_FULL` gets further each time.
     """
     fitting = dict(answers)
     number = size = 0
@@ -262,10 +296,9 @@ def fit(
     return fitting
 
 
-# --- changing ----------------------------------------------------------------------------------
+# --- placing -----------------------------------------------------------------------------------
 
-_row_queue = RowQueue()
-
+# Inserts an order and its first event, if the caller's session is good.
 _INSERT = text(
     f"""
     WITH {callers.ACTOR_CTE},
@@ -279,22 +312,16 @@ _INSERT = text(
         SELECT o.id, o.version, 'created', o.status, a.id, a.name, a.role,
                jsonb_build_object('description', o.description), o.customer_id
           FROM o CROSS JOIN actor a)
-    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role,
-           o.id, o.description, o.status, o.version, o.customer_id, a.name AS customer_name,
-           o.driver_id, CAST(NULL AS text) AS driver_name, o.created_at, o.updated_at, o.deleted_at
-      FROM o CROSS JOIN actor a
+    SELECT {COLUMNS} FROM o CROSS JOIN actor a
     """
 )
-
-
-_NAMED = f"SELECT {ORDER_COLUMNS} FROM orders o {NAMES} WHERE o.id = :id"
 
 
 def create(caller: Caller, description: str, *, key: str | None = None) -> OrderView:
     """Place an order for the caller.
 
     *key* is the client's Idempotency-Key: the same key with the same description yields the order
-    that the first call made, at its present state. Raises `IdempotencyKeyReused` when the
+    that the first call made, in its present state. Raises `IdempotencyKeyReused` when the
     description differs, `Conflict` when that order has been deleted, `InvalidToken`.
     """
     parameters = {**callers.parameters(caller), "description": description}
@@ -303,29 +330,29 @@ def create(caller: Caller, description: str, *, key: str | None = None) -> Order
         if key is not None:
             made = _claim(t, actor, key, description)
             if made is not None:
-                return _again(t, actor, made)
+                return _placed_before(t, caller, made)
         row = t.execute(_INSERT, parameters).one_or_none()
-        if row is None:  # signed out since the actor was read
+        if row is None:  # revoked since the actor was read
             raise callers.session_revoked()
-        db.appends(t)
+        db.mark_appended(t)
         if key is not None:
             t.get_one(IdempotencyKey, (actor.id, key)).order_id = row.id
-        return view_of(actor, facts_of(row))
+        return view_of(actor, row)
 
 
 def _claim(t: Transaction, actor: Actor, key: str, description: str) -> int | None:
-    """Take the key for this transaction, or find the id of the order that was made under it.
+    """Store the key in this transaction, or find the id of the order that was placed with it.
 
     A second request with the key waits at the unique index until the first has ended.
     """
     fingerprint = hashlib.sha256(description.encode()).hexdigest()
-    taken = t.execute(
+    stored = t.execute(
         insert(IdempotencyKey)
         .values(user_id=actor.id, key=key, request_hash=fingerprint)
         .on_conflict_do_nothing()
         .returning(IdempotencyKey.key)
     ).scalar()
-    if taken is not None:
+    if stored is not None:
         return None
     earlier = t.get_one(IdempotencyKey, (actor.id, key))
     if earlier.request_hash != fingerprint:
@@ -333,22 +360,34 @@ def _claim(t: Transaction, actor: Actor, key: str, description: str) -> int | No
     return earlier.order_id
 
 
-def _again(t: Transaction, actor: Actor, order_id: int) -> OrderView:
-    row = t.execute(text(_NAMED), {"id": order_id}).one()
-    if row.deleted_at is not None:
+def _placed_before(t: Transaction, caller: Caller, order_id: int) -> OrderView:
+    actor, row = _read_in(t, caller, order_id)
+    assert row is not None, "orders are never deleted from their table"
+    if row.is_deleted:
         raise Conflict("The order that was placed with this Idempotency-Key has been deleted.")
-    return view_of(actor, facts_of(row))
+    return view_of(actor, row)
 
 
-# For a change: others that would change the order wait until this transaction ends. Inserts that
+def _read_in(t: Transaction, caller: Caller, order_id: int) -> tuple[Actor, OrderRow | None]:
+    rows = t.execute(text(_READ_SQL), {**callers.parameters(caller), "ids": [order_id]}).all()
+    actor, found = split(caller, rows)
+    return actor, found[0] if found else None
+
+
+# --- changing the status -----------------------------------------------------------------------
+
+_row_queue = RowQueue()
+
+# Locks an order for a change: other changes of it wait until this transaction ends. Inserts that
 # refer to it do not.
 _LOCK_ROW = "SELECT id FROM orders WHERE id = :id FOR NO KEY UPDATE"
 
-# The hot path. The statement is the whole check: who asks, what it may do, from which states, at
-# which version. It sees one moment of the database, so it must not wait: after a wait that moment
-# is past, the caller's rights with it. Hence SKIP LOCKED: a row that somebody holds is as good as
-# not there, and `_move_after_waiting` comes next. A row that was changed since that moment is
-# judged again as it is now (READ COMMITTED), so of two conflicting changes one finds no row.
+# Moves an order to another status and appends the event: the hot path. The statement is the whole
+# check: who asks, what they may do, from which states, at which version. It sees one snapshot of
+# the database, so it must not wait: after a wait that snapshot is out of date, the caller's rights
+# with it. Hence SKIP LOCKED: a row that another transaction holds counts as not found, and
+# `_move_after_waiting` comes next. A row that was changed since the snapshot is checked again as it
+# is now (READ COMMITTED), so in a race of two conflicting changes one finds no row.
 _MOVE_SQL = f"""
     WITH {callers.ACTOR_CTE},
     free AS ({_LOCK_ROW} SKIP LOCKED),
@@ -369,8 +408,7 @@ _MOVE_SQL = f"""
         SELECT o.id, o.version, 'status_changed', o.status, o.previous_status, a.id,
                a.name, a.role, :note, o.customer_id, o.driver_id
           FROM o CROSS JOIN actor a)
-    SELECT a.id AS actor_id, a.name AS actor_name, a.role AS actor_role, {ORDER_COLUMNS}
-      FROM actor a CROSS JOIN (o {NAMES})
+    SELECT {COLUMNS} FROM o CROSS JOIN actor a
 """
 _MOVE = db.Statement(
     _MOVE_SQL,
@@ -383,7 +421,9 @@ _MOVE = db.Statement(
     as_owner="text[]",
     if_version="integer",
 )
-_SOURCES: dict[Status, dict[str, list[str]]] = {
+
+# The statuses from which each standing may move an order to a target.
+_PREDECESSORS: dict[Status, dict[str, list[str]]] = {
     target: {
         f"as_{standing.value}": [s.value for s in lifecycle.predecessors(target, standing)]
         for standing in Standing
@@ -400,9 +440,9 @@ def change_status(
     note: str | None = None,
     if_version: int | None = None,
 ) -> OrderView:
-    """Move an order to *target*, appending its event, in one statement (when nobody holds it).
+    """Move an order to *target* and append its event, in one statement unless the row is locked.
 
-    Setting the status that the order already has changes nothing and yields the order as it is.
+    Idempotent: the status that the order already has changes nothing and yields the order as it is.
 
     Raises `NotFound` when the caller may not see it, `Forbidden` when the caller may never set
     *target*, `VersionMismatch` when *if_version* is stale, `InvalidTransition` (with ``current``
@@ -414,16 +454,16 @@ def change_status(
         "target": target.value,
         "if_version": if_version,
         "note": note,
-        **_SOURCES[target],
+        **_PREDECESSORS[target],
     }
-    # Between the statement and the explanation of its failure the order may move on, and what then
-    # stands there may allow the change after all: ask again, a few times at the most.
+    # Between the statement and the explanation of its failure the order may change, and its new
+    # state may allow the change after all. So it is tried again, but not for ever.
     move = _MOVE.one
     for _ in range(5):
         row = move(**parameters)
         if row is not None:
-            return view_of(actor_of(caller, row), facts_of(row))
-        unchanged = _why_not(caller, order_id, target, if_version)
+            return view_of(callers.actor_of(caller, row), row)
+        unchanged = _explain(caller, order_id, target, if_version)
         if unchanged is not None:
             return unchanged
         move = _move_after_waiting
@@ -431,65 +471,64 @@ def change_status(
 
 
 def _move_after_waiting(**parameters: Any) -> Any:
-    """`_MOVE` when somebody else holds the order: wait first, then judge by what is true then.
+    """`_MOVE` for a locked row: waits for the lock first, so that its snapshot is taken after.
 
-    Only this needs a turn. The statement by itself never waits, and would make a stuck queue look
-    as if it moved.
+    Only this passes through the queue. The statement by itself never waits, and its successes would
+    make a stuck queue look as if it moved.
     """
     with _row_queue.take(parameters["id"]), db.transaction() as t:
         t.execute(text(_LOCK_ROW), {"id": parameters["id"]})
         row = t.execute(text(_MOVE_SQL), parameters).one_or_none()
         if row is not None:
-            db.appends(t)
+            db.mark_appended(t)
         return row
 
 
-def _why_not(
+def _explain(
     caller: Caller, order_id: int, target: Status, if_version: int | None
 ) -> OrderView | None:
-    """Explain a refused move by raising; the order when it is there already; None to try again."""
+    """Raise why a move failed. The order when it has the status already; None: try again."""
     actor, rows = _read(caller, [order_id])
-    order = _seen(actor, rows.get(order_id))
-    held = policy.standings(actor, order)
-    somebody_may = lifecycle.may_ever_set(target, Standing)
-    if somebody_may and not lifecycle.may_ever_set(target, held):
+    row = require_visible(actor, rows.get(order_id))
+    held = policy.standings(actor, row)
+    is_settable = lifecycle.may_ever_set(target, Standing)
+    if is_settable and not lifecycle.may_ever_set(target, held):
         raise Forbidden(f"You may not set an order to {target}.")
-    if order.status == target:
-        return view_of(actor, order)
-    _require_version(order.version, if_version)
-    allowed = lifecycle.next_statuses(lifecycle.status_of(order.status), held)
+    if row.status == target:
+        return view_of(actor, row)
+    _require_version(row.version, if_version)
+    allowed = lifecycle.next_statuses(lifecycle.status_of(row.status), held)
     if target in allowed:
         return None
     raise InvalidTransition(
-        f"An order that is {order.status} cannot become {target}"
+        f"An order that is {row.status} cannot become {target}"
         + (f"; you may set {' or '.join(allowed)}." if allowed else "."),
-        current=order.status,
+        current=row.status,
         allowed=[status.value for status in allowed],
     )
 
 
+# --- other changes -----------------------------------------------------------------------------
+
+
 def edit(
-    caller: Caller,
-    order_id: int,
-    description: str,
-    *,
-    if_version: int | None = None,
+    caller: Caller, order_id: int, description: str, *, if_version: int | None = None
 ) -> OrderView:
-    """Change the description. The same description again changes nothing.
+    """Change the description. Idempotent: the same description changes nothing.
 
     Raises `NotFound`, `Forbidden` (a driver), `Conflict` (no longer editable), `VersionMismatch`.
     """
     with _row_queue.take(order_id), db.transaction() as t:
-        actor, order, held = _locked(t, caller, order_id)
+        actor, row, held = _locked(t, caller, order_id)
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may edit an order.")
-        if order.description == description:
-            return view_of(actor, order)
-        _require_version(order.version, if_version)
-        if not policy.can_edit(held, lifecycle.status_of(order.status)):
+        if row.description == description:
+            return view_of(actor, row)
+        _require_version(row.version, if_version)
+        if not policy.can_edit(held, lifecycle.status_of(row.status)):
             raise Conflict(
-                f"An order that is {order.status} can no longer be edited by you.",
-                current=order.status,
+                f"An order that is {row.status} can no longer be edited by you.",
+                current=row.status,
             )
         changed = eventlog.append(
             t,
@@ -499,7 +538,7 @@ def edit(
             setting={"description": description},
             changes={"description": description},
         )
-        return view_of(actor, _as_changed(order, changed, description=description))
+        return _as_changed(view_of(actor, row), changed, description=description)
 
 
 def delete(caller: Caller, order_id: int, *, if_version: int | None = None) -> None:
@@ -508,45 +547,39 @@ def delete(caller: Caller, order_id: int, *, if_version: int | None = None) -> N
     Raises `NotFound` (also the second time), `Forbidden`, `Conflict`, `VersionMismatch`.
     """
     with _row_queue.take(order_id), db.transaction() as t:
-        actor, order, held = _locked(t, caller, order_id)
+        actor, row, held = _locked(t, caller, order_id)
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may delete an order.")
-        _require_version(order.version, if_version)
-        if not policy.can_delete(held, lifecycle.status_of(order.status)):
+        _require_version(row.version, if_version)
+        if not policy.can_delete(held, lifecycle.status_of(row.status)):
             raise Conflict(
-                f"An order that is {order.status} can no longer be deleted by you.",
-                current=order.status,
+                f"An order that is {row.status} can no longer be deleted by you.",
+                current=row.status,
             )
-        # The database puts the time of the change in its place.
+        # A trigger replaces it with the time of the event.
         eventlog.append(t, order_id, actor, "deleted", setting={"deleted_at": func.now()})
 
 
 def assign_driver(
-    caller: Caller,
-    order_id: int,
-    driver_id: int | None,
-    *,
-    if_version: int | None = None,
+    caller: Caller, order_id: int, driver_id: int | None, *, if_version: int | None = None
 ) -> OrderView:
-    """Give the order to a driver, or to none. The same driver again changes nothing.
+    """Give the order to a driver, or to none. Idempotent: the same driver changes nothing.
 
     Raises `NotFound`, `Forbidden` unless the caller is an admin, `ValidationFailed` when
     *driver_id* is not an active driver, `Conflict` when the order is final, `VersionMismatch`.
     """
     with _row_queue.take(order_id), db.transaction() as t:
-        actor, order, _ = _locked(t, caller, order_id)
+        actor, row, _ = _locked(t, caller, order_id)
         callers.require_admin(actor)
-        if order.driver_id == driver_id:
-            return view_of(actor, order)
-        _require_version(order.version, if_version)
-        if lifecycle.status_of(order.status) in lifecycle.TERMINAL:
-            raise Conflict(
-                f"An order that is {order.status} needs no driver.", current=order.status
-            )
+        if row.driver_id == driver_id:
+            return view_of(actor, row)
+        _require_version(row.version, if_version)
+        if lifecycle.status_of(row.status) in lifecycle.TERMINAL:
+            raise Conflict(f"An order that is {row.status} needs no driver.", current=row.status)
         driver = None
         if driver_id is not None:
             driver = _active_driver(t, driver_id)
-            # The driver's row, too, may have been waited for.
+            # Again: the wait for the driver's row may have been long, too.
             callers.require_admin(callers.resolve(t, caller))
         shown = {"id": str(driver_id), "name": driver} if driver is not None else None
         changed = eventlog.append(
@@ -557,8 +590,9 @@ def assign_driver(
             setting={"driver_id": driver_id},
             changes={"driver": shown},
         )
-        facts = _as_changed(order, changed, driver_id=driver_id, driver_name=driver)
-        return view_of(actor, facts)
+        # What the caller may do stays the same: an admin's rights do not depend on the driver.
+        view = view_of(actor, row)
+        return _as_changed(view, changed, driver_id=driver_id, driver_name=driver)
 
 
 def _active_driver(t: Transaction, user_id: int) -> str:
@@ -575,86 +609,22 @@ def _active_driver(t: Transaction, user_id: int) -> str:
 
 def _locked(
     t: Transaction, caller: Caller, order_id: int
-) -> tuple[Actor, "Facts", frozenset[Standing]]:
+) -> tuple[Actor, OrderRow, frozenset[Standing]]:
     """The order under its row lock, for a change.
 
-    The caller is judged when the lock was won, not before: rights may end while it is waited for.
+    The caller is read after the lock was taken: rights may end during the wait for it.
     """
     t.execute(text(_LOCK_ROW), {"id": order_id})
-    rows = t.execute(text(_READ_SQL), {**callers.parameters(caller), "ids": [order_id]}).all()
-    if not rows:
-        raise callers.session_revoked()
-    actor = actor_of(caller, rows[0])
-    found = facts_of(rows[0]) if rows[0].id is not None else None
-    order = _seen(actor, found)
-    return actor, order, policy.standings(actor, order)
+    actor, found = _read_in(t, caller, order_id)
+    row = require_visible(actor, found)
+    return actor, row, policy.standings(actor, row)
 
 
-def _as_changed(order: "Facts", changed: eventlog.Changed, **values: Any) -> "Facts":
-    """*order* after `eventlog.append`, with *values* in the place of what was there."""
-    return replace(order, version=changed.version, updated_at=changed.updated_at, **values)
+def _as_changed(view: OrderView, changed: eventlog.Changed, **values: Any) -> OrderView:
+    """*view* after `eventlog.append`, with *values* changed. They must not bear on rights."""
+    return replace(view, version=changed.version, updated_at=changed.updated_at, **values)
 
 
 def _require_version(current: int, wanted: int | None) -> None:
     if wanted is not None and wanted != current:
         raise VersionMismatch(f"The order is at version {current}, not {wanted}.", current=current)
-
-
-# --- rows to views: for the statements here and in `services.screens` ---------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """An order's row with the names that are shown beside it."""
-
-    id: int
-    description: str
-    status: str
-    version: int
-    customer_id: int
-    customer_name: str
-    driver_id: int | None
-    driver_name: str | None
-    created_at: datetime
-    updated_at: datetime
-    is_deleted: bool
-
-
-def facts_of(row: Row[Any]) -> Facts:
-    return Facts(
-        row.id,
-        row.description,
-        row.status,
-        row.version,
-        row.customer_id,
-        row.customer_name,
-        row.driver_id,
-        row.driver_name,
-        row.created_at,
-        row.updated_at,
-        row.deleted_at is not None,
-    )
-
-
-def actor_of(caller: Caller, row: Row[Any]) -> Actor:
-    return Actor(row.actor_id, row.actor_name, Role(row.actor_role), caller.scope)
-
-
-def view_of(actor: Actor, order: Facts) -> OrderView:
-    held = policy.standings(actor, order)
-    status = lifecycle.status_of(order.status)
-    return OrderView(
-        id=order.id,
-        description=order.description,
-        status=status,
-        version=order.version,
-        customer_id=order.customer_id,
-        customer_name=order.customer_name,
-        driver_id=order.driver_id,
-        driver_name=order.driver_name,
-        created_at=order.created_at,
-        updated_at=order.updated_at,
-        next_statuses=lifecycle.next_statuses(status, held),
-        can_edit=policy.can_edit(held, status),
-        can_delete=policy.can_delete(held, status),
-    )

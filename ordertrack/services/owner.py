@@ -1,7 +1,7 @@
 """The role that owns the tables: it migrates, and may do what a server in service may not.
 
-With MIGRATE_DSN it is another role than DB_DSN's, and only a few commands and the migrations act as
-it. Without, both are one.
+With MIGRATE_DSN it is another role than DB_DSN's, used only by migrations and a few commands.
+Without it, both are the same role.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _BIND: Final = "owner"
 
 
 def binds(settings: Settings) -> dict[str, Any]:
-    """What Flask-SQLAlchemy makes the owner's engine from, if it is another role."""
+    """Flask-SQLAlchemy's ``SQLALCHEMY_BINDS``: the owner's engine, if it is another role."""
     if settings.migrate_dsn is None:
         return {}
     options = {

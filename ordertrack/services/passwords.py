@@ -1,4 +1,4 @@
-"""Passwords: hashing, changing one's own, and one-time links that set a new one."""
+"""Passwords: hashing, changing one's own, and one-time reset links."""
 
 import hashlib
 import hmac
@@ -20,12 +20,12 @@ from ordertrack.services import callers, sessions
 
 log = logging.getLogger(__name__)
 
-# argon2id with the memory, time and lanes that OWASP's password storage cheat sheet recommends
-# first: 19 MiB, t=2, p=1.
+# argon2id with the parameters that OWASP's password storage cheat sheet recommends first: 19 MiB,
+# t=2, p=1.
 _hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 
-# Verified when the address is unknown, so that both answers take the same time.
-NOBODYS_HASH = _hasher.hash("no account has this password")
+# Verified when the address is unknown, so that both refusals take the same time.
+DUMMY_HASH = _hasher.hash("no account has this password")
 
 
 def hash_password(password: str) -> str:
@@ -51,7 +51,7 @@ def _verify(stored: str, password: str) -> bool:
 
 
 def change(caller: Caller, current: str, new: str) -> None:
-    """Set the caller's password and end its other sessions.
+    """Set the caller's password and revoke their other sessions.
 
     Raises `ValidationFailed` at ``/current_password`` when *current* is wrong, `InvalidToken`.
     """
@@ -63,11 +63,11 @@ def change(caller: Caller, current: str, new: str) -> None:
     new_hash = hash_password(new)
     with transaction() as t:
         user = _locked(t, caller.user_id)
-        callers.resolve(t, caller)  # after the wait: the session may have been ended meanwhile
+        callers.resolve(t, caller)  # again: the session may have been revoked during the wait
         if user is None or user.password_hash != stored:
             raise ValidationFailed.at("/current_password", "was changed meanwhile")
         user.password_hash = new_hash
-        sessions.end_all(t, user.id, but=caller.session_id)
+        sessions.revoke_all(t, user.id, but=caller.session_id)
 
 
 # --- one-time links ------------------------------------------------------------------------------
@@ -75,10 +75,10 @@ def change(caller: Caller, current: str, new: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Permission to set one user's password, for as long as it has the password of now.
+    """Permission to set one user's password, until that password changes.
 
-    ``fingerprint`` is derived from the stored hash, so the first use makes the permission void,
-    without a table of links. `ordertrack.auth` signs it into a link that expires.
+    ``fingerprint`` is derived from the stored hash, so a link works once, without a table of links.
+    `ordertrack.auth` signs it into a link that expires.
     """
 
     user_id: int
@@ -86,7 +86,7 @@ class Reset:
 
 
 def reset_for(email: str) -> Reset:
-    """Permission to reset, for the command line, which stands above roles. Raises `NotFound`."""
+    """A permission for the command line, which needs no caller. Raises `NotFound`."""
     with transaction() as t:
         user = t.scalar(select(User).where(func.lower(User.email) == func.lower(email)))
         if user is None or not user.active:
@@ -95,7 +95,7 @@ def reset_for(email: str) -> Reset:
 
 
 def reset_by_admin(caller: Caller, user_id: int) -> Reset:
-    """Permission to reset, for an admin to hand over. Raises `Forbidden`, `NotFound`."""
+    """A permission that an admin hands to the user. Raises `Forbidden`, `NotFound`."""
     with transaction() as t:
         admin = callers.resolve(t, caller)
         callers.require_admin(admin)
@@ -107,10 +107,10 @@ def reset_by_admin(caller: Caller, user_id: int) -> Reset:
 
 
 def redeem(reset: Reset, password: str) -> None:
-    """Set the password that a link permits and end all of the user's sessions.
+    """Set the password by a reset link and revoke all of the user's sessions.
 
-    Raises `ValidationFailed` at ``/token`` when the link was used, when the password was changed
-    since it was made, or when the user is not active any more.
+    Raises `ValidationFailed` at ``/token`` when the link was used, the password was changed since
+    it was made, or the user was deactivated.
     """
     new_hash = hash_password(password)
     with transaction() as t:
@@ -120,13 +120,13 @@ def redeem(reset: Reset, password: str) -> None:
             or not user.active
             or not hmac.compare_digest(_fingerprint(user), reset.fingerprint)
         ):
-            raise void_link()
+            raise invalid_link()
         user.password_hash = new_hash
-        sessions.end_all(t, user.id)
+        sessions.revoke_all(t, user.id)
 
 
-def void_link() -> ValidationFailed:
-    """The refusal of a link that is wrong, expired or used: they look alike."""
+def invalid_link() -> ValidationFailed:
+    """The error for a link that is wrong, expired or used: they look alike."""
     return ValidationFailed.at("/token", "is not valid any more; ask for a new link")
 
 

@@ -1,9 +1,10 @@
-"""Turns at an order: few wait for its row at a time, so that one stuck row leaves connections free.
+"""Limits how many requests may wait for one order's row lock, so that a stuck row cannot exhaust
+the connection pool.
 
-Who waits for a row lock keeps a connection of the pool busy. Were everybody who wants to change a
-stuck order let through, a dozen impatient clients of that one order would take the whole pool, and
-with it every other order. So within a process a few go on to the database and the rest wait here,
-where waiting costs nothing.
+A transaction that waits for a row lock holds a connection of the pool. If all requests for a stuck
+order were let through, a dozen impatient clients of that order would take the whole pool, and with
+it every other order. So within a process two requests per order go on to the database, and the rest
+wait here, where waiting costs nothing.
 """
 
 import threading
@@ -12,53 +13,53 @@ from contextlib import contextmanager
 
 from ordertrack.errors import Unavailable
 
-# One that is at it, and one that is already there when the first is done.
+# One that holds the lock, and one that is already waiting for it when the first is done.
 _AT_ONCE = 2
 
-# How long to wait while nobody before us succeeds. Together with the lock's own timeout it must
+# Seconds to wait while no earlier request succeeds. Together with the lock's own timeout it must
 # stay below what a caller is promised: that timeout and one second more.
 _PATIENCE = 0.5
 
 
 class _Queue:
-    __slots__ = ("done", "places", "users")
+    __slots__ = ("places", "succeeded", "users")
 
     def __init__(self) -> None:
         self.places = threading.Semaphore(_AT_ONCE)
-        self.users = 0  # that have a place or wait for one
-        self.done = 0  # turns that ended well
+        self.users = 0  # requests that have a place or wait for one
+        self.succeeded = 0  # requests that had one
 
 
 class RowQueue:
-    """Turns at things that are known by a number. A thing that nobody wants costs nothing."""
+    """One queue for each row that is in use, by its id. An unused row takes no memory."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._queues: dict[int, _Queue] = {}
 
     @contextmanager
-    def take(self, number: int) -> Iterator[None]:
-        """Have one of the few turns at *number*. Raises `Unavailable` when the queue is stuck."""
+    def take(self, row_id: int) -> Iterator[None]:
+        """Hold one of the few places at a row. Raises `Unavailable` when the queue is stuck."""
         with self._lock:
-            queue = self._queues.setdefault(number, _Queue())
+            queue = self._queues.setdefault(row_id, _Queue())
             queue.users += 1
         try:
             _wait(queue)
             try:
                 yield
-                queue.done += 1
+                queue.succeeded += 1
             finally:
                 queue.places.release()
         finally:
             with self._lock:
                 queue.users -= 1
                 if not queue.users:
-                    del self._queues[number]
+                    del self._queues[row_id]
 
 
 def _wait(queue: _Queue) -> None:
-    done = queue.done
+    succeeded = queue.succeeded
     while not queue.places.acquire(timeout=_PATIENCE):
-        if queue.done == done:
+        if queue.succeeded == succeeded:
             raise Unavailable("The order is locked by another change. Try again.")
-        done = queue.done
+        succeeded = queue.succeeded

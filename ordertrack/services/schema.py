@@ -1,8 +1,8 @@
-"""Which code fits which tables.
+"""Decides whether this code and the tables fit together.
 
-Code that is older than the tables may still serve, while servers are replaced one by one and when a
-release is taken back: if the newest migration names a revision that this code knows as the oldest
-whose code works on its tables. docs/operations.md says how migrations are written for that.
+Code that is older than the tables may still serve: during a rolling upgrade, and after a rollback.
+The newest migration names the oldest revision whose code works on its tables; this code fits when
+it knows that revision. docs/operations.md says how migrations are written for that.
 """
 
 from alembic.script import ScriptDirectory
@@ -14,23 +14,23 @@ from ordertrack.services import database_roles, owner
 
 
 class SchemaTooNew(Exception):
-    """The tables are of a newer release, and do not suit this one. Its text says what to do."""
+    """The tables are of a newer release that this code does not fit. Its text says what to do."""
 
 
 def _scripts() -> ScriptDirectory:
-    """The application's migrations, wherever Flask-Migrate was told that they are."""
+    """The application's migrations, in the folder that Flask-Migrate was given."""
     return ScriptDirectory(migrate.directory)
 
 
 def is_behind() -> bool:
-    """Whether migrations are to be run before this code can work.
+    """Whether migrations must run before this code can work.
 
-    False also for newer tables that suit this code. Raises `SchemaTooNew`, and SQLAlchemy's
+    False also for newer tables that fit this code. Raises `SchemaTooNew`, and SQLAlchemy's
     `OperationalError` when the database cannot be used.
     """
     scripts = _scripts()
     known = {script.revision for script in scripts.walk_revisions()}
-    # Not `db.transaction`: whoever starts wants to know why the database cannot be used.
+    # Not `db.transaction`: at the start the reason why the database cannot be used is wanted.
     with db.engine.connect() as t:
         if t.scalar(text("SELECT to_regclass('alembic_version')")) is None:
             return True
@@ -44,14 +44,14 @@ def is_behind() -> bool:
         return False
     raise SchemaTooNew(
         f"the tables are at revision {', '.join(sorted(present))}, which this release does not know"
-        " and which is not marked as suiting it. Start a newer release."
+        " and which is not marked as fitting it. Start a newer release."
     )
 
 
 def finish(connection: Connection) -> None:
-    """After the migrations, as the owner: note which code works now, and let the server's role in.
+    """After migrations, as the owner: store which code fits, and grant the serving role its rights.
 
-    Each migration says ``oldest_code``; one that does not is for its own release and later ones.
+    A migration says ``oldest_code``; without it, only its own release and later ones fit.
     """
     scripts = _scripts()
     present = connection.scalar(text("SELECT max(version_num) FROM alembic_version"))

@@ -1,4 +1,4 @@
-"""A user's open sessions: which there are, and ending them."""
+"""Lists a user's open sessions, and revokes them."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,13 +12,13 @@ from ordertrack.models import Revocation, Session
 from ordertrack.policy import Caller
 from ordertrack.services import callers
 
-# More are neither useful to look at nor likely; the newest are shown.
-MOST_SHOWN = 100
+# A list of more sessions is neither useful nor likely; the newest are shown.
+MAX_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """A sign-in that is still good. ``user_agent`` is what the client called itself, or empty."""
+    """A session that is neither revoked nor expired. ``user_agent`` may be empty."""
 
     id: int
     user_agent: str
@@ -28,7 +28,7 @@ class OpenSession:
 
 
 def list_open(caller: Caller) -> list[OpenSession]:
-    """The caller's sessions that are neither ended nor expired, newest first."""
+    """The caller's open sessions, newest first."""
     with transaction() as t:
         actor = callers.resolve(t, caller)
         found = t.scalars(
@@ -39,7 +39,7 @@ def list_open(caller: Caller) -> list[OpenSession]:
                 Session.expires_at > func.now(),
             )
             .order_by(Session.id.desc())
-            .limit(MOST_SHOWN)
+            .limit(MAX_SHOWN)
         )
         return [
             OpenSession(
@@ -53,32 +53,32 @@ def list_open(caller: Caller) -> list[OpenSession]:
         ]
 
 
-def end(caller: Caller, session_id: int) -> None:
-    """End one of the caller's sessions. Raises `NotFound` when it has no such open session."""
+def revoke(caller: Caller, session_id: int) -> None:
+    """Revoke one of the caller's sessions. Raises `NotFound` when it is not among the open ones."""
     with transaction() as t:
         actor = callers.resolve(t, caller)
-        if not end_where(t, Session.user_id == actor.id, Session.id == session_id):
+        if not revoke_where(t, Session.user_id == actor.id, Session.id == session_id):
             raise NotFound("There is no such open session.")
 
 
-def end_all(t: Transaction, user_id: int, *, but: int | None = None) -> None:
-    """End a user's sessions, all or all but one, in the caller's transaction."""
-    end_where(t, Session.user_id == user_id, *([] if but is None else [Session.id != but]))
+def revoke_all(t: Transaction, user_id: int, *, but: int | None = None) -> None:
+    """Revoke a user's sessions, all or all but one, in transaction *t*."""
+    revoke_where(t, Session.user_id == user_id, *([] if but is None else [Session.id != but]))
 
 
-def end_where(t: Transaction, *which: ColumnElement[bool]) -> int:
-    """End the open sessions of which all of *which* is true, in the caller's transaction.
+def revoke_where(t: Transaction, *which: ColumnElement[bool]) -> int:
+    """Revoke the open sessions that match all of *which*, in transaction *t*; how many there were.
 
-    Answers how many there were. Each leaves a row in the log of ended rights.
+    Appends a `Revocation` for each. The relay of every process reads these rows and closes the
+    sessions' sockets.
     """
-    ended = t.execute(
+    revoked = t.execute(
         update(Session)
         .where(Session.revoked_at.is_(None), *which)
         .values(revoked_at=func.now())
         .returning(Session.user_id, Session.id)
     ).all()
-    # The relay reads these rows, in every process, and closes the sessions' sockets.
     t.add_all(
-        Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in ended
+        Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in revoked
     )
-    return len(ended)
+    return len(revoked)

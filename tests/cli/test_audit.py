@@ -73,7 +73,7 @@ def test_a_bar_shows_how_far_a_long_check_has_come(
     whole: Own, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert whole.flask("audit", "verify").stderr == ""
-    monkeypatch.setattr(cli, "_ORDERS_WORTH_A_BAR", 5)
+    monkeypatch.setattr(cli, "_MIN_ORDERS_FOR_BAR", 5)
     assert "Checking" in whole.flask("audit", "verify").stderr
 
 

@@ -20,12 +20,14 @@ LIFECYCLE = "ordertrack/lifecycle.py"
 CALLERS = "ordertrack/services/callers.py"
 ORDERS = "ordertrack/services/orders.py"
 LISTS = "ordertrack/services/order_lists.py"
+QUERY = "ordertrack/services/order_query.py"
+SEARCH = "ordertrack/services/order_search.py"
+WALK = "ordertrack/services/order_walk.py"
 ACCOUNTS = "ordertrack/services/accounts.py"
 PASSWORDS = "ordertrack/services/passwords.py"
 SESSIONS = "ordertrack/services/sessions.py"
 HOUSEKEEPING = "ordertrack/services/housekeeping.py"
 ROLES = "ordertrack/services/database_roles.py"
-SCREENS = "ordertrack/services/screens.py"
 AUDIT = "ordertrack/services/audit.py"
 EVENTLOG = "ordertrack/eventlog.py"
 FANOUT = "ordertrack/realtime/hub.py"
@@ -44,7 +46,7 @@ WAITING = "ordertrack/server/waiting.py"
 IDENTITY = "ordertrack/auth.py"
 DB = "ordertrack/db.py"
 CONNECTING = "ordertrack/connector.py"
-TURNS = "ordertrack/services/row_queue.py"
+ROW_QUEUE = "ordertrack/services/row_queue.py"
 APP = "ordertrack/app.py"
 HEADERS = "ordertrack/web/middleware/security_headers.py"
 FIRST_MIGRATION = "migrations/versions/0001_initial.py"
@@ -161,14 +163,6 @@ DEFECTS = [
         "AND s.id = :session AND s.revoked_at IS NULL)", "AND s.id = :session)", ACCOUNT_TESTS,
     ),
     Defect(
-        "callers-resolve-forgets-deactivation", CALLERS,
-        "            User.active,\n", "", RACE_TESTS,
-    ),
-    Defect(
-        "callers-resolve-forgets-sign-outs", CALLERS,
-        "            Session.revoked_at.is_(None),\n", "", ACCOUNT_TESTS,
-    ),
-    Defect(
         "callers-everybody-is-staff", CALLERS,
         "if not actor.is_staff:", "if not actor:", HTTP_LIST_TESTS,
     ),
@@ -213,33 +207,33 @@ DEFECTS = [
         LIFECYCLE_TESTS,
     ),
     Defect(
-        "move-without-turns", ORDERS,
+        "move-without-the-row-queue", ORDERS,
         'with _row_queue.take(parameters["id"]), db.transaction() as t:', "with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
-        "edit-without-turns", ORDERS,
+        "edit-without-the-row-queue", ORDERS,
         "(no longer editable), `VersionMismatch`.\n    \"\"\"\n"
         "    with _row_queue.take(order_id), db.transaction() as t:",
         "(no longer editable), `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
-        "delete-without-turns", ORDERS,
+        "delete-without-the-row-queue", ORDERS,
         "`Forbidden`, `Conflict`, `VersionMismatch`.\n    \"\"\"\n"
         "    with _row_queue.take(order_id), db.transaction() as t:",
         "`Forbidden`, `Conflict`, `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
-        "assign-without-turns", ORDERS,
+        "assign-without-the-row-queue", ORDERS,
         "when the order is final, `VersionMismatch`.\n    \"\"\"\n"
         "    with _row_queue.take(order_id), db.transaction() as t:",
         "when the order is final, `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
-        "turns-for-everybody-at-once", TURNS, "_AT_ONCE = 2", "_AT_ONCE = 1000", RACE_TESTS,
+        "row-queue-lets-everybody-through", ROW_QUEUE, "_AT_ONCE = 2", "_AT_ONCE = 1000", RACE_TESTS,
     ),
     Defect(
         "move-is-not-tried-again", ORDERS,
@@ -247,7 +241,7 @@ DEFECTS = [
     ),
     Defect(
         "changes-do-not-lock-the-row", ORDERS,
-        '    t.execute(text(_LOCK_ROW), {"id": order_id})\n    rows', "    rows",
+        '    t.execute(text(_LOCK_ROW), {"id": order_id})\n    actor', "    actor",
         LIFECYCLE_TESTS
         + only(WAIT_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_of_now"),
     ),
@@ -286,22 +280,22 @@ DEFECTS = [
         ),
     ),
     Defect(
-        "percent-signs-are-wildcards", LISTS,
+        "percent-signs-are-wildcards", QUERY,
         '.replace("%", "\\\\%")', "", HTTP_LIST_TESTS,
     ),
     Defect(
-        "own-lists-are-everybodys", LISTS,
-        '[_Branch("true", "customer_id", tuple', '[_Branch("true", "all", tuple',
+        "own-lists-are-everybodys", WALK,
+        'return [Branch("true", "customer_id",', 'return [Branch("true", "all",',
         HTTP_LIST_TESTS,
     ),
     Defect(
         "histories-are-open", ORDERS,
-        "if order is None or not policy.can_read_history(actor, order):",
-        "if order is None:", AUTHORISATION_TESTS,
+        "if row is None or not policy.can_read_history(actor, row):",
+        "if row is None:", AUTHORISATION_TESTS,
     ),
     Defect(
         "versions-from-the-future-are-taken", ORDERS,
-        "if after is not None and after > order.version:",
+        "if after is not None and after > row.version:",
         "if after is not None and after > 1_000_000_000:", ROOM_TESTS,
     ),
     Defect(
@@ -321,21 +315,21 @@ DEFECTS = [
     ),
     # --- lists ----------------------------------------------------------------------------------
     Defect(
-        "lists-look-at-everything", LISTS,
+        "lists-look-at-everything", WALK,
         'bound = branch.reach if conditions else ":wanted"',
         'bound = "NULL" if conditions else ":wanted"', LIST_TESTS,
     ),
     Defect(
-        "drivers-list-the-orders-of-others", LISTS,
-        '_Branch(some, "assigned", all_of_them)', "_Branch(some, path, rest)", LIST_TESTS,
+        "drivers-list-the-orders-of-others", WALK,
+        'Branch(narrowed, "assigned", every)', "Branch(narrowed, path, rest)", LIST_TESTS,
     ),
     Defect(
-        "drivers-find-the-orders-of-others-by-number", LISTS,
-        '[_STAFF, "o.deleted_at IS NULL", sees]', '[_STAFF, "o.deleted_at IS NULL"]', LIST_TESTS,
+        "drivers-find-the-orders-of-others-by-number", QUERY,
+        '[STAFF, "o.deleted_at IS NULL", sees]', '[STAFF, "o.deleted_at IS NULL"]', LIST_TESTS,
     ),
     Defect(
-        "customers-search-before-they-are-refused", LISTS,
-        "_STAFF = \"a.role <> 'user'\"", '_STAFF = "true"', PLAN_TESTS,
+        "customers-search-before-they-are-refused", QUERY,
+        "STAFF: Final = \"a.role <> 'user'\"", 'STAFF: Final = "true"', PLAN_TESTS,
     ),
     Defect(
         "counts-beyond-their-bound-look-exact", LISTS,
@@ -343,7 +337,7 @@ DEFECTS = [
         "Count(min(row.number, at_most), False)", LIST_TESTS,
     ),
     Defect(
-        "searches-by-index-leave-some-out", LISTS,
+        "searches-by-index-leave-some-out", SEARCH,
         "    if len(found) > CANDIDATES:\n", "    if not CANDIDATES:\n", LIST_TESTS,
     ),
     # --- the log --------------------------------------------------------------------------------
@@ -547,7 +541,7 @@ DEFECTS = [
     ),
     Defect(
         "failed-logins-wake-the-relay", DB,
-        "    if appended:\n        _tell_of_an_append()", "    _tell_of_an_append()",
+        "    if appended:\n        _call_after_append()", "    _call_after_append()",
         only(RELAY_TESTS, "test_every_append_wakes_the_relay_and_nothing_else_does"),
     ),
     Defect(
@@ -735,7 +729,7 @@ DEFECTS = [
     ),
     Defect(
         "reset-links-leave-sessions", PASSWORDS,
-        "        sessions.end_all(t, user.id)\n", "", PASSWORD_TESTS,
+        "        sessions.revoke_all(t, user.id)\n", "", PASSWORD_TESTS,
     ),
     Defect(
         "reset-links-for-the-deactivated", PASSWORDS,
@@ -744,7 +738,7 @@ DEFECTS = [
     ),
     Defect(
         "new-passwords-leave-other-sessions", PASSWORDS,
-        "        sessions.end_all(t, user.id, but=caller.session_id)\n", "", PASSWORD_TESTS,
+        "        sessions.revoke_all(t, user.id, but=caller.session_id)\n", "", PASSWORD_TESTS,
     ),
     Defect(
         "new-passwords-need-no-old-one", PASSWORDS,
@@ -752,12 +746,12 @@ DEFECTS = [
     ),
     Defect(
         "anybody-ends-any-session", SESSIONS,
-        "if not end_where(t, Session.user_id == actor.id, Session.id == session_id):",
-        "if not end_where(t, Session.id == session_id):", PASSWORD_TESTS,
+        "if not revoke_where(t, Session.user_id == actor.id, Session.id == session_id):",
+        "if not revoke_where(t, Session.id == session_id):", PASSWORD_TESTS,
     ),
     Defect(
         "ended-sessions-keep-their-sockets", SESSIONS,
-        'Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in ended',
+        'Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in revoked',
         'Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in []',
         ROOM_TESTS,
     ),
@@ -794,14 +788,14 @@ DEFECTS = [
     ),
     Defect(
         "reads-are-tried-once", DB,
-        "if isinstance(original, NoAnswer) or not _is_loss(original):", "if original:",
+        "if isinstance(original, NoAnswer) or not _is_lost_connection(original):", "if original:",
         only(
             CONNECTION_TESTS,
             "test_a_read_whose_connection_dies_under_it_is_done_again_and_a_write_is_not",
         ),
     ),
     Defect(
-        "dead-connections-are-lent", DB,
+        "dead-connections-are-given-out", DB,
         "(connection.closed or has_input(connection.fileno()))", "connection.closed",
         only(
             CONNECTION_TESTS,
@@ -832,7 +826,7 @@ DEFECTS = [
     ),
     Defect(
         "housekeeping-goes-on-for-ever", HOUSEKEEPING,
-        "for _ in range(MOST_BATCHES):", "for _ in range(1_000_000):", HOUSE_TESTS,
+        "for _ in range(MAX_BATCHES):", "for _ in range(1_000_000):", HOUSE_TESTS,
     ),
     Defect(
         "every-process-keeps-house", HOUSEKEEPING,
@@ -868,18 +862,18 @@ DEFECTS = [
         "setting-of-guests-has-no-effect", LIVE,
         "most=settings.max_connections,", "most=1_000_000,", LIMIT_TESTS,
     ),
-    # --- screens and the audit ------------------------------------------------------------------
+    # --- the board and the audit ------------------------------------------------------------------
     Defect(
-        "board-shows-page-one-again", LISTS,
+        "board-shows-page-one-again", WALK,
         'return "o.id < :before", "o.id DESC"', 'return "o.id <> :before", "o.id DESC"',
         LIST_TESTS,
     ),
     Defect(
-        "export-stops-after-a-batch", SCREENS,
+        "export-stops-after-a-batch", LISTS,
         "        if before is None:\n", "        if page.orders:\n", LIST_TESTS,
     ),
     Defect(
-        "board-shows-deleted-orders", LISTS,
+        "board-shows-deleted-orders", WALK,
         '*(["o.deleted_at IS NULL"] if self.path == "all" else ())', "*()", LIST_TESTS,
     ),
     Defect(

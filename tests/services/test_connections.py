@@ -17,7 +17,7 @@ from sqlalchemy import event, exc, text
 from ordertrack import db as database_module
 from ordertrack.app import create_app
 from ordertrack.config import SettingsError
-from ordertrack.connector import Connector, require_own_sessions, say_what_is_overridden
+from ordertrack.connector import Connector, require_dedicated_sessions, warn_of_overridden_options
 from ordertrack.db import Statement, connector, fetch_all, transaction
 from ordertrack.errors import Unavailable
 from ordertrack.extensions import db, state
@@ -123,7 +123,7 @@ def test_what_a_dsn_says_itself_stays(database: str, caplog: pytest.LogCaptureFi
     )
     pool = connector(settings_for(dsn))
     with caplog.at_level(logging.WARNING):
-        say_what_is_overridden(pool)
+        warn_of_overridden_options(pool)
     assert "jit, lock_timeout" in caplog.text
     assert pool.timeout == 3
     for connect, name in ((pool, "shop"), (relay_of(dsn)._connect, "shop relay")):
@@ -173,16 +173,16 @@ def test_a_pooler_by_transaction_is_found_out(database: str) -> None:
         connect = Connector(pooler.dsn, session={})
         connect.session = {}
         with pytest.raises(SettingsError, match="DB_DSN leads through a pooler"):
-            require_own_sessions(connect)
+            require_dedicated_sessions(connect)
 
 
 def test_a_pooler_that_ignores_what_was_asked_for_is_found_out(database: str) -> None:
     with Pooler(database, by_transaction=False) as pooler:
         with pytest.raises(SettingsError, match="leads to sessions whose"):
-            require_own_sessions(connector(settings_for(pooler.dsn)))
+            require_dedicated_sessions(connector(settings_for(pooler.dsn)))
         connect = Connector(pooler.dsn, session={})
         connect.session = {}
-        require_own_sessions(connect)  # it is the settings, and nothing else
+        require_dedicated_sessions(connect)  # it is the settings, and nothing else
 
 
 def test_a_server_does_not_start_behind_such_a_pooler(database: str) -> None:

@@ -45,7 +45,7 @@ def count(postgres: Postgres, own: Own, table: str) -> int:
 
 def turn(own: Own) -> int:
     with own.app.app_context():
-        return housekeeping.turn()
+        return housekeeping.run()
 
 
 def test_what_is_over_goes_and_the_rest_stays(own: Own, postgres: Postgres) -> None:
@@ -85,7 +85,7 @@ def test_a_backlog_is_worked_off_in_batches(
     own: Own, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(housekeeping, "BATCH", 10)
-    monkeypatch.setattr(housekeeping, "MOST_BATCHES", 3)
+    monkeypatch.setattr(housekeeping, "MAX_BATCHES", 3)
     person = own.people.customer()
     aged(
         postgres,
@@ -117,7 +117,7 @@ def test_one_process_at_a_time(own: Own, postgres: Postgres) -> None:
 
 def test_the_indexes_find_what_is_over(own: Own, postgres: Postgres) -> None:
     """However many rows there are, a turn that finds nothing reads none of the others."""
-    for table, conditions in housekeeping._OVER.items():
+    for table, conditions in housekeeping._DELETED.items():
         for condition in conditions:
             connection = psycopg2.connect(own.dsn)
             try:
@@ -149,11 +149,11 @@ def test_an_error_is_logged_and_tried_again_until_it_is_stopped(
     own: Own, caplog: pytest.LogCaptureFixture
 ) -> None:
     context = FailsOnce(own)
-    turns, failures = housekeeping.stats.turns, housekeeping.stats.failures
+    turns, failures = housekeeping.stats.runs, housekeeping.stats.failures
     keeper = Housekeeper(context, period=0.01)
     with caplog.at_level(logging.ERROR):
         keeper.start()
-        eventually(lambda: housekeeping.stats.turns >= turns + 2)
+        eventually(lambda: housekeeping.stats.runs >= turns + 2)
     keeper.stop(timeout=20)
     assert not keeper._thread.is_alive()
     assert housekeeping.stats.failures == failures + 1

@@ -15,8 +15,9 @@ from ordertrack.app import create_app
 from ordertrack.extensions import db
 from ordertrack.lifecycle import Status
 from ordertrack.policy import Caller, DriverScope
-from ordertrack.services import order_lists, screens
-from ordertrack.services.order_lists import Count, Filters, Page
+from ordertrack.services import order_lists, order_search, order_walk
+from ordertrack.services.order_lists import Count
+from ordertrack.services.order_query import Filters, Page
 from tests.support.databases import Postgres, settings_for
 from tests.support.missing import NO_TRIGRAMS
 from tests.support.reads import session_of
@@ -112,9 +113,9 @@ def shop(postgres: Postgres) -> Iterator[Shop]:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A statement looks at a few orders only, and no text is searched for by index."""
-    monkeypatch.setattr(order_lists, "SCANNED", 12)
+    monkeypatch.setattr(order_walk, "SCANNED", 12)
     monkeypatch.setattr(order_lists, "COUNTED", 6)
-    monkeypatch.setattr(order_lists, "CANDIDATES", -1)
+    monkeypatch.setattr(order_search, "CANDIDATES", -1)
 
 
 def pages(read: Callable[[int | None], Page], limit: int) -> list[Page]:
@@ -268,7 +269,7 @@ def test_a_page_that_looked_at_enough_says_so_and_the_last_does_not(shop: Shop) 
         )
 
     *others, last = pages(read, 10)
-    assert len(others) == 310 // order_lists.SCANNED
+    assert len(others) == 310 // order_walk.SCANNED
     assert all(page.cut_short and not page.orders for page in others)
     assert not last.cut_short
 
@@ -300,7 +301,7 @@ def test_an_order_is_found_by_its_number_however_old_and_once(shop: Shop) -> Non
 
 
 def counted(shop: Shop, filters: Filters) -> dict[Status, Count]:
-    return order_lists.overview(shop.people["Ada"], filters, before=None, limit=2)[1]
+    return order_lists.board(shop.people["Ada"], filters, before=None, limit=2).counts
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -329,7 +330,7 @@ def test_counts_beyond_the_bound_say_at_least(shop: Shop) -> None:
     assert str(sum(by_status.values(), start=Count(0))) == "27+"
     driver = counted(shop, Filters(driver_id=shop.people["Dewi"].user_id))
     assert all(count.more for count in driver.values())
-    assert sum(count.number for count in driver.values()) == order_lists.SCANNED // 3
+    assert sum(count.number for count in driver.values()) == order_walk.SCANNED // 3
     assert str(Count(10_000, more=True)) == "10,000+"
 
 
@@ -351,7 +352,7 @@ def search(shop: Shop, wanted: Filters) -> Page:
 def test_rare_text_is_found_beyond_the_bound_where_pg_trgm_can_be_had(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, wanted: Filters, where: str
 ) -> None:
-    monkeypatch.setattr(order_lists, "SCANNED", 12)
+    monkeypatch.setattr(order_walk, "SCANNED", 12)
     page = search(shop, wanted)
     if shop.can_search:
         assert ids([page]) == shop.ids(where)
@@ -364,23 +365,23 @@ def test_rare_text_is_found_beyond_the_bound_where_pg_trgm_can_be_had(
 def test_names_are_found_beyond_the_bound_and_counted_where_pg_trgm_can_be_had(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(order_lists, "SCANNED", 12)
+    monkeypatch.setattr(order_walk, "SCANNED", 12)
     if not shop.can_search:
         pytest.skip(NO_TRIGRAMS)
     zoes = f"{LIVE} AND o.customer_id = {shop.people['Zoë Zanzibar'].user_id}"
     for wanted in (Filters(words="zanzibar"), Filters(customer="zoë@"), Filters(customer="zanz")):
-        page, counts = order_lists.overview(shop.people["Ada"], wanted, before=None, limit=50)
-        assert ids([page]) == shop.ids(zoes)
-        assert sum(counts.values(), start=Count(0)) == Count(len(shop.ids(zoes)))
+        board = order_lists.board(shop.people["Ada"], wanted, before=None, limit=50)
+        assert ids([board.page]) == shop.ids(zoes)
+        assert sum(board.counts.values(), start=Count(0)) == Count(len(shop.ids(zoes)))
 
 
 def test_a_text_that_too_many_have_is_not_collected(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(order_lists, "SCANNED", 12)
-    monkeypatch.setattr(order_lists, "CANDIDATES", 1)
+    monkeypatch.setattr(order_walk, "SCANNED", 12)
+    monkeypatch.setattr(order_search, "CANDIDATES", 1)
     # What is found is the same without the indexes, and only takes longer.
-    monkeypatch.setattr(order_lists, "_HAS_INDEXES", "SELECT true AS found")
+    monkeypatch.setattr(order_search, "_HAS_INDEXES", "SELECT true AS found")
     assert search(shop, Filters(text="quetzalcoatl")).cut_short
     # Of people who have it in their address some were left out, although none has an order.
     shop.execute(
@@ -394,7 +395,7 @@ def test_a_text_that_too_many_have_is_not_collected(
 
 
 def test_an_export_and_the_boards_pages_have_every_order_once(shop: Shop) -> None:
-    number = screens.EXPORT_BATCH * 2 + 37
+    number = order_lists.EXPORT_BATCH * 2 + 37
     shop.execute(
         """INSERT INTO orders (customer_id, description, status)
            SELECT %s, 'bulk ' || i, 'Pending' FROM generate_series(1, %s) AS i""",
@@ -406,10 +407,10 @@ def test_an_export_and_the_boards_pages_have_every_order_once(shop: Shop) -> Non
         expected = shop.ids(f"{LIVE} AND o.customer_id = {wanted.customer_id}")
         assert len(expected) > number
         admin = shop.people["Ada"]
-        exported = list(screens.export(admin, wanted))
+        exported = list(order_lists.export(admin, wanted))
         assert [order.id for order in exported] == expected
         found = pages(
-            lambda before: screens.board(admin, wanted, before=before, limit=50).page,
+            lambda before: order_lists.board(admin, wanted, before=before, limit=50).page,
             50,
         )
         assert ids(found) == expected

@@ -17,8 +17,8 @@ from ordertrack.errors import Forbidden
 from ordertrack.extensions import db
 from ordertrack.lifecycle import Status
 from ordertrack.policy import DriverScope
-from ordertrack.services import order_lists, screens
-from ordertrack.services.order_lists import Filters
+from ordertrack.services import order_lists, order_search, order_walk
+from ordertrack.services.order_query import Filters
 from tests.support import reads
 from tests.support.bulk import ABSENT, Size, fill
 from tests.support.databases import Postgres, settings_for
@@ -31,7 +31,7 @@ SIZE = Size(200_000, events_per_order=2)
 
 # For one page: what a walk looks at for the page, again for the place where it stopped, again for
 # the counts, in each of three walks of a driver who sees only some, and what an index search finds.
-MOST_ROWS = 3 * 3 * order_lists.SCANNED + order_lists.CANDIDATES
+MOST_ROWS = 3 * 3 * order_walk.SCANNED + order_search.CANDIDATES
 # The counts of the plain board come from the index of the statuses.
 MOST_COUNTED = 5 * (order_lists.COUNTED + 1)
 
@@ -111,9 +111,9 @@ def _no_order(plans: list[Plan]) -> bool:
             before=None,
             limit=50,
         ),
-        lambda caller: screens.board(caller, Filters(words=ABSENT), before=None, limit=50),
-        lambda caller: screens.waiting(caller, mine=False),
-        lambda caller: next(screens.export(caller, Filters())),
+        lambda caller: order_lists.board(caller, Filters(words=ABSENT), before=None, limit=50),
+        lambda caller: order_lists.waiting(caller, mine=False),
+        lambda caller: next(order_lists.export(caller, Filters())),
     ],
     ids=["list", "list by number", "list by two filters", "board", "deliveries", "export"],
 )

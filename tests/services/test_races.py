@@ -153,14 +153,14 @@ def test_a_move_that_became_possible_while_it_was_refused_is_made(
     house: House, order: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver, other = house.people.driver(), house.people.driver()
-    explain = orders._why_not
+    explain = orders._explain
 
     def after_another_step(*arguments: Any) -> Any:
         if other.read(order)["status"] == "Pending":
             other.move(order, "Processing")
         return explain(*arguments)
 
-    monkeypatch.setattr(orders, "_why_not", after_another_step)
+    monkeypatch.setattr(orders, "_explain", after_another_step)
     assert driver.move(order, "Shipped")["status"] == "Shipped"
     assert [event["status"] for event in driver.history(order)] == [
         "Pending",

@@ -52,7 +52,7 @@ def test_every_other_error_stays_what_it_is(app: Flask, state: str) -> None:
 
 def raise_on_a_bare_connection(state: str) -> None:
     """As `Statement` runs: psycopg2's own exceptions, without SQLAlchemy around them."""
-    with unavailable_when_down(), db.engine.pool.lend() as (connection, _):  # type: ignore[attr-defined]
+    with unavailable_when_down(), db.engine.pool.bare_connection() as (connection, _):  # type: ignore[attr-defined]
         connection.cursor().execute(raising(state))
 
 

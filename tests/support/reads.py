@@ -12,8 +12,8 @@ from ordertrack import eventlog
 from ordertrack.eventlog import Cursor
 from ordertrack.lifecycle import Status
 from ordertrack.policy import Caller, DriverScope
-from ordertrack.services import accounts, audit, callers, order_lists, orders, screens
-from ordertrack.services.order_lists import Filters
+from ordertrack.services import accounts, audit, callers, order_lists, orders
+from ordertrack.services.order_query import Filters
 from tests.support.bulk import ABSENT, ADMINS, COMMON, DRIVERS, RARE, Size
 
 Read = Callable[[], object]
@@ -100,14 +100,14 @@ def list_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
             )
         yield (
             f"board: {name}",
-            lambda n=narrowed: screens.board(admin, n, before=None, limit=50),
+            lambda n=narrowed: order_lists.board(admin, n, before=None, limit=50),
         )
         if not narrowed.deleted:
             yield (
                 f"assigned only: {name}",
-                lambda n=narrowed: order_lists.overview(narrowed_driver, n, before=None, limit=50),
+                lambda n=narrowed: order_lists.board(narrowed_driver, n, before=None, limit=50),
             )
-    yield "export: two batches", lambda: list(islice(screens.export(admin, Filters()), 1500))
+    yield "export: two batches", lambda: list(islice(order_lists.export(admin, Filters()), 1500))
     for text in (None, ABSENT):
         for status in (None, Status.PENDING):
             yield (
@@ -120,7 +120,7 @@ def list_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
         for scope in DriverScope:
             yield (
                 f"deliveries: {'mine' if mine else 'all'}, {scope}",
-                lambda m=mine, s=scope: screens.waiting(replace(driver, scope=s), mine=m),
+                lambda m=mine, s=scope: order_lists.waiting(replace(driver, scope=s), mine=m),
             )
 
 
@@ -130,8 +130,8 @@ def order_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
     many: dict[int, int | None] = {middle + n * 7: 1 for n in range(200)}
     yield "order", lambda: orders.get(admin, middle)
     yield "history", lambda: orders.history(admin, middle, after=0, limit=100)
-    yield "order page", lambda: screens.order(admin, middle)
-    yield "trail page", lambda: screens.trail(admin, middle)
+    yield "order page", lambda: orders.page(admin, middle)
+    yield "trail page", lambda: orders.history_page(admin, middle)
     yield "200 subscriptions", lambda: orders.catch_up(admin, many)
     yield "who asks", lambda: callers.identify(admin)
 

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 
 from ordertrack.app import create_app
 from ordertrack.extensions import db
-from ordertrack.services.screens import EXPORT_BATCH
+from ordertrack.services.order_lists import EXPORT_BATCH
 from tests.support.databases import settings_for
 from tests.support.http import InProcess
 from tests.support.people import People, Person

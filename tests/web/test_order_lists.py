@@ -13,7 +13,7 @@ import pytest
 
 from ordertrack.app import create_app
 from ordertrack.extensions import db
-from ordertrack.services import order_lists
+from ordertrack.services import order_walk
 from tests.support.databases import Postgres, settings_for
 from tests.support.http import Api, InProcess
 from tests.support.people import People, Person
@@ -207,7 +207,7 @@ def test_customers_have_no_staff_list_and_no_staff_filters(people: People) -> No
 def test_a_page_that_ends_early_has_a_cursor_and_the_rest_follows(
     people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(order_lists, "SCANNED", 6)  # two of one customer's
+    monkeypatch.setattr(order_walk, "SCANNED", 6)  # two of one customer's
     owner = people.customer()
     old = owner.order("a quetzalcoatl")["id"]
     for _ in range(5):

@@ -16,8 +16,8 @@ from werkzeug.test import TestResponse
 from ordertrack import auth, errors
 from ordertrack.app import create_app
 from ordertrack.extensions import db
-from ordertrack.services import order_lists, screens
-from ordertrack.services.screens import TRAIL_PAGE
+from ordertrack.services import order_lists, order_walk
+from ordertrack.services.orders import HISTORY_PAGE
 from ordertrack.web.pages import board
 from ordertrack.web.pages.errors import error_page
 from tests.support.databases import settings_for
@@ -389,7 +389,7 @@ def test_the_boards_filters_narrow_together(browser: Browser, people: People) ->
 def test_the_board_says_how_far_it_looked_and_goes_on(
     browser: Browser, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(order_lists, "SCANNED", 6)  # two of one customer's
+    monkeypatch.setattr(order_walk, "SCANNED", 6)  # two of one customer's
     customer, admin = people.customer(), people.admin()
     old = customer.order("a quetzalcoatl")
     for _ in range(5):
@@ -421,7 +421,7 @@ def test_the_boards_pages_join_and_the_export_has_them_all(
     browser: Browser, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(board, "PAGE", 3)
-    monkeypatch.setattr(screens, "EXPORT_BATCH", 3)
+    monkeypatch.setattr(order_lists, "EXPORT_BATCH", 3)
     customer, admin = people.customer(), people.admin()
     made = [str(customer.order()["id"]) for _ in range(7)][::-1]
     window = browser(admin)
@@ -708,7 +708,7 @@ def test_the_export_has_every_order_of_the_filters_and_no_formula(
 def test_a_long_trail_comes_in_pages_that_join_up(browser: Browser, people: People) -> None:
     customer, admin = people.customer(), people.admin()
     order = customer.order("wish 0")
-    for number in range(TRAIL_PAGE + 4):
+    for number in range(HISTORY_PAGE + 4):
         customer.edit(order, f"wish {number + 1}")
     customer.delete(order)
     window = browser(admin)
@@ -719,7 +719,7 @@ def test_a_long_trail_comes_in_pages_that_join_up(browser: Browser, people: Peop
     second = window.open(more[1]).text
     assert "?after=" not in second
     versions = re.findall(r'<th scope="row">(\d+)</th>', first + second)
-    assert versions == [str(number) for number in range(1, TRAIL_PAGE + 7)]
+    assert versions == [str(number) for number in range(1, HISTORY_PAGE + 7)]
     assert browser(customer).open(f"/orders/{order['id']}/history").status_code == 404
 
 

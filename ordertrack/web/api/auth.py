@@ -1,6 +1,5 @@
 """/api: registering, signing in and out."""
 
-from datetime import timedelta
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -15,7 +14,7 @@ from ordertrack.schemas import (
     present_session,
 )
 from ordertrack.services import accounts, passwords, sessions
-from ordertrack.web.http import body, json_answer, settings
+from ordertrack.web.http import body, json_answer
 
 blueprint = Blueprint("auth", __name__, url_prefix="/api")
 
@@ -32,25 +31,19 @@ def register() -> Response:
 @auth.public
 def login() -> Response:
     form = body(Credentials)
-    lifetime = timedelta(seconds=settings().refresh_token_seconds)
-    login = accounts.log_in(
-        form.email, form.password, lifetime, user_agent=request.user_agent.string
-    )
-    return json_answer(_tokens(login))
+    return json_answer(_tokens(*auth.log_in(form.email, form.password, request.user_agent.string)))
 
 
 @blueprint.post("/refresh")
 @auth.takes_refresh_token
 def refresh() -> Response:
     """A new access token for the same session; the refresh token stays good."""
-    login = accounts.continue_session(auth.caller())
-    shown = _tokens(login)
+    shown = _tokens(*auth.renew(auth.caller()))
     del shown["refresh_token"]
     return json_answer(shown)
 
 
-def _tokens(login: accounts.Login) -> dict[str, Any]:
-    tokens = auth.issue(login)
+def _tokens(login: accounts.Login, tokens: auth.Tokens) -> dict[str, Any]:
     return {
         "access_token": tokens.access,
         "refresh_token": tokens.refresh,
@@ -96,5 +89,5 @@ def list_sessions() -> Response:
 
 @blueprint.delete("/me/sessions/<id:session_id>")
 def end_session(session_id: int) -> Response:
-    sessions.end(auth.caller(), session_id)
+    sessions.revoke(auth.caller(), session_id)
     return Response(status=204)

@@ -19,8 +19,8 @@ from ordertrack.schemas import (
     present_order,
 )
 from ordertrack.services import order_lists, orders
-from ordertrack.services.order_lists import Filters, Page
-from ordertrack.services.orders import OrderView
+from ordertrack.services.order_query import Filters, Page
+from ordertrack.services.order_rows import OrderView
 from ordertrack.web.http import (
     MAX_PAGE,
     body,

@@ -66,7 +66,7 @@ def change_password() -> Response:
 
 @blueprint.post("/account/sessions/<id:session_id>/end")
 def end_session(session_id: int) -> Response:
-    sessions.end(auth.caller(), session_id)
+    sessions.revoke(auth.caller(), session_id)
     return go_to("/account", "session_closed")
 
 

@@ -1,7 +1,5 @@
 """Signing up, in and out, and staying signed in while a page is open."""
 
-from datetime import timedelta
-
 from flask import Blueprint, Response, request
 
 from ordertrack import auth
@@ -15,7 +13,7 @@ from ordertrack.policy import Role
 from ordertrack.problems import STATUS
 from ordertrack.schemas import Credentials, Registration
 from ordertrack.services import accounts, callers
-from ordertrack.web.http import json_answer, settings
+from ordertrack.web.http import json_answer
 from ordertrack.web.pages.rendering import fields, go_to, messages, read, render, safe_path
 
 blueprint = Blueprint("session", __name__)
@@ -50,23 +48,20 @@ def login() -> Response:
     values = fields("next")
     try:
         form = read(values, Credentials)
-        lifetime = timedelta(seconds=settings().refresh_token_seconds)
-        login = accounts.log_in(
-            form.email.strip(), form.password, lifetime, user_agent=request.user_agent.string
-        )
+        login, tokens = auth.log_in(form.email.strip(), form.password, request.user_agent.string)
     except ValidationFailed:
         error, status = "Enter your e-mail address and your password.", 422
     except (InvalidCredentials, TooManyRequests) as refused:
         error, status = refused.detail, STATUS[refused.code].value
     else:
         following = safe_path(_following())
-        return _enter(login, following if following != "/" else HOME[login.account.role])
+        return _enter(tokens, following if following != "/" else HOME[login.account.role])
     return _login_form(status, email=values.get("email", ""), error=error)
 
 
-def _enter(login: accounts.Login, url: str, notice: str | None = None) -> Response:
+def _enter(tokens: auth.Tokens, url: str, notice: str | None = None) -> Response:
     response = go_to(url, notice)
-    auth.set_session_cookies(response, auth.issue(login))
+    auth.set_session_cookies(response, tokens)
     return response
 
 
@@ -84,16 +79,13 @@ def register() -> Response:
     try:
         form = read(values, Registration)
         accounts.register(form.name, form.email, form.password)
-        lifetime = timedelta(seconds=settings().refresh_token_seconds)
-        login = accounts.log_in(
-            form.email, form.password, lifetime, user_agent=request.user_agent.string
-        )
+        _, tokens = auth.log_in(form.email, form.password, request.user_agent.string)
     except ValidationFailed as error:
         errors, status = messages(error), 422
     except EmailTaken as error:
         errors, status = {"email": error.detail}, 409
     else:
-        return _enter(login, "/orders", "registered")
+        return _enter(tokens, "/orders", "registered")
     shown = {name: values.get(name, "") for name in ("name", "email")}
     return render("register.html", status, values=shown, errors=errors)
 
@@ -111,7 +103,7 @@ def logout() -> Response:
 @auth.takes_refresh_token
 def renew() -> Response:
     """For open pages: a new access cookie for the session, by the refresh cookie."""
-    tokens = auth.issue(accounts.continue_session(auth.caller()))
+    _, tokens = auth.renew(auth.caller())
     response = json_answer({"expires_in": tokens.expires_in})
     auth.set_access_cookie(response, tokens)
     return response

@@ -16,10 +16,11 @@ from ordertrack import auth
 from ordertrack.errors import Conflict, DomainError, ValidationFailed
 from ordertrack.lifecycle import TERMINAL, Status
 from ordertrack.schemas import MAX_ID, DriverForm, StatusForm, present_time
-from ordertrack.services import callers, orders, screens
-from ordertrack.services.order_lists import Count, Filters
-from ordertrack.services.orders import OrderView
-from ordertrack.services.screens import Outcome
+from ordertrack.services import accounts, bulk, callers, order_lists
+from ordertrack.services.bulk import Outcome
+from ordertrack.services.order_lists import Count
+from ordertrack.services.order_query import Filters
+from ordertrack.services.order_rows import OrderView, no_such_order
 from ordertrack.web.http import integer, known_arguments
 from ordertrack.web.pages.rendering import back, fields, go_to, messages, read, render
 
@@ -47,7 +48,7 @@ def show() -> Response:
         if not errors.keys() <= {"from", "to"}:  # what is wrong is in no field of the page
             raise
         filters = Filters()
-    found = screens.board(
+    found = order_lists.board(
         auth.caller(),
         filters,
         before=integer("before", low=1),
@@ -164,7 +165,7 @@ def move() -> Response:
         ask, hint = _MOVES[target]
         question = Question(ask, ("status", target.value), hint=hint)
         return _ask(order_ids, question, lambda order: target in order.next_statuses)
-    outcomes = screens.move_many(auth.caller(), order_ids, target)
+    outcomes = bulk.move(auth.caller(), order_ids, target)
     return _done(outcomes + _left(), _BECAME[target])
 
 
@@ -174,14 +175,15 @@ def assign() -> Response:
     form = read({"driver_id": None if driver_id == "none" else driver_id}, DriverForm)
     order_ids = _chosen()
     if order_ids and request.form.get("confirmed") != "yes":
-        drivers = screens.drivers(auth.caller())
+        callers.require_admin(callers.identify(auth.caller()))
+        drivers = accounts.drivers()
         name = next((driver.name for driver in drivers if driver.id == form.driver_id), None)
         if name is None and form.driver_id is not None:
             raise ValidationFailed.at("/driver_id", "must be the id of an active driver")
         ask = "Take the driver off {}?" if name is None else "Assign {} to "
         question = Question(ask, ("driver_id", driver_id), name=name or "")
         return _ask(order_ids, question, lambda order: order.status not in TERMINAL)
-    outcomes = screens.assign_many(auth.caller(), order_ids, form.driver_id)
+    outcomes = bulk.assign(auth.caller(), order_ids, form.driver_id)
     return _done(outcomes + _left(), "assigned" if form.driver_id else "without a driver now")
 
 
@@ -196,11 +198,11 @@ def _left() -> list[Outcome]:
     order_ids = _ids(request.form.getlist("left"), "/left")
     if not order_ids:
         return []
-    found = screens.chosen(auth.caller(), order_ids).orders
+    found = bulk.chosen(auth.caller(), order_ids).orders
     reasons: dict[int, DomainError] = {
         order.id: Conflict(f"It was {order.status}, and is left so.") for order in found
     }
-    gone = orders.no_such_order()
+    gone = no_such_order()
     return [Outcome(order_id, reasons.get(order_id, gone)) for order_id in order_ids]
 
 
@@ -214,7 +216,7 @@ def _ids(raw: Sequence[str], pointer: str) -> list[int]:
 
 def _ask(order_ids: list[int], question: Question, can_be: Callable[[OrderView], bool]) -> Response:
     """The page that asks. It names the customers concerned, and what will be left as it is."""
-    found = screens.chosen(auth.caller(), order_ids)
+    found = bulk.chosen(auth.caller(), order_ids)
     changing = [order for order in found.orders if can_be(order)]
     return render(
         "bulk_ask.html",
@@ -280,7 +282,7 @@ COLUMNS = (
 def export() -> Response:
     """All orders of the board's filters, streamed; never more than a batch in memory."""
     known_arguments(*FILTERS)
-    rows = screens.export(auth.caller(), _filters())
+    rows = order_lists.export(auth.caller(), _filters())
     # The first row is read here, so that a refusal is an answer of its own and not half a file.
     first = next(rows, None)
     found = chain(() if first is None else (first,), rows)

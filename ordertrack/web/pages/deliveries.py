@@ -5,8 +5,8 @@ from flask import Blueprint, Response, request
 from ordertrack import auth
 from ordertrack.lifecycle import TERMINAL, Status
 from ordertrack.policy import DriverScope
-from ordertrack.services import screens
-from ordertrack.services.orders import OrderView
+from ordertrack.services import order_lists
+from ordertrack.services.order_rows import OrderView
 from ordertrack.web.http import settings
 from ordertrack.web.pages.rendering import render
 
@@ -17,7 +17,7 @@ blueprint = Blueprint("deliveries", __name__)
 def show() -> Response:
     """``?show=mine`` narrows to what is assigned to the viewer."""
     mine = request.args.get("show") == "mine"
-    found = screens.waiting(auth.caller(), mine=mine)
+    found = order_lists.waiting(auth.caller(), mine=mine)
     groups: dict[Status, list[OrderView]] = {
         status: [] for status in Status if status not in TERMINAL
     }
@@ -28,7 +28,7 @@ def show() -> Response:
         viewer=found.actor,
         groups=groups,
         mine=mine,
-        most=screens.WAITING,
+        most=order_lists.WAITING,
         may_see_all=settings().driver_scope is DriverScope.ALL,
         here="/deliveries?show=mine" if mine else "/deliveries",
     )

@@ -23,8 +23,9 @@ from ordertrack.eventlog import Event
 from ordertrack.lifecycle import STEPS, TERMINAL, Status
 from ordertrack.problems import STATUS as HTTP_STATUS
 from ordertrack.schemas import MAX_VERSION, DriverForm, OrderForm, StatusForm
-from ordertrack.services import order_lists, orders, screens
-from ordertrack.services.order_lists import Filters
+from ordertrack.services import order_lists, orders
+from ordertrack.services.order_query import Filters
+from ordertrack.services.orders import OrderPage
 from ordertrack.web.http import integer
 from ordertrack.web.pages.progress import stops
 from ordertrack.web.pages.rendering import (
@@ -111,12 +112,12 @@ def show(order_id: int) -> Response:
         return _show(order_id)
     except NotFound:
         # A deleted order has no page any more, but admins may read its trail.
-        screens.trail(auth.caller(), order_id)
+        orders.history_page(auth.caller(), order_id)
         return go_to(f"/orders/{order_id}/history")
 
 
 def _show(order_id: int, refused: DomainError | None = None) -> Response:
-    screen = screens.order(auth.caller(), order_id)
+    screen = orders.page(auth.caller(), order_id)
     order = screen.order
     typed = fields("version").get("description") if refused else None
     return render(
@@ -155,7 +156,7 @@ def _reason(refused: DomainError | None, typed: str | None) -> str:
     return " ".join(messages(refused).values())
 
 
-def _steps(screen: screens.OrderScreen) -> list[tuple[Status, Status]]:
+def _steps(screen: OrderPage) -> list[tuple[Status, Status]]:
     """Every step of the table that the viewer may take with this order, some day or now."""
     return [
         (current, target)
@@ -165,7 +166,7 @@ def _steps(screen: screens.OrderScreen) -> list[tuple[Status, Status]]:
     ]
 
 
-def _when(screen: screens.OrderScreen) -> dict[str, list[Status]]:
+def _when(screen: OrderPage) -> dict[str, list[Status]]:
     """In which statuses the viewer may edit, delete, assign: the page shows the form then."""
     held = screen.held
     return {
@@ -182,7 +183,7 @@ def _when(screen: screens.OrderScreen) -> dict[str, list[Status]]:
 @blueprint.get("/orders/<id:order_id>/history")
 def trail(order_id: int) -> Response:
     after = integer("after", 0, high=MAX_VERSION)
-    screen = screens.trail(auth.caller(), order_id, after=after)
+    screen = orders.history_page(auth.caller(), order_id, after=after)
     last = screen.events[-1].version if screen.events else screen.order.version
     return render(
         "trail.html",
