@@ -30,7 +30,7 @@ from ordertrack.server import websocket
 from ordertrack.server.counters import counters
 from ordertrack.server.websocket import Limits, WebSocket
 from ordertrack.server.ws_frames import CloseCode
-from ordertrack.server.ws_handshake import Refused, check_handshake, check_origin
+from ordertrack.server.ws_handshake import check_handshake, check_origin
 from ordertrack.server.wsgi_types import Environ, StartResponse, Wsgi
 from ordertrack.services import orders
 from ordertrack.services.orders import REPLAY_LIMIT, CaughtUp
@@ -225,8 +225,6 @@ class OrderSockets:
         try:
             with self._app.app_context():
                 return self._open(environ, int(match[1]))
-        except Refused as refused:
-            return websocket.refuse(start_response, refused)
         except Exception as error:  # noqa: BLE001 (answered as a problem, logged if unexpected)
             shown = from_exception(error)
             counters.refuse(shown.code)

@@ -9,6 +9,7 @@ import pytest
 
 from ordertrack.server import loop as loop_module
 from ordertrack.server import websocket
+from ordertrack.server.admission import Admission
 from tests.server.echo import Echo, running
 from tests.server.wire import (
     BINARY,
@@ -495,6 +496,7 @@ def test_those_who_are_told_to_come_back_are_told_evenly_over_the_time_there_is(
     loop = loop_module.Loop()
     loop.sockets = {number: Leaving(number) for number in range(40)}  # type: ignore[misc]
     monkeypatch.setattr(websocket, "event_loop", loop)
+    monkeypatch.setattr(websocket, "admission", Admission())
     for module in (loop_module, websocket):
         monkeypatch.setattr(module, "sleep", sleep)
         monkeypatch.setattr(module, "pause", lambda: None)
@@ -502,7 +504,7 @@ def test_those_who_are_told_to_come_back_are_told_evenly_over_the_time_there_is(
     websocket.close_all(1012, "server restarting", 8.0)
     assert sorted(closed.values()) == pytest.approx([8.0 * n / 40 for n in range(40)])
     assert list(closed) != sorted(closed), "not always the same ones first"
-    assert loop.draining
+    assert websocket.admission.is_draining
     assert not loop.sockets
 
 

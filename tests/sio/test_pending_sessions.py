@@ -146,7 +146,7 @@ def test_websockets_that_do_not_join_make_room_for_those_that_do(server: Echo) -
 @pytest.mark.safety("sessions-that-never-join")
 def test_sockets_that_are_only_tried_make_room_for_those_that_join() -> None:
     """Two for each session: its poll, and a WebSocket that it says it would upgrade to."""
-    with running(max_connections=20, most=50, connect_seconds=60.0) as server:
+    with running(max_connections=20, capacity=50, connect_seconds=60.0) as server:
         holding: list[socket.socket | Peer] = []
         for _ in range(30):
             poller = Poller(server)
