@@ -452,7 +452,7 @@ class EngineIOSession:
         self._put(packet, len(packet))
 
     def fetch(self) -> str:
-        """What a GET answers: packets, waited for. Raises `MalformedRequest`, which ends the session."""
+        """The packets that a GET waits for. Raises `MalformedRequest`, which ends the session."""
         polling = self._polling
         if polling is None or self.transport is not Transport.POLLING:
             return NOOP
