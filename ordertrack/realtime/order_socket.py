@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask
 
@@ -31,7 +32,6 @@ from ordertrack.server.counters import counters
 from ordertrack.server.websocket import Limits, WebSocket
 from ordertrack.server.ws_frames import CloseCode
 from ordertrack.server.ws_handshake import check_handshake, check_origin
-from ordertrack.server.wsgi_types import Environ, StartResponse, Wsgi
 from ordertrack.services import orders
 from ordertrack.services.orders import REPLAY_LIMIT, CaughtUp
 
@@ -202,7 +202,7 @@ class OrderSockets:
     def __init__(
         self,
         app: Flask,
-        inner: Wsgi,
+        inner: WSGIApplication,
         *,
         hub: Hub,
         rooms: RawRooms,
@@ -218,7 +218,7 @@ class OrderSockets:
         self._origins = origins
         self._limits = limits
 
-    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         match = _PATH.fullmatch(environ.get("PATH_INFO", ""))
         if match is None or int(match[1]) > MAX_ID:
             return self._inner(environ, start_response)

@@ -17,13 +17,15 @@ few hundred bytes; the request's greenlet, buffers and environ are freed. Exampl
         except DomainError as error:
             return problems.refuse(error, start_response)
 
-Rules ----- *Reading.* A readable socket is read once per turn, into a buffer that all share;
-`ws_frames.Parser` keeps an incomplete message, within its limits. A message goes to
-`Handler.on_message_in_loop`, which must not block and may say that it is done. Otherwise it goes to
-the inbox, which a worker greenlet empties through `Handler.on_message`, one message after the
-other; the greenlet exists only while there is work. While the inbox is full, reading pauses; while
-more than the high watermark waits for the client to read, no message is handled (backpressure). A
-token bucket limits the rate of messages.
+The rules of this file:
+
+*Reading.* A readable socket is read once per turn, into a buffer that all share; `ws_frames.Parser`
+keeps an incomplete message, within its limits. A message goes to `Handler.on_message_in_loop`,
+which must not block and may say that it is done. Otherwise it goes to the inbox, which a worker
+greenlet empties through `Handler.on_message`, one message after the other; the greenlet exists only
+while there is work. While the inbox is full, reading pauses; while more than the high watermark
+waits for the client to read, no message is handled (backpressure). A token bucket limits the rate
+of messages.
 
 *Writing.* `write` sends a frame now. `enqueue` sends it in the loop's next turn, together with all
 others for that socket, in one `send`: broadcasts use it. What the kernel does not accept waits in
@@ -165,8 +167,8 @@ class Limits:
     # one address. Such a session needs no token, so the oldest is evicted for a new one. An honest
     # client is pending for one round trip: the first bound lets all `max_connections` reconnect at
     # once, the second a thousand from behind one proxy.
-    max_newcomers: int = 10_000
-    max_newcomers_per_address: int = 1_000
+    max_pending_sessions: int = 10_000
+    max_pending_sessions_per_address: int = 1_000
 
     @property
     def max_answer_bytes(self) -> int:
@@ -175,14 +177,14 @@ class Limits:
 
     @property
     def high_watermark(self) -> int:
-        """Bytes waiting for a client above which none of its messages is handled."""
+        """With more bytes than this waiting for a client, none of its messages is handled."""
         return self.max_queue_bytes // 4
 
     def take_tokens(self, full_at: float, tokens: float = 1.0) -> float | None:
         """Take tokens from a client's bucket; None if it holds fewer: the rate limit is exceeded.
 
         The bucket is one number, the time at which it will be full again; 0 is a full bucket.
-        Answers that time after the tokens were taken.
+        Returns the time for the bucket without these tokens.
         """
         now = monotonic()
         full_at = max(full_at, now) + tokens / self.messages_per_second

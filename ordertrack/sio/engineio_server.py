@@ -102,7 +102,7 @@ class EngineIOServer:
         self.unfetched: set[EngineIOSession] = set()  # open, polling, with packets to fetch
         self._credential_cookie = credential_cookie
         self._pending: PendingSessions[EngineIOSession] = PendingSessions(
-            limits.max_newcomers, limits.max_newcomers_per_address
+            limits.max_pending_sessions, limits.max_pending_sessions_per_address
         )
         self._closing: Deadlines[EngineIOSession] = deque()  # polling, with packets left to fetch
         self._probes: Deadlines[WebSocket] = deque()  # opened in order to upgrade
