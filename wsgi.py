@@ -44,8 +44,8 @@ from ordertrack.eventlet_support import bound_database_waits
 from ordertrack.extensions import state
 from ordertrack.realtime.relay import RelayStuck
 from ordertrack.server import descriptors, server
-from ordertrack.server.descriptors import Room, TooFewDescriptors
-from ordertrack.server.waiting import MAX_PER_ADDRESS
+from ordertrack.server.descriptors import Capacity, TooFewDescriptors
+from ordertrack.server.waiting_connections import MAX_PER_ADDRESS
 from ordertrack.services import schema
 from ordertrack.services.housekeeping import Housekeeper
 from ordertrack.services.log_adoption import ForeignLog, require_own_log
@@ -99,14 +99,14 @@ def bind(settings: Settings) -> list[Any]:
         return server.bind(settings.host, settings.port)
 
 
-def fit_descriptors(settings: Settings) -> tuple[Settings, Room]:
-    """Share the file descriptors; *settings* with as many sockets as there is room for."""
-    room = descriptors.room_for(
+def fit_descriptors(settings: Settings) -> tuple[Settings, Capacity]:
+    """Share the file descriptors out; *settings* with as many WebSockets as they allow."""
+    capacity = descriptors.capacity_for(
         settings.max_connections,
         descriptors=descriptors.raise_limit(),
         database=settings.db_pool_size + 2,  # the relay's
     )
-    return replace(settings, max_connections=room.sockets), room
+    return replace(settings, max_connections=capacity.websockets), capacity
 
 
 def prepare_database(app: Flask) -> None:
@@ -160,7 +160,9 @@ def announce(settings: Settings, port: int, *, is_embedded: bool) -> None:
     sys.stdout.flush()
 
 
-def serve(app: Flask, bound: list[Any], room: Room, postgres: EmbeddedPostgres | None) -> None:
+def serve(
+    app: Flask, bound: list[Any], capacity: Capacity, postgres: EmbeddedPostgres | None
+) -> None:
     """Serve until SIGTERM or SIGINT, with the relay and housekeeping beside the requests."""
     settings, relay = state(app).settings, state(app).relay
     housekeeper = Housekeeper(app.app_context)
@@ -173,7 +175,7 @@ def serve(app: Flask, bound: list[Any], room: Room, postgres: EmbeddedPostgres |
         server.serve(
             app,
             bound,
-            most=room.most,
+            capacity=capacity.connections,
             max_body_bytes=settings.max_body_bytes,
             # Behind a proxy all connections come from the proxy's address.
             per_address=None if settings.trusted_proxies else MAX_PER_ADDRESS,
@@ -194,10 +196,10 @@ def main() -> None:
         bound = bind(settings)
         settings, postgres = with_database(settings, stack)
         logs.set_up(settings.log_level, secrets=secrets_of(settings))
-        settings, room = fit_descriptors(settings)
+        settings, capacity = fit_descriptors(settings)
         app = application.create_app(settings)
         prepare_database(app)
-        serve(app, bound, room, postgres)
+        serve(app, bound, capacity, postgres)
 
 
 # Why a server does not start: told in words, without a traceback.

@@ -1,6 +1,7 @@
 """The application factory: the parts of the server, step by step."""
 
 from pathlib import Path
+from wsgiref.types import WSGIApplication
 
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -10,7 +11,6 @@ from ordertrack.config import Settings
 from ordertrack.db import engine_options
 from ordertrack.extensions import State, db, jwt, migrate
 from ordertrack.realtime import setup
-from ordertrack.server.wsgi_types import Wsgi
 from ordertrack.services import owner
 from ordertrack.web import api, assets, error_handlers, pages
 from ordertrack.web.http import IdConverter
@@ -73,6 +73,6 @@ def create_app(settings: Settings) -> Flask:
     return app
 
 
-def _behind_proxies(n: int, inner: Wsgi) -> Wsgi:
+def _behind_proxies(n: int, inner: WSGIApplication) -> WSGIApplication:
     """*inner*, told the scheme, host and client address that *n* trusted proxies forward."""
     return ProxyFix(inner, x_for=n, x_proto=n, x_host=n) if n else inner

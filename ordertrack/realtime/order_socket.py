@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask
 
@@ -30,8 +31,7 @@ from ordertrack.server import websocket
 from ordertrack.server.counters import counters
 from ordertrack.server.websocket import Limits, WebSocket
 from ordertrack.server.ws_frames import CloseCode
-from ordertrack.server.ws_handshake import Refused, check_handshake, check_origin
-from ordertrack.server.wsgi_types import Environ, StartResponse, Wsgi
+from ordertrack.server.ws_handshake import check_handshake, check_origin
 from ordertrack.services import orders
 from ordertrack.services.orders import REPLAY_LIMIT, CaughtUp
 
@@ -202,7 +202,7 @@ class OrderSockets:
     def __init__(
         self,
         app: Flask,
-        inner: Wsgi,
+        inner: WSGIApplication,
         *,
         hub: Hub,
         rooms: RawRooms,
@@ -218,15 +218,13 @@ class OrderSockets:
         self._origins = origins
         self._limits = limits
 
-    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         match = _PATH.fullmatch(environ.get("PATH_INFO", ""))
         if match is None or int(match[1]) > MAX_ID:
             return self._inner(environ, start_response)
         try:
             with self._app.app_context():
                 return self._open(environ, int(match[1]))
-        except Refused as refused:
-            return websocket.refuse(start_response, refused)
         except Exception as error:  # noqa: BLE001 (answered as a problem, logged if unexpected)
             shown = from_exception(error)
             counters.refuse(shown.code)

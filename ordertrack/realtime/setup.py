@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from wsgiref.types import WSGIApplication
 
 from flask import Flask, Response
 
@@ -20,7 +21,6 @@ from ordertrack.realtime.socketio_handlers import SocketIOHandlers
 from ordertrack.server import loop
 from ordertrack.server.websocket import Limits
 from ordertrack.server.ws_frames import CloseCode
-from ordertrack.server.wsgi_types import Wsgi
 from ordertrack.services.orders import Budget
 from ordertrack.sio.socketio import SocketIO
 
@@ -37,7 +37,7 @@ class Realtime:
     """The parts, for who watches over them."""
 
     socketio: SocketIO
-    order_sockets: Callable[[Wsgi], OrderSockets]  # the middleware, around what it is given
+    order_sockets: Callable[[WSGIApplication], OrderSockets]  # the middleware, around its argument
     raw_rooms: RawRooms
     connections: Connections
     hub: Hub
@@ -52,7 +52,7 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
         max_queue_bytes=settings.queue_max_bytes,
         max_queue_seconds=settings.queue_max_seconds,
         max_connections=settings.max_connections,
-        max_newcomers=settings.max_connections,
+        max_pending_sessions=settings.max_connections,
     )
     origins = Origins(frozenset(settings.allowed_origins))
     connections = Connections(
@@ -74,7 +74,7 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
     )
     rooms = SocketIOHandlers(app, socketio, hub, connections)
 
-    def order_sockets(inner: Wsgi) -> OrderSockets:
+    def order_sockets(inner: WSGIApplication) -> OrderSockets:
         return OrderSockets(
             app,
             inner,

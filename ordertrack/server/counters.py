@@ -1,11 +1,11 @@
-"""What the sockets of this process have done and hold, for metrics."""
+"""Counters of this process's sockets, for metrics."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
 class Counters:
-    """Counters of this process's sockets, for metrics. Plain numbers; nothing is ever reset."""
+    """Plain numbers, read when metrics are collected. None is ever reset."""
 
     open: int = 0
     opened: int = 0

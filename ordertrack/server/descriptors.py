@@ -1,4 +1,4 @@
-"""File descriptors: how many there are, and who may have them."""
+"""Shares the process's file descriptors out between WebSockets, HTTP and the database."""
 
 import logging
 import resource
@@ -8,29 +8,29 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 # For everything that is neither a client nor a connection to the database: standard streams,
-# listening sockets, epolls, pipes, files that are being sent, the embedded PostgreSQL, and what
-# connecting and looking up a name take for a moment.
+# listening sockets, epolls, pipes, files that are being sent, the embedded PostgreSQL, and the
+# short-lived ones of connecting and of looking up a name.
 SPARE: Final = 100
 
-# HTTP has its share whatever the WebSockets take: what says 503, /readyz, and everybody's REST.
+# HTTP's share, which WebSockets never take: for 503 refusals, /readyz, and the REST API.
 MIN_HTTP: Final = 32
 MAX_HTTP: Final = 8_192
 
 
 class TooFewDescriptors(Exception):
-    """The limit on open files leaves no room to serve."""
+    """The limit on open files is too low to serve at all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """How many connections there may be: *sockets* of watchers, and *most* in all."""
+class Capacity:
+    """How many connections may be open: WebSockets, and those together with HTTP's."""
 
-    sockets: int
-    most: int
+    websockets: int
+    connections: int
 
 
 def raise_limit() -> int:
-    """Allow this process as many descriptors as the system lets it; answers how many."""
+    """Raise the limit on open files as far as the system allows; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
@@ -42,10 +42,10 @@ def raise_limit() -> int:
     return soft
 
 
-def room_for(sockets: int, *, descriptors: int, database: int) -> Room:
-    """Room for that many sockets beside HTTP, or for as many as *descriptors* allow.
+def capacity_for(websockets: int, *, descriptors: int, database: int) -> Capacity:
+    """The capacity for that many WebSockets beside HTTP, or for as many as *descriptors* allow.
 
-    *database*: connections to it. Raises `TooFewDescriptors`.
+    *database* is the number of connections to it. Raises `TooFewDescriptors`.
     """
     clients = descriptors - SPARE - database
     if clients < 2 * MIN_HTTP:
@@ -54,13 +54,13 @@ def room_for(sockets: int, *, descriptors: int, database: int) -> Room:
             f" {SPARE + database + 2 * MIN_HTTP} are needed; raise the limit (ulimit -n)"
         )
     http = min(MAX_HTTP, max(MIN_HTTP, clients // 8))
-    room = min(sockets, clients - http)
-    if room < sockets:
+    possible = min(websockets, clients - http)
+    if possible < websockets:
         log.warning(
             "MAX_CONNECTIONS is %d, but at most %d files may be open (ulimit -n):"
             " %d connections are taken",
-            sockets,
+            websockets,
             descriptors,
-            room,
+            possible,
         )
-    return Room(sockets=room, most=min(clients, room + MAX_HTTP))
+    return Capacity(websockets=possible, connections=min(clients, possible + MAX_HTTP))

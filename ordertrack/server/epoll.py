@@ -1,12 +1,12 @@
-"""Which of many descriptors can be read or written, told by callbacks in eventlet's hub.
+"""Pollers: tell by callbacks in eventlet's hub which of many descriptors can be read or written.
 
-Two ways with one face. `Epoll` (Linux) watches all descriptors with an epoll of its own, and the
-hub watches only that: an idle connection costs the hub nothing. `HubListeners` (elsewhere, so that
-macOS will do for development) asks the hub for each descriptor, which is portable and dearer.
+`EpollPoller` (Linux) watches all descriptors with an epoll of its own, and the hub watches only
+that: an idle connection costs the hub nothing. `HubPoller` asks the hub for each descriptor, which
+works on every system and costs more; it exists for development on macOS.
 
-Eventlet's hub forgets a descriptor whose callback raises, and says nothing. For ours that would
-silence every connection at once, so whatever escapes here is handed to `on_broken`, and
-`is_attached` says whether the hub still knows of us.
+Eventlet's hub silently forgets a descriptor whose callback raises. For the epoll's descriptor that
+would silence every connection at once, so every exception goes to `on_broken` instead, and
+`is_attached` says whether the hub still watches us.
 """
 
 from collections.abc import Callable
@@ -15,38 +15,38 @@ from typing import Any, Final, Protocol
 import eventlet.hubs
 import eventlet.patcher
 
-# Descriptors handled in one turn; the rest is reported again in the next.
+# Descriptors handled in one turn; the others are reported again in the next.
 CHUNK: Final = 128
 
 # Called with (descriptor, readable, writable). Neither: the connection is broken.
 OnReady = Callable[[int, bool, bool], None]
 
-# Called with an exception after which nobody would be told anything any more.
+# Called with an exception after which no callback would run any more.
 OnBroken = Callable[[Exception], None]
 
 # Patching removes epoll from `select`; eventlet's own hub keeps the original in the same way.
 _select: Any = eventlet.patcher.original("select")
 
 
-class Readiness(Protocol):
+class Poller(Protocol):
     def watch(self, descriptor: int, *, read: bool, write: bool) -> None:
-        """From now on tell of just these; a descriptor that is new is taken in."""
+        """From now on report exactly these events; a new descriptor is added."""
 
     def forget(self, descriptor: int) -> None:
-        """Before the descriptor is closed."""
+        """To be called before the descriptor is closed."""
 
     def is_attached(self) -> bool:
-        """Whether the hub still tells us."""
+        """Whether the hub still watches us."""
 
 
-class Epoll:
+class EpollPoller:
     def __init__(self, on_ready: OnReady, on_broken: OnBroken) -> None:
         self._on_ready = on_ready
         self._on_broken = on_broken
         self._known: set[int] = set()
         self._epoll = _select.epoll()
         self._hub = hub = eventlet.hubs.get_hub()
-        self._own = hub.add(hub.READ, self._epoll.fileno(), self._tell, _ignore, _ignore)
+        self._listener = hub.add(hub.READ, self._epoll.fileno(), self._report, _ignore, _ignore)
 
     def watch(self, descriptor: int, *, read: bool, write: bool) -> None:
         events = (_select.EPOLLIN if read else 0) | (_select.EPOLLOUT if write else 0)
@@ -63,9 +63,9 @@ class Epoll:
 
     def is_attached(self) -> bool:
         listening = self._hub.listeners[self._hub.READ].get(self._epoll.fileno())
-        return listening is self._own
+        return listening is self._listener
 
-    def _tell(self, _own: int) -> None:
+    def _report(self, _epoll: int) -> None:
         try:
             for descriptor, events in self._epoll.poll(0, CHUNK):
                 self._on_ready(
@@ -75,7 +75,7 @@ class Epoll:
             self._on_broken(error)
 
 
-class HubListeners:
+class HubPoller:
     def __init__(self, on_ready: OnReady, on_broken: OnBroken) -> None:
         self._on_ready = on_ready
         self._on_broken = on_broken
@@ -107,21 +107,21 @@ class HubListeners:
         return True  # each descriptor is attached by itself
 
     def _readable(self, descriptor: int) -> None:
-        self._tell(descriptor, readable=True)
+        self._report(descriptor, readable=True)
 
     def _writable(self, descriptor: int) -> None:
-        self._tell(descriptor, readable=False)
+        self._report(descriptor, readable=False)
 
-    def _tell(self, descriptor: int, *, readable: bool) -> None:
+    def _report(self, descriptor: int, *, readable: bool) -> None:
         try:
             self._on_ready(descriptor, readable, not readable)
         except Exception as error:  # noqa: BLE001 (handed on)
             self._on_broken(error)
 
 
-def best(on_ready: OnReady, on_broken: OnBroken) -> Readiness:
-    """What serves best on this system."""
-    kind = Epoll if hasattr(_select, "epoll") else HubListeners
+def make_poller(on_ready: OnReady, on_broken: OnBroken) -> Poller:
+    """The poller that costs least on this system."""
+    kind = EpollPoller if hasattr(_select, "epoll") else HubPoller
     return kind(on_ready, on_broken)
 
 

@@ -1,6 +1,6 @@
-"""Deadlines and pings for any number of connections, without a timer each.
+"""Deadlines and pings for any number of connections, without a timer for each.
 
-Whatever waits equally long can stand in a queue: the first that was put in is the first due.
+Deadlines that are all equally far away need only a queue: the first one in is the first one due.
 """
 
 import logging
@@ -15,15 +15,15 @@ log = logging.getLogger(__name__)
 
 Deadlines = deque[tuple[float, T]]
 
-# Shorter intervals and timeouts are refused: a sweep that tells them apart would do nothing else.
+# Shorter intervals and timeouts are refused: the sweep would take all of the process's time.
 SHORTEST = 0.1
 
-# Connections that are dealt with at once: some milliseconds of work.
+# Connections handled before others run: some milliseconds of work.
 CHUNK = 256
 
 
 def take_due(queue: Deadlines[T], now: float, pause: Callable[[], object]) -> Iterator[T]:
-    """Take what is due off the front, calling `pause` now and then to let others run."""
+    """Remove and yield what is due, calling `pause` now and then to let others run."""
     for _, one in _take_due(queue, now, pause):
         yield one
 
@@ -42,11 +42,12 @@ def _take_due(
 class Heartbeat:
     """Pings connections every `interval` seconds, the first time that long after they were added.
 
-    One that sent nothing at all within `timeout` seconds of a ping is expired. A connection has
-    `alive` and `heard`; it is forgotten when it is no longer alive, which `expire` has to see to.
-    One that cannot be pinged is expired, too; whatever one does, the others have their turn.
+    `expire` is called for one that sent nothing at all within `timeout` seconds of a ping, or that
+    cannot be pinged. A connection has the attributes `alive` and `heard`; it is forgotten when it
+    is no longer alive, which `expire` has to bring about. An exception for one does not affect
+    others.
 
-    `period` says how often `sweep` has to be called for these times to be kept.
+    `sweep` has to be called every `period` seconds.
     """
 
     def __init__(
@@ -77,14 +78,14 @@ class Heartbeat:
     def sweep(self, now: float) -> None:
         """To be called every `period` seconds, with the monotonic time.
 
-        The times count from when a ping was due; only what is later than a `period` is not taken
-        from the client's time.
+        The client's time counts from when its ping was due, or from a `period` ago if the sweep is
+        later than that: a busy loop does not shorten it.
         """
         for connection in take_due(self._to_check, now, self._pause):
             try:
                 if connection.alive and not connection.heard:
                     self._expire(connection)
-            except Exception:  # its own misfortune: the others are due as well
+            except Exception:  # the others are due as well
                 log.exception("A connection could not be expired")
         for due, connection in _take_due(self._to_ping, now, self._pause):
             try:
@@ -96,5 +97,5 @@ class Heartbeat:
                     self._to_ping.append((began + self._interval, connection))
             except Exception:
                 log.exception("A connection could not be pinged")
-                # Nobody would look after it any more: it is due with the next sweep.
+                # It is in neither queue: let the next sweep expire it.
                 self._to_check.appendleft((now, connection))

@@ -1,4 +1,4 @@
-"""Requests, read out of a stream of bytes: each one whole, before anybody acts on it."""
+"""Reads requests from a stream of bytes (RFC 9112), each one whole before it is handled."""
 
 import io
 import itertools
@@ -7,23 +7,23 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
+from ordertrack.errors import PayloadTooLarge
 from ordertrack.server.http_request import (
     MAX_HEAD,
     MAX_HEADERS,
     BadRequest,
     Environ,
-    malformed,
     parse_head,
     parse_trailer,
 )
 
-# The line before a chunk: its size, and extensions, which nobody sends.
+# Bytes of the line before a chunk: its size, and extensions, which clients hardly ever send.
 MAX_CHUNK_LINE: Final = 256
 
-# All lines behind a chunked body together.
+# Bytes of all lines after a chunked body.
 MAX_TRAILERS: Final = 8_192
 
-# Chunks read before the others get their turn: a byte each is allowed, and thousands may be there.
+# Chunks read before other greenlets run: a chunk may be one byte, and thousands may have arrived.
 CHUNKS_IN_A_ROW: Final = 64
 
 _CHUNK_LINE: Final = re.compile(
@@ -36,10 +36,10 @@ _CHUNK_LINE: Final = re.compile(
 
 
 class RequestReader:
-    """Reads requests out of the bytes that *receive* answers, which waits for them.
+    """Reads requests from the bytes that *receive* waits for and returns.
 
-    What *receive* raises at the end of the stream comes out of `read`. *max_body* is the largest
-    body that is taken, in bytes. *pause* is called in work that may take long.
+    `read` lets through what *receive* raises at the end of the stream. *max_body* bounds a body, in
+    bytes. *pause* is called in work that may take long, to let other greenlets run.
     """
 
     __slots__ = ("_buffer", "_max_body", "_pause", "_receive")
@@ -54,7 +54,7 @@ class RequestReader:
 
     @property
     def has_more(self) -> bool:
-        """Whether something of a next request has arrived."""
+        """Whether bytes beyond the last request have arrived."""
         return bool(self._buffer)
 
     def receive(self) -> None:
@@ -62,14 +62,14 @@ class RequestReader:
         self._buffer += self._receive()
 
     def rest(self) -> bytes:
-        """What has arrived beyond the last request."""
+        """The bytes that have arrived beyond the last request."""
         return bytes(self._buffer)
 
     def read(self, environ: Environ, go_on: Callable[[], None]) -> None:
-        """Put the next request into `environ`; its body, of any coding, as ``wsgi.input``.
+        """Put the next request into `environ`, its decoded body as ``wsgi.input``.
 
-        *go_on* is called when the client wants to be told before it sends the body. Raises
-        `BadRequest`.
+        *go_on* is called when the client waits for "100 Continue" before it sends the body. Raises
+        `BadRequest`, and `PayloadTooLarge` for the body.
         """
         parse_head(self._read_head(), environ)
         length = int(environ.get("CONTENT_LENGTH") or 0)
@@ -80,7 +80,7 @@ class RequestReader:
             go_on()
         if chunked:
             body = self._read_chunks()
-            # For who asks how long it is: it has a length now, and chunks no more.
+            # The application sees a body that is no longer chunked.
             environ["CONTENT_LENGTH"] = str(len(body))
             del environ["HTTP_TRANSFER_ENCODING"]
         else:
@@ -98,12 +98,12 @@ class RequestReader:
             end = buffer.find(b"\r\n\r\n", searched)
             if end > MAX_HEAD or (end < 0 and len(buffer) > MAX_HEAD):
                 raise BadRequest(
-                    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's head is too large"
+                    "The request's head is too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
                 )
             if end >= 0:
                 break
             if b"\n\n" in buffer:
-                raise malformed("Lines must end with CRLF")  # else both would wait for the other
+                raise BadRequest("Lines must end with CRLF")  # else both sides would wait
             searched = max(0, len(buffer) - 3)
             self.receive()
         head = buffer[:end].decode("latin-1")
@@ -117,7 +117,7 @@ class RequestReader:
                 self._pause()
             line = _CHUNK_LINE.fullmatch(self._read_line(MAX_CHUNK_LINE))
             if line is None:
-                raise malformed("A chunk has no proper size")
+                raise BadRequest("A chunk has no proper size")
             size = int(line[1], 16)
             if not size:
                 self._skip_trailers()
@@ -126,7 +126,7 @@ class RequestReader:
                 raise self._too_large()
             body += self._take(size)
             if self._take(2) != b"\r\n":
-                raise malformed("A chunk is longer than it said")
+                raise BadRequest("A chunk is longer than it said")
         return bytes(body)
 
     def _skip_trailers(self) -> None:
@@ -137,7 +137,7 @@ class RequestReader:
                 return
             parse_trailer(line)
             left -= len(line)
-        raise malformed("Too many trailers")
+        raise BadRequest("Too many trailers")
 
     def _read_line(self, most: int) -> bytes:
         """A line with its LF. Raises `BadRequest` if it is longer than `most`."""
@@ -146,7 +146,7 @@ class RequestReader:
             if end:
                 return self._take(end)
             if len(self._buffer) >= most:
-                raise malformed("A line is too long")
+                raise BadRequest("A line is too long")
             self.receive()
 
     def _take(self, count: int) -> bytes:
@@ -156,8 +156,7 @@ class RequestReader:
         del self._buffer[:count]
         return data
 
-    def _too_large(self) -> BadRequest:
-        return BadRequest(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"The request body is too large: at most {self._max_body} bytes are taken.",
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(
+            f"The request body is too large: at most {self._max_body} bytes are taken."
         )

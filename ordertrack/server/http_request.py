@@ -1,5 +1,5 @@
-"""The head of a request: parsed strictly, because what can be read in two ways is what request
-smuggling is made of.
+"""Parses the head of a request into a WSGI environ (RFC 9112), strictly: request smuggling needs a
+request that two servers read in different ways.
 """
 
 import re
@@ -7,32 +7,38 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote
 
-# Browsers send about 1 KiB, tokens and cookies another two.
+from ordertrack.errors import MalformedRequest
+
+# Bytes. Browsers send about 1 KiB, and tokens and cookies take another two.
 MAX_HEAD: Final = 32_768
 MAX_TARGET: Final = 8_192
 MAX_HEADERS: Final = 100
 
 Environ = dict[str, Any]
 
+# The key in an environ of a callable that gives the connection away, as its socket and the bytes
+# that were read beyond the request. The HTTP server then forgets about both.
+TAKE_OVER: Final = "ordertrack.take_over"
+
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
-# A fragment ("#") is never sent; some servers cut it off, others take it for part of the path.
+# Without a fragment ("#"): clients never send one, and servers disagree on what it would mean.
 _TARGET: Final = re.compile(r"/[!\"$-~]*|\*")
 _ABSOLUTE: Final = re.compile(r"http://([^/?#]+)((?:[/?][!\"$-~]*)?)", re.IGNORECASE)
 
 # A name, an IPv4 address or an IPv6 address in brackets, and a port. RFC 3986 allows more in a
-# name, none of which a DNS name holds, and all of which somebody may read in another way.
+# name, none of which a DNS name holds, and all of which another server may read differently.
 _HOST: Final = re.compile(r"(?:[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
-# For proxies, and the beginning of HTTP/2: what follows would be something else than requests.
-_NOT_SPOKEN: Final = frozenset({"CONNECT", "PRI"})
+# Methods of proxies and of HTTP/2's preface: what follows them would not be requests.
+_UNSUPPORTED: Final = frozenset({"CONNECT", "PRI"})
 
 _ONLY_ONCE: Final = frozenset(
     {"HTTP_HOST", "CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "HTTP_AUTHORIZATION"}
 )
 
-# RFC 9110, 6.5.1: what must be known before the body is read cannot come behind it.
+# RFC 9110, 6.5.1: what must be known before the body is read cannot come after it.
 _NOT_IN_TRAILERS: Final = frozenset(
     {
         "authorization",
@@ -47,37 +53,33 @@ _NOT_IN_TRAILERS: Final = frozenset(
     }
 )
 
-# A tab behind it is allowed, never sent, and known for being overlooked by one of two servers.
+# Without a tab at its end: RFC 9110 allows one, but clients send none, and some servers overlook
+# it.
 _CHUNKED: Final = re.compile(
     r"^transfer-encoding:[ \t]*chunked *\r?$", re.IGNORECASE | re.MULTILINE
 )
 
 
-class BadRequest(ValueError):
-    """A request that the application never sees."""
+class BadRequest(MalformedRequest):
+    """A request that cannot be parsed; the application never sees it."""
 
-    def __init__(self, status: HTTPStatus, detail: str) -> None:
+    def __init__(self, detail: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(detail)
         self.status = status
-        self.detail = detail
 
 
-def malformed(detail: str) -> BadRequest:
-    return BadRequest(HTTPStatus.BAD_REQUEST, detail)
-
-
-# Header names as they come → as WSGI calls them; None for those that are ignored. Only names that
-# were checked are in it, so that a known name costs one look-up. Clients could fill it with names
-# of their own making, so it stops growing.
+# A cache: header names as they come → as WSGI calls them; None for those that are ignored. Only
+# valid names are in it, so that a known name costs one look-up. It stops growing, because clients
+# could fill it with names that they make up.
 _names: dict[str, str | None] = {}
 _MAX_NAMES: Final = 1000
 
 
 def _environ_name(name: str) -> str | None:
     if _TOKEN.fullmatch(name) is None:
-        raise malformed("A header line has no proper name")
+        raise BadRequest("A header line has no proper name")
     if "_" in name:
-        known = None  # would be mistaken for the same name with "-", which proxies may filter
+        known = None  # WSGI would not tell it from the same name with "-", which proxies may filter
     else:
         known = name.upper().replace("-", "_")
         if known not in ("CONTENT_LENGTH", "CONTENT_TYPE"):
@@ -94,16 +96,16 @@ def parse_head(head: str, environ: Environ) -> None:
     """
     lines = head.split("\r\n")
     if len(lines) - 1 != head.count("\n") or len(lines) - 1 != head.count("\r"):
-        raise malformed("Lines must end with CRLF")
+        raise BadRequest("Lines must end with CRLF")
     if _CONTROL.search(head) is not None:
-        raise malformed("Control characters are not allowed")
+        raise BadRequest("Control characters are not allowed")
     if len(lines) > MAX_HEADERS + 1:
-        raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Too many header lines")
+        raise BadRequest("Too many header lines", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
     authority = _parse_request_line(lines[0], environ)
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         if not colon:
-            raise malformed("A header line has no colon")
+            raise BadRequest("A header line has no colon")
         known = _names.get(name, "")
         if known == "":
             known = _environ_name(name)
@@ -113,47 +115,47 @@ def parse_head(head: str, environ: Environ) -> None:
         if known not in environ:
             environ[known] = value
         elif known in _ONLY_ONCE:
-            raise malformed(f"{name} may be given once")
+            raise BadRequest(f"{name} may be given once")
         else:
             environ[known] += ("; " if known == "HTTP_COOKIE" else ",") + value
     _check_host(environ, authority)
     _check_framing(environ, head)
-    _drop_what_does_not_apply(environ)
+    _drop_inapplicable(environ)
 
 
 def parse_trailer(line: bytes) -> None:
-    """Check a line behind a chunked body; what it says is ignored. Raises `BadRequest`."""
+    """Check a line after a chunked body; its value is ignored. Raises `BadRequest`."""
     text = line.decode("latin-1")
     name, colon, value = text.removesuffix("\r\n").partition(":")
     if not text.endswith("\r\n") or "\r" in value or _CONTROL.search(value) is not None:
-        raise malformed("A trailer must be a header line that ends with CRLF")
+        raise BadRequest("A trailer must be a header line that ends with CRLF")
     if not colon or _TOKEN.fullmatch(name) is None:
-        raise malformed("A trailer has no proper name")
+        raise BadRequest("A trailer has no proper name")
     if name.lower() in _NOT_IN_TRAILERS:
-        raise malformed(f"{name} must come before the body")
+        raise BadRequest(f"{name} must come before the body")
 
 
 def _parse_request_line(line: str, environ: Environ) -> str | None:
-    """Answers the host that the target names, if it does."""
+    """Add the request line to `environ`; returns the host, if the target names one."""
     parts = line.split(" ")
     if len(parts) != 3 or _TOKEN.fullmatch(parts[0]) is None:
-        raise malformed("The request line is malformed")
+        raise BadRequest("The request line is malformed")
     method, sent, version = parts
     if version not in ("HTTP/1.1", "HTTP/1.0"):
-        raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP/1.0 and 1.1 are spoken here")
-    if method in _NOT_SPOKEN:
-        raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, f"{method} is not for this server")
+        raise BadRequest("HTTP/1.0 and 1.1 are spoken here", HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+    if method in _UNSUPPORTED:
+        raise BadRequest(f"{method} is not for this server", HTTPStatus.NOT_IMPLEMENTED)
     if len(sent) > MAX_TARGET:
-        raise BadRequest(HTTPStatus.REQUEST_URI_TOO_LONG, "The address is too long")
+        raise BadRequest("The address is too long", HTTPStatus.REQUEST_URI_TOO_LONG)
     authority = None
     target = sent
     absolute = _ABSOLUTE.fullmatch(sent)
-    if absolute is not None:  # as if it came through a proxy
+    if absolute is not None:  # as a proxy would be asked
         authority, target = absolute.groups()
         if not target.startswith("/"):
             target = f"/{target}"
     if _TARGET.fullmatch(target) is None or (target == "*" and method != "OPTIONS"):
-        raise malformed("The address is malformed")
+        raise BadRequest("The address is malformed")
     path, _, query = target.partition("?")
     environ["REQUEST_METHOD"] = method
     environ["SERVER_PROTOCOL"] = version
@@ -166,37 +168,37 @@ def _parse_request_line(line: str, environ: Environ) -> str | None:
 def _check_host(environ: Environ, authority: str | None) -> None:
     host = environ.get("HTTP_HOST")
     if host is None and environ["SERVER_PROTOCOL"] != "HTTP/1.0":
-        raise malformed("Host is missing")
+        raise BadRequest("Host is missing")
     if authority is not None:
         if _HOST.fullmatch(authority) is None:
-            raise malformed("The address names no proper host")
-        environ["HTTP_HOST"] = authority  # RFC 9112, 3.2.2: it counts, and Host does not
+            raise BadRequest("The address names no proper host")
+        environ["HTTP_HOST"] = authority  # RFC 9112, 3.2.2: it replaces Host
     if host is not None and _HOST.fullmatch(host) is None:
-        raise malformed("Host must be a name or an address, and perhaps a port")
+        raise BadRequest("Host must be a name or an address, and perhaps a port")
 
 
 def _check_framing(environ: Environ, head: str) -> None:
-    """That there is one way only to tell where the body ends."""
+    """Refuse a request whose body's end could be told in two ways (RFC 9112, 6.3)."""
     length = environ.get("CONTENT_LENGTH")
     if length is not None and not (length.isascii() and length.isdigit() and len(length) < 16):
-        raise malformed("Content-Length is not a number")
+        raise BadRequest("Content-Length is not a number")
     encoding = environ.get("HTTP_TRANSFER_ENCODING")
     if encoding is not None:
         if length is not None or environ["SERVER_PROTOCOL"] == "HTTP/1.0":
-            raise malformed("The body's length is ambiguous")
+            raise BadRequest("The body's length is ambiguous")
         if _CHUNKED.search(head) is None:
-            raise BadRequest(HTTPStatus.NOT_IMPLEMENTED, "Only chunked transfer is spoken here")
+            raise BadRequest("Only chunked transfer is spoken here", HTTPStatus.NOT_IMPLEMENTED)
 
 
-def _drop_what_does_not_apply(environ: Environ) -> None:
-    """Headers that a server has to ignore in some requests, or may."""
+def _drop_inapplicable(environ: Environ) -> None:
+    """Remove headers that a server must or may ignore in such a request."""
     is_old = environ["SERVER_PROTOCOL"] == "HTTP/1.0"
     has_body = "HTTP_TRANSFER_ENCODING" in environ or int(environ.get("CONTENT_LENGTH") or 0) > 0
     if "HTTP_UPGRADE" in environ and (is_old or has_body):
-        del environ["HTTP_UPGRADE"]  # RFC 9110, 7.8; a body is no beginning of another protocol
+        del environ["HTTP_UPGRADE"]  # RFC 9110, 7.8; no upgrade of ours begins with a body
     expected = environ.get("HTTP_EXPECT")
     if expected is not None:
         if is_old:
             del environ["HTTP_EXPECT"]  # RFC 9110, 10.1.1
         elif expected.lower() != "100-continue":
-            raise BadRequest(HTTPStatus.EXPECTATION_FAILED, "Only 100-continue can be expected")
+            raise BadRequest("Only 100-continue can be expected", HTTPStatus.EXPECTATION_FAILED)

@@ -1,4 +1,4 @@
-"""What the application answers: WSGI on one side, bytes of HTTP/1.1 on the other."""
+"""Sends the response of a WSGI application (PEP 3333) as HTTP/1.1 (RFC 9112)."""
 
 import logging
 import time
@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Any, Final, Protocol
+from wsgiref.types import WSGIApplication
 
+from ordertrack import problems
+from ordertrack.errors import DomainError
 from ordertrack.server.http_request import Environ
 
 log = logging.getLogger(__name__)
@@ -16,15 +19,13 @@ SEND_BYTES: Final = 16_384
 
 _ONLY_ONCE: Final = frozenset({"connection", "content-length"})
 
-Wsgi = Callable[..., Iterable[bytes]]
+
+class ClientGone(ConnectionError):
+    """The client has closed the connection, or has let it time out."""
 
 
-class Gone(ConnectionError):
-    """The client has left, or has kept us waiting for too long."""
-
-
-class Client(Protocol):
-    """The connection that the answer goes to."""
+class ConnectionProtocol(Protocol):
+    """What a response uses of its `http_connection.Connection`."""
 
     taken: bool
 
@@ -51,11 +52,11 @@ def keeps_open(environ: Environ) -> bool:
     return "close" not in asked
 
 
-class Answer:
-    """What the application answers to one request.
+class Response:
+    """The response to one request.
 
     keeps_open      another request may follow on the connection
-    broken          it ended before its end, and the client must notice
+    broken          only a part of it could be sent, and the client must notice
     """
 
     __slots__ = (
@@ -72,7 +73,7 @@ class Answer:
         "keeps_open",
     )
 
-    def __init__(self, connection: Client, environ: Environ) -> None:
+    def __init__(self, connection: ConnectionProtocol, environ: Environ) -> None:
         self._connection = connection
         self._status: str | None = None
         self._headers: list[tuple[str, str]] = []
@@ -80,19 +81,19 @@ class Answer:
         self._chunked = False
         self._is_head = environ["REQUEST_METHOD"] == "HEAD"
         self._bodyless = False
-        self._left: int | None = None  # of the length that the application has promised
+        self._left: int | None = None  # bytes of Content-Length still to come
         self._is_old = environ["SERVER_PROTOCOL"] == "HTTP/1.0"
         self.keeps_open = keeps_open(environ)
         self.broken = False
 
-    def run(self, app: Wsgi, environ: Environ) -> None:
-        """Call the application and send what it answers, unless it takes the connection over."""
+    def run(self, app: WSGIApplication, environ: Environ) -> None:
+        """Call the application and send its response, unless it takes the connection over."""
         result: Iterable[bytes] = ()
         try:
             result = app(environ, self.start_response)
             if not self._connection.taken:
                 self._send_result(result)
-        except Gone:
+        except ClientGone:
             raise
         except Exception:
             log.exception("The application failed")
@@ -100,7 +101,7 @@ class Answer:
             if self._sent:
                 self.broken = True
             elif not self._connection.taken:
-                self._apologise()
+                self._send_internal_error()
         finally:
             close = getattr(result, "close", None)
             if close is not None:
@@ -127,17 +128,14 @@ class Answer:
                 self._write(b"".join(gathered))
                 gathered.clear()
                 size = 0
-                self._connection.pause()  # a client that reads fast must not keep the loop
+                self._connection.pause()  # a client that reads fast must not block the loop
         self._finish(gathered[0] if len(gathered) == 1 else b"".join(gathered))
 
-    def _apologise(self) -> None:
-        body = (
-            b'{"type":"about:blank","title":"Internal Server Error","status":500,'
-            b'"detail":"Something went wrong here","code":"internal_error"}'
-        )
+    def _send_internal_error(self) -> None:
+        error = DomainError("Something went wrong here")
         self._status = "500 Internal Server Error"
-        self._headers = [("Content-Type", "application/problem+json")]
-        self._finish(body)
+        self._headers = problems.headers(error)
+        self._finish(problems.encode(error))
 
     def _write(self, data: bytes) -> None:
         """Send a piece of the body, and the head before the first."""
@@ -155,7 +153,7 @@ class Answer:
         if rest:
             self._connection.send(rest)
         if self._left and not self._bodyless:
-            log.error("The application has sent %d bytes less than it said", self._left)
+            log.error("The response ended %d bytes before its Content-Length", self._left)
             self.broken = True
 
     def _encode(self, data: bytes) -> bytes:
@@ -163,12 +161,12 @@ class Answer:
             return b""
         if self._left is not None:
             if len(data) > self._left:
-                raise ValueError("The application sends more than it said")
+                raise ValueError("The response is longer than its Content-Length")
             self._left -= len(data)
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
 
     def _make_head(self, length: int | None) -> bytes:
-        """The answer's head. `length` is the body's, if it is known."""
+        """The response's head. `length` is the body's, if it is known."""
         if self._status is None:
             raise RuntimeError("The application has not called start_response")
         lines = [f"HTTP/1.1 {self._status}"]
@@ -176,24 +174,24 @@ class Answer:
         for name, value in self._headers:
             key = name.lower()
             if (key in given and key in _ONLY_ONCE) or key == "transfer-encoding":
-                raise ValueError(f"The application must not send this {name}")
+                raise ValueError(f"The application must not send this {name} header")
             given[key] = value
             if key != "connection":
                 lines.append(f"{name}: {value}")
         if "date" not in given:
             lines.append(f"Date: {http_date()}")
         self._frame_body(given.get("content-length"), length, lines)
-        self._settle_connection(given.get("connection"), lines)
+        self._decide_connection(given.get("connection"), lines)
         lines.append("\r\n")
         head = "\r\n".join(lines)
         if head.count("\n") != len(lines) or head.count("\r") != len(lines):
-            raise ValueError("A header of the answer holds a line end")
+            raise ValueError("A header of the response contains a line end")
         return head.encode("latin-1")
 
     def _frame_body(self, promised: str | None, length: int | None, lines: list[str]) -> None:
-        """Settle how the client learns where the body ends."""
+        """Decide how the client learns where the body ends (RFC 9112, 6.3)."""
         assert self._status is not None
-        # Anew: a head may have been begun before that could not be sent.
+        # From the start: an earlier head may have failed before it was sent.
         self._chunked = False
         self._left = None
         self._bodyless = (
@@ -213,8 +211,8 @@ class Answer:
             self._chunked = True
             lines.append("Transfer-Encoding: chunked")
 
-    def _settle_connection(self, given: str | None, lines: list[str]) -> None:
-        """Say whether the connection goes on, beside what the application says about it."""
+    def _decide_connection(self, given: str | None, lines: list[str]) -> None:
+        """Say whether the connection stays open; keep the application's other options."""
         options = _tokens(given or "")
         if "close" in options or self._connection.stopping:
             self.keeps_open = False
@@ -228,5 +226,5 @@ class Answer:
 
 
 def _tokens(header: str) -> set[str]:
-    """The members of a list such as Connection's, in small letters."""
+    """The members of a list such as Connection's, in lower case."""
     return {token.strip() for token in header.lower().split(",") if token} if header else set()

@@ -1,9 +1,23 @@
-"""The event loop's sockets: callbacks when one is ready, one flush per turn, one sweep per second.
+"""The event loop: callbacks for sockets that are ready, flushes once per turn, periodic sweeps.
 
-All sockets of the process live in one epoll of our own (`epoll`), and only that epoll is known to
-eventlet's hub, as one descriptor to watch: a thousand idle connections cost the hub nothing. What
-the rest of the server asks of eventlet is at the end: `spawn`, `sleep`, `pause`, `wait_readable`
-and `Signal`.
+The process has one `Loop`, `event_loop`, which owns the descriptors of all WebSockets.
+
+*Ready.* All sockets are in one epoll (`epoll`), and eventlet's hub watches only that, so that an
+idle connection costs the hub nothing. A socket that is ready gets `on_readable` or `on_writable`.
+
+*Flush.* A socket with something to send asks for `flush_soon` and gets one `flush` in the next
+turn, however much it has gathered until then. `FLUSH_CHUNK` sockets are flushed per turn, in the
+order in which they asked; the others' callbacks run in between.
+
+*Sweep.* Whatever is due again and again is a callback of `every`, so that there is no timer for
+each connection.
+
+*Faults.* An exception in a socket's callback aborts that connection only. An exception in the loop
+itself would leave every connection silent, so the process ends (`EXIT_CODE`), and clients connect
+to another.
+
+The functions at the end (`spawn`, `sleep`, `pause`, `wait_readable`, `Signal`) are what the rest of
+the package uses of eventlet.
 """
 
 import errno
@@ -21,17 +35,19 @@ import eventlet.hubs
 import eventlet.semaphore
 
 from ordertrack.server import epoll
-from ordertrack.server.heartbeat import Deadlines, take_due
 
 log = logging.getLogger(__name__)
 monotonic = time.monotonic
 
 T = TypeVar("T")
 
-# With which the process ends when its loop is broken: EX_SOFTWARE, as when its relay is.
+# The process's exit status when its loop is broken: EX_SOFTWARE, as when its relay is.
 EXIT_CODE: Final = 70
 
-# Recipients served in one turn of the loop: some 2 ms of work, after which others have their turn.
+# What a callback may raise; eventlet's timeouts are no `Exception`.
+FAILURES: Final[tuple[type[BaseException], ...]] = (Exception, eventlet.Timeout)
+
+# Sockets flushed in one turn of the loop: some 2 ms of work.
 FLUSH_CHUNK: Final = 256
 
 
@@ -44,13 +60,11 @@ class Socket(Protocol):
     def on_writable(self) -> None: ...
     def flush(self) -> None: ...
     def abort(self) -> None: ...
-    def expire(self) -> None: ...
-    def check_pace(self, now: float) -> None: ...
 
 
 @dataclass(slots=True)
 class _Sweep:
-    """What is to be done again and again; `due` is when next."""
+    """A periodic callback; `due` is the monotonic time of its next run."""
 
     period: float
     callback: Callable[[float], None]
@@ -58,65 +72,68 @@ class _Sweep:
 
 
 class Loop:
-    """The process's sockets: one epoll beneath eventlet's hub, one queue to flush, one sweep."""
+    """The process's sockets: one epoll beneath eventlet's hub, one flush queue, periodic sweeps."""
 
     def __init__(self) -> None:
-        self.buffer = bytearray(65_536)
+        self.buffer = bytearray(65_536)  # every socket is read into it: one read is handled at once
         self.view = memoryview(self.buffer)
-        self.sockets: dict[int, Socket] = {}
-        self.dirty: deque[Socket] = deque()
-        self.stalled: set[Socket] = set()
-        self.closing: Deadlines[Socket] = deque()
+        self.sockets: dict[int, Socket] = {}  # by descriptor
+        self.dirty: deque[Socket] = deque()  # to be flushed
         self.sweeps: list[_Sweep] = []
-        self.room_makers: list[Callable[[bool], bool]] = []
-        self.draining = False
-        self._flushing = False
-        self._readiness: epoll.Readiness | None = None
+        self._flushing = False  # a flush is scheduled
+        self._poller: epoll.Poller | None = None
         self._hub: Any = None
-        self.on_broken: Callable[[int], None] = os._exit
+        self.exit: Callable[[int], None] = os._exit
 
     def start(self) -> None:
-        """Attach to the hub, once."""
-        if self._readiness is not None:
+        """Attach to eventlet's hub. The first connection does that; later calls do nothing."""
+        if self._poller is not None:
             return
         self._hub = eventlet.hubs.get_hub()
-        self._readiness = epoll.best(self._on_ready, self.broken)
+        self._poller = epoll.make_poller(self._on_ready, self.exit_broken)
         spawn(self._sweep_forever)
 
     # Faults ---------------------------------------------------------------------------------------
 
-    def failed(self, ws: Socket, error: Exception) -> None:
-        """An exception came out of one connection: end it, and nobody else."""
+    def abort_failed(self, ws: Socket, error: Exception) -> None:
+        """An exception came out of a connection's callback: end this connection only."""
         log.error("A connection failed", exc_info=error)
         try:
             ws.abort()
         except Exception as another:  # noqa: BLE001 (handed on)
-            self.broken(another)  # it would stay, and fail for ever
+            self.exit_broken(another)  # the connection would stay, and fail for ever
 
-    def broken(self, error: Exception | None) -> None:
-        """Nobody is told anything any more: end the process, so that clients turn to another."""
+    def guard(self, ws: Socket, callback: Callable[..., object], *args: Any) -> None:
+        """Call ``callback(*args)`` for `ws`; an exception ends that connection only."""
+        try:
+            callback(*args)
+        except Exception as error:  # noqa: BLE001 (logged there)
+            self.abort_failed(ws, error)
+
+    def exit_broken(self, error: Exception | None) -> None:
+        """End the process: no connection would be served any more, and no client could tell."""
         log.critical("The sockets' event loop is broken", exc_info=error)
-        self.on_broken(EXIT_CODE)
+        self.exit(EXIT_CODE)
 
     # Descriptors ----------------------------------------------------------------------------------
 
     def add(self, ws: Socket) -> None:
-        assert self._readiness is not None, "start first"
-        self._readiness.watch(ws.descriptor, read=True, write=False)
+        assert self._poller is not None, "start first"
+        self._poller.watch(ws.descriptor, read=True, write=False)
         self.sockets[ws.descriptor] = ws
 
     def watch(self, ws: Socket, *, read: bool, write: bool) -> None:
-        """Wait for just that from now on."""
-        if self._readiness is not None:
-            self._readiness.watch(ws.descriptor, read=read, write=write)
+        """From now on call `ws` when it can be read, written, both or neither."""
+        if self._poller is not None:
+            self._poller.watch(ws.descriptor, read=read, write=write)
 
     def forget(self, ws: Socket) -> None:
-        self.stalled.discard(ws)
-        if self.sockets.pop(ws.descriptor, None) is not None and self._readiness is not None:
-            self._readiness.forget(ws.descriptor)
+        """To be called before the descriptor is closed."""
+        if self.sockets.pop(ws.descriptor, None) is not None and self._poller is not None:
+            self._poller.forget(ws.descriptor)
 
     def _on_ready(self, descriptor: int, readable: bool, writable: bool) -> None:
-        """Called by the hub for one of our sockets."""
+        """Called by the poller for one of our sockets; neither flag means that it is broken."""
         ws = self.sockets.get(descriptor)
         if ws is None:
             return
@@ -128,7 +145,7 @@ class Loop:
             elif not writable:
                 ws.abort()
         except Exception as error:  # noqa: BLE001 (logged there)
-            self.failed(ws, error)
+            self.abort_failed(ws, error)
 
     # Flushing -------------------------------------------------------------------------------------
 
@@ -146,24 +163,24 @@ class Loop:
                 try:
                     ws.flush()
                 except Exception as error:  # noqa: BLE001 (logged there)
-                    self.failed(ws, error)
+                    self.abort_failed(ws, error)
         finally:  # else nothing would ever be flushed again
             if dirty:
                 self._hub.schedule_call_global(0, self._flush)
             else:
                 self._flushing = False
 
-    # Time -----------------------------------------------------------------------------------------
+    # Sweeps ---------------------------------------------------------------------------------------
 
     def _sweep_forever(self) -> None:
         try:
             while True:
                 sleep(min(sweep.period for sweep in self.sweeps))
-                if self._readiness is not None and not self._readiness.is_attached():
-                    self.broken(None)
+                if self._poller is not None and not self._poller.is_attached():
+                    self.exit_broken(None)
                 self._sweep(monotonic())
         except Exception as error:  # noqa: BLE001 (handed on)
-            self.broken(error)  # no deadline would be kept any more
+            self.exit_broken(error)  # no deadline would be kept any more
 
     def _sweep(self, now: float) -> None:
         for sweep in list(self.sweeps):
@@ -175,72 +192,9 @@ class Loop:
             except Exception:  # the next one may well succeed, and must run
                 log.exception("A sweep failed")
 
-    def close_late(self, now: float) -> None:
-        for ws in take_due(self.closing, now, pause):
-            try:
-                ws.expire()
-            except Exception as error:  # noqa: BLE001 (logged there)
-                self.failed(ws, error)
-
-    def close_slow(self, now: float) -> None:
-        for ws in list(self.stalled):
-            try:
-                ws.check_pace(now)
-            except Exception as error:  # noqa: BLE001 (logged there)
-                self.failed(ws, error)
-
 
 event_loop = Loop()
-
-
-def start() -> None:
-    """Attach to the event loop. Done by the first connection; again, it does nothing."""
-    event_loop.start()
-
-
-def one_by_one(leaving: list[T], seconds: float) -> Iterator[T]:
-    """Each of `leaving`, in random order, evenly spread over `seconds`: those who come back do not
-    all come at once, and not always the same ones first.
-    """
-    random.shuffle(leaving)
-    began = monotonic()
-    for number, one in enumerate(leaving):
-        due = began + seconds * number / len(leaving)
-        if due > monotonic():
-            sleep(due - monotonic())
-        elif number % FLUSH_CHUNK == 0:
-            pause()
-        yield one
-
-
-# What the rest of the server needs of eventlet ---------------------------------------------------
-
-
-def spawn(function: Callable[..., object], *args: Any) -> None:
-    """Run ``function(*args)`` in a greenlet of its own; an exception is logged."""
-    eventlet.spawn_n(_guarded, function, args)
-
-
-def _guarded(function: Callable[..., object], args: tuple[Any, ...]) -> None:
-    try:
-        function(*args)
-    except (Exception, eventlet.Timeout):  # nobody waits for it, so nobody else can tell
-        log.exception("A background task failed")
-
-
-def sleep(seconds: float) -> None:
-    eventlet.sleep(seconds)
-
-
-def pause() -> None:
-    """Let everything else that is ready have its turn: for loops that run long."""
-    eventlet.sleep(0)
-
-
-def flush() -> None:
-    """Wait until everything enqueued so far has been handed to the kernel or is backlogged."""
-    while event_loop.dirty:
-        pause()
+start = event_loop.start
 
 
 def every(period: float, callback: Callable[[float], None]) -> None:
@@ -253,6 +207,46 @@ def every(period: float, callback: Callable[[float], None]) -> None:
 
 def every_second(callback: Callable[[float], None]) -> None:
     every(1.0, callback)
+
+
+def one_by_one(leaving: list[T], seconds: float) -> Iterator[T]:
+    """Each of `leaving` in random order, evenly spread over `seconds`.
+
+    Clients that are closed at this pace do not all reconnect at once, nor always in one order.
+    """
+    random.shuffle(leaving)
+    began = monotonic()
+    for number, one in enumerate(leaving):
+        due = began + seconds * number / len(leaving)
+        if due > monotonic():
+            sleep(due - monotonic())
+        elif number % FLUSH_CHUNK == 0:
+            pause()
+        yield one
+
+
+# What the rest of the package uses of eventlet ----------------------------------------------------
+
+
+def spawn(function: Callable[..., object], *args: Any) -> None:
+    """Run ``function(*args)`` in a greenlet of its own; an exception is logged."""
+    eventlet.spawn_n(_guarded, function, args)
+
+
+def _guarded(function: Callable[..., object], args: tuple[Any, ...]) -> None:
+    try:
+        function(*args)
+    except FAILURES:  # no caller is left to handle it
+        log.exception("A background task failed")
+
+
+def sleep(seconds: float) -> None:
+    eventlet.sleep(seconds)
+
+
+def pause() -> None:
+    """Let everything else that is ready run: for loops that take long."""
+    eventlet.sleep(0)
 
 
 def wait_readable(descriptor: Any, timeout: float | None = None) -> bool:
@@ -274,7 +268,7 @@ class _TimedOut(Exception):
 
 
 class Signal:
-    """A wake-up that is remembered once: setting it twice before anybody waits wakes once."""
+    """A wake-up that is remembered once: set twice before a `wait`, it wakes one `wait`."""
 
     def __init__(self) -> None:
         self._wakeups = eventlet.semaphore.Semaphore(0)
@@ -289,7 +283,7 @@ class Signal:
             self._wakeups.release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the next `set`, or take one that was not waited for; False after `timeout`."""
+        """Wait for the next `set`, or consume one from before; False after `timeout` seconds."""
         if timeout is not None and timeout <= 0:
             return bool(self._wakeups.acquire(blocking=False))
         return bool(self._wakeups.acquire(timeout=timeout))

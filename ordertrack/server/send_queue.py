@@ -1,16 +1,16 @@
-"""What the kernel did not take: the queue of one slow socket."""
+"""The send queue of one socket: frames that the kernel did not accept yet."""
 
 from collections import deque
 from typing import Final
 
 from ordertrack.server.counters import counters
 
-# Frames are joined up to this size per `send`: more only copies what is not taken.
+# Frames are joined up to this size per `send`: more would only copy bytes that are not accepted.
 JOIN_BYTES: Final = 65_536
 
 
 class SendQueue:
-    """Frames that the kernel did not take, each with the time when it was queued."""
+    """Frames in the order in which they are sent, each with the time when it was queued."""
 
     __slots__ = ("_since", "_taken", "frames", "size", "times")
 
@@ -18,8 +18,8 @@ class SendQueue:
         self.frames: deque[bytes | memoryview] = deque()
         self.times: deque[float] = deque()
         self.size = 0
-        self._since = now  # when the period began that is being watched,
-        self._taken = 0  # and what has been taken in it
+        self._since = now  # the start of the period in which the reading rate is measured
+        self._taken = 0  # bytes accepted in it
 
     def append(self, frame: bytes | memoryview, now: float) -> None:
         self.frames.append(frame)
@@ -55,11 +55,11 @@ class SendQueue:
             self.times.popleft()
 
     def is_stuck(self, now: float, seconds: float, rate: float) -> bool:
-        """Whether the oldest frame has waited too long for somebody who hardly reads.
+        """Whether the oldest frame has waited more than *seconds* for a client that hardly reads.
 
-        That is, for more than *seconds*, in which less than *rate* bytes a second were taken. Age
-        alone says little: one large frame may take a steady reader longer than that. Asked about
-        once a second, it is found out before twice *seconds* have passed.
+        That is one that read less than *rate* bytes a second meanwhile. Age alone says little: one
+        large frame may take a steady reader longer than that. Checked about once a second, a stuck
+        client is detected before twice *seconds* have passed.
         """
         watched = now - self._since
         if watched < seconds:
@@ -70,7 +70,7 @@ class SendQueue:
         return bool(self.times) and now - self.times[0] >= seconds
 
     def discard(self) -> bytes | memoryview | None:
-        """Empty it. Answers the rest of a partly sent frame, which the peer must still get."""
+        """Empty the queue; returns the rest of a partly sent frame, which the peer must get."""
         counters.queued_bytes -= self.size
         head = self.frames[0] if self.frames else None
         self.frames.clear()

@@ -1,4 +1,4 @@
-"""Listening, accepting, and ending in order. Of this package the one module that knows eventlet."""
+"""Listens, accepts connections, and stops in order: `serve` runs the process's HTTP server."""
 
 import errno
 import gc
@@ -10,25 +10,25 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any, Final
+from wsgiref.types import WSGIApplication
 
 import eventlet
 import eventlet.green.socket
-from eventlet.hubs import trampoline
 
-from ordertrack.server import websocket
+from ordertrack.server.admission import admission
 from ordertrack.server.counters import counters
 from ordertrack.server.http_connection import Connection
 from ordertrack.server.http_request import Environ
-from ordertrack.server.http_response import Wsgi
-from ordertrack.server.waiting import MAX_PER_ADDRESS, Waiting
+from ordertrack.server.loop import pause, sleep, wait_readable
+from ordertrack.server.waiting_connections import MAX_PER_ADDRESS, WaitingConnections
 
 log = logging.getLogger(__name__)
 
-# Connections that the kernel accepts while we are busy: a thousand clients may come back at once.
+# Connections that the kernel accepts while we are busy: a thousand clients may reconnect at once.
 BACKLOG: Final = 4096
 
-# Errors of `accept` that are about the one connection: it was gone already, or may not be taken.
-_CLIENTS_FAULT: Final = frozenset(
+# Errors of `accept` that concern one connection only: it was closed already, or is forbidden.
+_CONNECTION_ERRORS: Final = frozenset(
     {
         errno.ECONNABORTED,
         errno.EPROTO,
@@ -42,18 +42,18 @@ _CLIENTS_FAULT: Final = frozenset(
     }
 )
 
-# … that will pass.
+# Errors of `accept` that pass when other connections end.
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-# How long to let others go on before the next try, and how often to say that it is so.
+# The wait before the next try, and the time between two log lines about it.
 SHORTAGE_SECONDS: Final = 0.1
 SHORTAGE_LINE_SECONDS: Final = 60.0
 
-# Turns of the loop in which a connection that was hung up on ends; one is the rule.
-TURNS_TO_END: Final = 4
+# Turns of the loop in which an evicted connection ends; it usually takes one.
+TURNS_TO_CLOSE: Final = 4
 
-# What the kernel keeps of an answer for one client. Left to itself it grows to megabytes, which
-# take a slow client longer than we would wait to see that it reads at all.
+# What the kernel keeps of a response for one client. Without a bound it grows to megabytes, which a
+# slow client reads for longer than we wait for any sign that it reads.
 SEND_BUFFER: Final = 65_536
 
 
@@ -61,7 +61,7 @@ def bind(host: str, port: int) -> list[Any]:
     """Sockets on every address that `host` stands for (localhost: IPv4 and IPv6).
 
     Clients are refused until `Server.start` listens on them. With port 0, all have the same free
-    port. Raises `OSError` when none could be opened, as when somebody listens there.
+    port. Raises `OSError` when none could be opened, as when another process listens there.
     """
     listening: list[Any] = []
     failure: OSError | None = None
@@ -90,18 +90,18 @@ def bind(host: str, port: int) -> list[Any]:
 class Server:
     """A WSGI application on bound sockets, from `start` to `stop`.
 
-    *most* connections may be open, WebSockets included: then those that wait for their client
-    longest are given up for new ones, and where none waits, new ones wait. *per_address* bounds
-    the waiting ones of one address (None: not at all, for behind a proxy). *on_failure* is called
-    when nothing can be accepted any more.
+    *capacity* connections may be open, WebSockets included. At that limit the one that has waited
+    longest for its client is evicted for a new one; if none waits, the new one has to.
+    *per_address* bounds the waiting connections of one address (None: no bound, for use behind a
+    proxy). *on_failure* is called when no connection can be accepted any more.
     """
 
     def __init__(
         self,
-        app: Wsgi,
+        app: WSGIApplication,
         bound: list[Any],
         *,
-        most: int = 1024,
+        capacity: int = 1024,
         max_body_bytes: int = 65_536,
         per_address: int | None = MAX_PER_ADDRESS,
         on_failure: Callable[[str], object] = lambda _reason: None,
@@ -109,7 +109,7 @@ class Server:
         self.app = app
         self.stopping = False
         self.max_body_bytes = max_body_bytes
-        self.waiting: Waiting[Connection] = Waiting(per_address=per_address)
+        self.waiting: WaitingConnections[Connection] = WaitingConnections(per_address=per_address)
         self.connections: set[Connection] = set()
         name, port = bound[0].getsockname()[:2]
         self.environ: Environ = {
@@ -125,10 +125,10 @@ class Server:
             "wsgi.input_terminated": True,
         }
         self._bound = bound
-        self._most = most
+        self._capacity = capacity
         self._on_failure = on_failure
         self._accepting: list[Any] = []
-        self._shortage_told = -SHORTAGE_LINE_SECONDS
+        self._shortage_logged = -SHORTAGE_LINE_SECONDS
 
     @property
     def port(self) -> int:
@@ -143,7 +143,7 @@ class Server:
     def _accept(self, opened: Any) -> None:
         try:
             self._accept_forever(opened)
-        except Exception:  # whatever it was, a server that accepts nothing must not look alive
+        except Exception:  # a server that accepts nothing must not look alive
             if not self.stopping:
                 log.critical("Connections cannot be accepted any more", exc_info=True)
                 self._on_failure("connections cannot be accepted")
@@ -151,14 +151,14 @@ class Server:
     def _accept_forever(self, opened: Any) -> None:
         accepted = 0
         while True:
-            self._make_room()
+            self._wait_for_capacity()
             try:
                 client, address = opened.accept()
             except OSError as error:
                 if error.errno in _SHORTAGES:
-                    self._make_do(f"{error.strerror}")
-                elif error.errno in _CLIENTS_FAULT:
-                    eventlet.sleep(0)
+                    self._evict(f"{error.strerror}")
+                elif error.errno in _CONNECTION_ERRORS:
+                    pause()
                 else:
                     raise
                 continue
@@ -166,35 +166,35 @@ class Server:
             self.connections.add(connection)
             eventlet.spawn_n(connection.serve)
             accepted += 1
-            if accepted % 64 == 0:  # a storm of connections leaves the others their turn
-                eventlet.sleep(0)
+            if accepted % 64 == 0:  # a burst of connections must not block the loop
+                pause()
 
-    def _make_room(self) -> None:
-        """Wait until there may be another connection."""
-        while len(self.connections) + counters.open >= self._most:
-            self._make_do(f"{self._most} are open")
+    def _wait_for_capacity(self) -> None:
+        while len(self.connections) + counters.open >= self._capacity:
+            self._evict(f"{self._capacity} are open")
 
-    def _make_do(self, reason: str) -> None:
-        """Hang up on who has waited longest, and let it end; or wait for others to end.
+    def _evict(self, reason: str) -> None:
+        """Evict a connection and let it close; if there is none to evict, wait for others to end.
 
-        Where none waits, requests that never joined may hold what there is: `transport.make_room`.
+        The first is the one that has waited longest for its client, then one that has not
+        authenticated (`admission`).
         """
         now = time.monotonic()
-        if now - self._shortage_told >= SHORTAGE_LINE_SECONDS:
-            self._shortage_told = now
+        if now - self._shortage_logged >= SHORTAGE_LINE_SECONDS:
+            self._shortage_logged = now
             log.warning("No more connections can be taken now: %s", reason)
-        oldest = self.waiting.give_up_oldest()
-        if oldest is None and not websocket.make_room(socket=False):
-            eventlet.sleep(SHORTAGE_SECONDS)
+        oldest = self.waiting.evict_oldest()
+        if oldest is None and not admission.evict(websocket=False):
+            sleep(SHORTAGE_SECONDS)
             return
-        for _ in range(TURNS_TO_END):
+        for _ in range(TURNS_TO_CLOSE):
             if oldest is not None and oldest not in self.connections:
                 break
-            eventlet.sleep(0)
+            pause()
 
     def pause(self) -> None:
-        """Let everything else that is ready have its turn."""
-        eventlet.sleep(0)
+        """Let everything else that is ready run."""
+        pause()
 
     def ended(self, connection: Connection) -> None:
         """A connection is closed, or has become a WebSocket."""
@@ -218,15 +218,15 @@ class Server:
         """Wait until every request in flight has been answered; False if some were not in time."""
         end = time.monotonic() + seconds
         while self.connections and time.monotonic() < end:
-            eventlet.sleep(0.01)
+            sleep(0.01)
         return not self.connections
 
 
-class Stopping:
-    """The order to stop: from SIGTERM, SIGINT, or a part of the process that cannot go on.
+class StopRequest:
+    """The request to stop: SIGTERM, SIGINT, or a failure of a part that the process needs.
 
-    A signal's handler runs between two instructions of whatever runs then, so it only takes a note;
-    the interpreter itself writes a byte to a pipe that the event loop watches, which wakes it.
+    A signal's handler interrupts any code between two instructions, so it only stores the reason;
+    the interpreter itself writes a byte to a pipe, which wakes the greenlet in `wait`.
     """
 
     def __init__(self) -> None:
@@ -245,64 +245,63 @@ class Stopping:
         self._reason = self._reason or signal.Signals(number).name
 
     def fail(self, reason: str) -> None:
-        """Stop, and let the process end with an error: better gone than half there."""
+        """Stop, and let the process exit with status 1: its supervisor starts it again."""
         self.failed = True
         self._reason = self._reason or reason
         os.write(self._writing, b"!")
 
     def wait(self) -> str:
-        """Wait for the order; answers why it was given."""
+        """Wait for the request; returns its reason."""
         while self._reason is None:
-            trampoline(self._reading, read=True)
+            wait_readable(self._reading)
             os.read(self._reading, 64)
         return self._reason
 
 
 def serve(
-    app: Wsgi,
+    app: WSGIApplication,
     bound: list[Any],
     *,
-    most: int = 1024,
+    capacity: int = 1024,
     max_body_bytes: int = 65_536,
     per_address: int | None = MAX_PER_ADDRESS,
     drain_seconds: float = 8.0,
-    stopping: Stopping | None = None,
     ready: Callable[[int], object] = lambda _port: None,
     drain: Callable[[float], object] = lambda _seconds: None,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or `stopping.fail`, then end in order within `drain_seconds`.
+    """Serve until SIGTERM, SIGINT or a failure to accept; then stop within `drain_seconds`.
 
-    *most*, *max_body_bytes* and *per_address* are the `Server`'s. `ready` is told the port once
-    connections are accepted. At the end nothing new is accepted, `drain` is called with the seconds
-    over which it may spread the closing of live connections, and requests in flight are finished.
-    Raises `OSError` when the port has been taken since it was bound, and `SystemExit` with 1 after
-    `stopping.fail`.
+    *capacity*, *max_body_bytes* and *per_address* are the `Server`'s. `ready` is called with the
+    port once connections are accepted. At the end no new connection is accepted, `drain` is called
+    with the seconds over which it may spread the closing of WebSockets, and requests in flight are
+    finished. Raises `OSError` when the port has been taken since it was bound, and `SystemExit`
+    with 1 when connections could not be accepted any more.
     """
-    stopping = stopping or Stopping()
+    stop_request = StopRequest()
     server = Server(
         app,
         bound,
-        most=most,
+        capacity=capacity,
         max_body_bytes=max_body_bytes,
         per_address=per_address,
-        on_failure=stopping.fail,
+        on_failure=stop_request.fail,
     )
-    stopping.catch_signals()
-    # What was made so far stays for good: the collector need not look at it again, which would stop
-    # every socket for some 60 ms each time.
+    stop_request.catch_signals()
+    # Objects made so far live as long as the process. Unfrozen, each full collection would visit
+    # them again and block the loop for some 60 ms.
     gc.collect()
     gc.freeze()
     server.start()
     ready(server.port)
-    reason = stopping.wait()
+    reason = stop_request.wait()
     log.info("%s: stopping within %g seconds", reason, drain_seconds)
     began = time.monotonic()
     server.stop()
-    # Half of the time to tell the sockets, so that the last of them can still say goodbye.
+    # Half of the time, so that the last WebSocket has time for its closing handshake.
     draining = eventlet.spawn(drain, drain_seconds / 2)
     in_time = server.finish(drain_seconds)
     with eventlet.Timeout(max(0.0, began + drain_seconds - time.monotonic()), False):
         draining.wait()
     log.info("Stopped" if in_time else "Stopped with requests in flight")
-    if stopping.failed:
+    if stop_request.failed:
         raise SystemExit(1)

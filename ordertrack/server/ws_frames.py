@@ -1,9 +1,9 @@
-"""RFC 6455 frames as pure data: what goes on the wire and what comes off it, without any I/O.
+"""Encodes and parses WebSocket frames (RFC 6455, 5), without any I/O.
 
-A server's frames are not masked, so a frame is a header before the payload and can be built once
-for any number of recipients. A client's frames arrive in arbitrary pieces: `Parser` takes bytes as
-they come and answers whole messages and control frames, within limits that hold whatever is sent.
-Extensions (compression above all) are never negotiated, so reserved bits are an error.
+A server's frames are not masked (5.1), so one is encoded once for any number of recipients. A
+client's frames arrive in arbitrary pieces: `Parser` is fed bytes and returns whole messages and
+control frames, within limits that hold whatever is sent. Extensions such as compression are never
+negotiated (9.1), so reserved bits are an error.
 """
 
 import codecs
@@ -23,7 +23,7 @@ _CONTROL: Final = 0x8
 _MASKED: Final = 0x80
 _KNOWN: Final = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
 
-Event = tuple[int, str | bytes]
+Received = tuple[int, str | bytes]  # opcode and payload
 
 
 class CloseCode(IntEnum):
@@ -49,7 +49,7 @@ class CloseCode(IntEnum):
 
 
 def encode(opcode: int, payload: bytes) -> bytes:
-    """One whole, final, unmasked frame."""
+    """One final, unmasked frame (5.2)."""
     size = len(payload)
     if size < 126:
         header = bytes((_FIN | opcode, size))
@@ -70,15 +70,20 @@ def binary_frame(payload: bytes) -> bytes:
 
 
 def close_frame(code: int, reason: str = "") -> bytes:
-    """The reason is cut so that the control frame keeps within its 125 bytes."""
+    """A close frame (RFC 6455, 5.5.1); with NO_STATUS its payload is empty.
+
+    The reason is cut so that the control frame keeps within its 125 bytes.
+    """
+    if code == CloseCode.NO_STATUS:
+        return encode(CLOSE, b"")
     text = reason.encode()[:123].decode("utf-8", "ignore").encode()
     return encode(CLOSE, code.to_bytes(2, "big") + text)
 
 
 def read_close(payload: bytes) -> tuple[int, str]:
-    """Code and reason of a received close frame; NO_STATUS stands for none.
+    """Code and reason of a received close frame (7.1.5, 7.4); NO_STATUS stands for none.
 
-    Raises `ProtocolError` for a payload that no peer may send.
+    Raises `ProtocolError` for a payload that a peer must not send.
     """
     if not payload:
         return CloseCode.NO_STATUS, ""
@@ -103,12 +108,12 @@ class ProtocolError(Exception):
 
 
 class Parser:
-    """Takes a client's bytes in any pieces, answers its messages and control frames one by one.
+    """Parses a client's bytes, fed in any pieces, into messages and control frames, one by one.
 
-    What a caller does not ask for with `next` stays bytes: it decides after each frame whether it
-    wants another. Kept are at most one incomplete frame and one incomplete message, together never
-    more than twice `limit` bytes, and what was not asked for yet: a frame that would make its
-    message longer is refused by its header alone.
+    Bytes are parsed only by `next`, so the caller decides after each frame whether it wants
+    another. Besides what was not asked for yet, the parser keeps at most one incomplete frame and
+    one incomplete message, together never more than twice `limit` bytes: a frame that would make
+    its message longer is refused as soon as its header is complete.
     """
 
     __slots__ = ("_at", "_data", "_decoder", "_message", "_need", "_opcode", "error", "limit")
@@ -116,20 +121,20 @@ class Parser:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.error: ProtocolError | None = None
-        self._data: bytes | bytearray = b""  # fed, and not parsed from `_at` on
+        self._data: bytes | bytearray = b""  # fed; not parsed from `_at` on
         self._at = 0
-        self._need = 2  # what it takes before looking at the data again is worth while
-        self._message: bytearray | None = None  # fragments so far
+        self._need = 2  # bytes needed before parsing is tried again
+        self._message: bytearray | None = None  # the fragments so far
         self._opcode = 0  # of that message
         self._decoder: codecs.IncrementalDecoder | None = None  # of that message, if it is text
 
     @property
     def held(self) -> int:
-        """Bytes that are kept here."""
+        """Bytes that the parser keeps."""
         return len(self._data) - self._at + len(self._message or b"")
 
     def feed(self, data: bytes) -> None:
-        """Take what the client sent; nothing more after a violation."""
+        """Add bytes that the client sent; after a violation they are ignored."""
         if self.error is not None:
             return
         if self._at == len(self._data):
@@ -141,12 +146,12 @@ class Parser:
             self._data = bytearray(memoryview(self._data)[self._at :]) + data
         self._at = 0
 
-    def next(self) -> Event | None:
+    def next(self) -> Received | None:
         """The next message or control frame, as (opcode, payload); None when none is complete.
 
-        The payload of TEXT is a string, of all else bytes. A fragment that completes nothing is
-        answered as (CONTINUATION, b""), so that a caller can count what it costs. After a violation
-        the answer is None and `error` is set.
+        The payload of TEXT is a string, of all else bytes. A fragment that completes no message is
+        (CONTINUATION, b""), so that the caller can count what it costs. After a violation of the
+        protocol the result is None and `error` is set.
         """
         if self.error is not None or len(self._data) - self._at < self._need:
             return None
@@ -159,13 +164,13 @@ class Parser:
         self._data, self._at, self._message, self._decoder = b"", 0, None, None
         return None
 
-    def _parse(self) -> Event | None:
-        """Take one frame off the front of the data; None when it is not complete."""
+    def _parse(self) -> Received | None:
+        """Remove one frame from the front of the data (5.2); None when it is not complete."""
         data, at = self._data, self._at
         first, length = data[at], data[at + 1] & 0x7F
         self._check_opcode(first, length)
         if not data[at + 1] & _MASKED:
-            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "client frames must be masked")
+            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "client frames must be masked")  # 5.1
         start = at + 6
         if length >= 126:
             width = 2 if length == 126 else 8
@@ -195,7 +200,7 @@ class Parser:
         return self._complete(first, payload)
 
     def _check_opcode(self, first: int, length: int) -> None:
-        """`length` is the one in the frame's second byte, which a control frame's always is."""
+        """`length` is the one in the frame's second byte, as a control frame's always is (5.5)."""
         opcode = first & 0x0F
         if first & _RESERVED or opcode not in _KNOWN:
             raise ProtocolError(CloseCode.PROTOCOL_ERROR, "reserved bits or opcode")
@@ -205,7 +210,7 @@ class Parser:
         elif (opcode == CONTINUATION) != (self._message is not None):
             raise ProtocolError(CloseCode.PROTOCOL_ERROR, "fragments out of order")
 
-    def _complete(self, first: int, payload: bytes) -> Event:
+    def _complete(self, first: int, payload: bytes) -> Received:
         opcode, final = first & 0x0F, bool(first & _FIN)
         if opcode & _CONTROL:
             return opcode, payload
@@ -215,7 +220,7 @@ class Parser:
             self._message, self._opcode = bytearray(), opcode
             self._decoder = _utf8() if opcode == TEXT else None
         if self._decoder is not None:
-            self._decoder.decode(payload, final)  # fails with the first fragment that is at fault
+            self._decoder.decode(payload, final)  # fails at the first invalid fragment (8.1)
         self._message += payload
         if not final:
             return CONTINUATION, b""
@@ -228,7 +233,7 @@ _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 def _unmask(mask: bytes, payload: bytes) -> bytes:
-    """XOR as one big integer: a loop over bytes in Python costs fifty times as much."""
+    """XOR with the mask (5.3), as one big integer: a loop over bytes takes fifty times as long."""
     size = len(payload)
     key = (mask * (size // 4 + 1))[:size]
     return (int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")).to_bytes(

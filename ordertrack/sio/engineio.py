@@ -52,12 +52,12 @@ import engineio
 from engineio.payload import Payload
 from socketio import packet as sio_packet
 
+from ordertrack.errors import MalformedRequest
 from ordertrack.server import loop, websocket
 from ordertrack.server.counters import counters
 from ordertrack.server.loop import Signal, monotonic
 from ordertrack.server.websocket import Message, WebSocket
 from ordertrack.server.ws_frames import CloseCode, binary_frame, text_frame
-from ordertrack.server.ws_handshake import bad_request
 
 if TYPE_CHECKING:
     from ordertrack.sio.engineio_server import EngineIOServer
@@ -144,7 +144,7 @@ class _Polling:
     fetching: bool = False  # a GET waits for packets
     posting: bool = False  # a POST's packets are being handled
     heard: bool = True  # since the last ping
-    allowance: float = 0.0  # see Limits.afford
+    bucket_full_at: float = 0.0  # see Limits.take_tokens
     probe: WebSocket | None = None  # the WebSocket that the session may move to
 
     def put(self, packet: Packet, size: int) -> None:
@@ -452,18 +452,18 @@ class EngineIOSession:
         self._put(packet, len(packet))
 
     def fetch(self) -> str:
-        """What a GET answers: packets, waited for. Raises `Refused`, which ends the session."""
+        """The packets that a GET waits for. Raises `MalformedRequest`, which ends the session."""
         polling = self._polling
         if polling is None or self.transport is not Transport.POLLING:
             return NOOP
         if polling.fetching:
-            raise bad_request("One poll at a time")
+            raise MalformedRequest("One poll at a time")
         polling.heard = polling.fetching = True
         try:
             deadline = monotonic() + self.server.ping_interval + self.server.ping_timeout
             while not polling.packets and self.state is State.OPEN and not self.holds_websocket:
                 if not polling.ready.wait(deadline - monotonic()):
-                    raise bad_request("No ping was due, so the session is broken")
+                    raise MalformedRequest("No ping was due, so the session is broken")
         finally:
             polling.fetching = False
         packets = polling.take()
@@ -474,19 +474,19 @@ class EngineIOSession:
         return SEPARATOR.join(map(_text, packets)) or NOOP
 
     def handle(self, payload: str) -> None:
-        """Handle the packets of a POST. Raises `Refused`, which ends the session."""
+        """Handle the packets of a POST. Raises `MalformedRequest`, which ends the session."""
         polling = self._polling
         assert polling is not None
         if polling.posting:
             # Two at once have no order, and a session's events are handled one after the other.
-            raise bad_request("One POST at a time")
+            raise MalformedRequest("One POST at a time")
         polling.heard = polling.posting = True
         try:
             for packet in payload.split(SEPARATOR):
                 # As on a WebSocket, no message is handled while much waits for the client: else the
                 # answers to one POST could exceed the queue of a client that fetches at once.
                 # `check_pace` bounds the wait.
-                while polling.size > self.server.limits.crowded_bytes:
+                while polling.size > self.server.limits.high_watermark:
                     polling.taken.wait()
                 self._handle_packet(polling, packet)
         finally:
@@ -502,16 +502,16 @@ class EngineIOSession:
             self._close_polling()
             return
         if self.state is not State.OPEN:
-            raise bad_request("The session has ended before this packet was handled")
-        allowance = self.server.limits.afford(polling.allowance)
-        if allowance is None:
+            raise MalformedRequest("The session has ended before this packet was handled")
+        full_at = self.server.limits.take_tokens(polling.bucket_full_at)
+        if full_at is None:
             self.close_with(CloseCode.POLICY_VIOLATION, reconnect=True)
-            raise bad_request("Too many messages")
-        polling.allowance = allowance
+            raise MalformedRequest("Too many messages")
+        polling.bucket_full_at = full_at
         if kind == MESSAGE:
             try:
                 self._handle_message(packet[1:])
             except MalformedPacketError:
-                raise bad_request("Malformed Socket.IO packet") from None
+                raise MalformedRequest("Malformed Socket.IO packet") from None
         elif kind not in (PONG, NOOP):
-            raise bad_request("Unknown kind of packet")
+            raise MalformedRequest("Unknown kind of packet")

@@ -18,14 +18,17 @@ from typing import Any, Final, Protocol
 
 from engineio.packet import Packet
 
+from ordertrack import problems
+from ordertrack.errors import DomainError, Forbidden, MalformedRequest, PayloadTooLarge
 from ordertrack.origins import Origins
 from ordertrack.server import loop, websocket
+from ordertrack.server.admission import admission, no_capacity
 from ordertrack.server.counters import counters
 from ordertrack.server.heartbeat import Deadlines, Heartbeat, take_due
 from ordertrack.server.loop import monotonic
 from ordertrack.server.websocket import DEFAULT_LIMITS, Limits, WebSocket
 from ordertrack.server.ws_frames import CloseCode
-from ordertrack.server.ws_handshake import Refused, bad_request, check_origin, refuse, too_many
+from ordertrack.server.ws_handshake import check_origin
 from ordertrack.sio.engineio import EncodedMessage, EngineIOSession, Reason, State, Transport
 from ordertrack.sio.pending_sessions import PendingSessions
 
@@ -99,7 +102,7 @@ class EngineIOServer:
         self.unfetched: set[EngineIOSession] = set()  # open, polling, with packets to fetch
         self._credential_cookie = credential_cookie
         self._pending: PendingSessions[EngineIOSession] = PendingSessions(
-            limits.max_newcomers, limits.max_newcomers_per_address
+            limits.max_pending_sessions, limits.max_pending_sessions_per_address
         )
         self._closing: Deadlines[EngineIOSession] = deque()  # polling, with packets left to fetch
         self._probes: Deadlines[WebSocket] = deque()  # opened in order to upgrade
@@ -118,7 +121,7 @@ class EngineIOServer:
             self._close_slow,
         ):
             loop.every_second(sweep)
-        websocket.make_room_with(self._evict_pending)
+        admission.on_full(self._evict_pending)
 
     # HTTP -----------------------------------------------------------------------------------------
 
@@ -141,56 +144,55 @@ class EngineIOServer:
             if is_handshake:
                 session.open_polling()
             return _answer(start_response, environ, self._exchange_packets(session, environ))
-        except Refused as refused:
+        except DomainError as refused:
             if is_handshake:
                 counters.refuse(refused.code)
             if refused.code != "forbidden":
                 refused.headers += tuple(_cors(environ))
-            return refuse(start_response, refused)
+            return problems.refuse(refused, start_response)
 
     def _make_session(
         self, environ: Environ, query: Mapping[str, list[str]], transport: Transport
     ) -> EngineIOSession:
         """A session for a new client, not registered yet. See "Handshake"."""
         if environ["REQUEST_METHOD"] != "GET":
-            raise bad_request("A session begins with GET")
+            raise MalformedRequest("A session begins with GET")
         if query.get("EIO") != ["4"]:
-            raise bad_request("Only EIO=4 is spoken here")
+            raise MalformedRequest("Only EIO=4 is spoken here")
         self._check_cookie(environ)
         loop.start()
         authenticated = len(self.sockets) - len(self._pending)
-        if websocket.draining() or authenticated >= self.limits.max_connections:
-            raise too_many()
+        if admission.is_draining or authenticated >= self.limits.max_connections:
+            raise no_capacity()
         handshake = {name: environ[name] for name in _KEPT if name in environ}
         return EngineIOSession(self, self.generate_id(), handshake, transport)
 
     def _check_cookie(self, environ: Environ) -> None:
         """Refuse a handshake that brings the user's cookie from a page that may not be ours.
 
-        Raises `Refused` (403 `forbidden`).
+        Raises `Forbidden`.
         """
         cookie = self._credential_cookie
         if cookie and cookie in environ.get("HTTP_COOKIE", "") and not self.origins.vouch(environ):
-            raise Refused(
-                "403 Forbidden", "forbidden",
+            raise Forbidden(
                 "With a cookie, only a page of this server may open sockets. Send a token instead, "
-                "and no cookie",
-            )  # fmt: skip
+                "and no cookie"
+            )
 
     def _find_session(
         self, environ: Environ, query: Mapping[str, list[str]], transport: Transport
     ) -> EngineIOSession:
-        """The session that a request belongs to. Raises `Refused` (400)."""
+        """The session that a request belongs to. Raises `MalformedRequest`."""
         # A ping that has timed out has ended the session for this request, too.
         self._heartbeat.sweep(monotonic())
         session = self.sockets.get(query["sid"][-1])
         if session is None or session.state is State.CLOSED:
-            raise bad_request("This session is not known, or over")
+            raise MalformedRequest("This session is not known, or over")
         upgrades = transport is Transport.WEBSOCKET
         if session.ws is not None or (session.holds_websocket and upgrades):
-            raise bad_request("This session has moved to a WebSocket")
+            raise MalformedRequest("This session has moved to a WebSocket")
         if session.state is not State.OPEN and (upgrades or environ["REQUEST_METHOD"] == "POST"):
-            raise bad_request("This session is over")
+            raise MalformedRequest("This session is over")
         return session
 
     def _exchange_packets(self, session: EngineIOSession, environ: Environ) -> str:
@@ -200,11 +202,11 @@ class EngineIOServer:
                 payload = self._read_payload(environ)
                 # It may have changed while the body was on its way.
                 if session.state is not State.OPEN or session.ws is not None:
-                    raise bad_request("This session is over")
+                    raise MalformedRequest("This session is over")
                 session.handle(payload)
                 return "ok"
             return session.fetch()
-        except Refused:
+        except DomainError:
             session.close(Reason.TRANSPORT_ERROR)
             raise
 
@@ -213,13 +215,11 @@ class EngineIOServer:
         length = int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(most + 1) if length <= most else b""
         if max(length, len(body)) > most:
-            raise Refused(
-                "413 Content Too Large", "payload_too_large", f"At most {most} bytes at a time"
-            )
+            raise PayloadTooLarge(f"At most {most} bytes at a time")
         try:
             payload: str = body.decode()
         except UnicodeDecodeError:
-            raise bad_request("The packets are not UTF-8") from None
+            raise MalformedRequest("The packets are not UTF-8") from None
         return payload
 
     def open_packet(self, sid: str, *, upgrades: bool) -> str:
@@ -359,16 +359,16 @@ class EngineIOServer:
 
 
 def _requested_transport(environ: Environ, query: Mapping[str, list[str]]) -> Transport:
-    """POLLING or WEBSOCKET. Raises `Refused` (400). See "Query parameters"."""
+    """POLLING or WEBSOCKET. Raises `MalformedRequest`. See "Query parameters"."""
     if environ["REQUEST_METHOD"] not in ("GET", "POST"):
-        raise bad_request("Only GET and POST are used here")
+        raise MalformedRequest("Only GET and POST are used here")
     if "j" in query:
-        raise bad_request("There is no JSONP in this version of the protocol")
+        raise MalformedRequest("There is no JSONP in this version of the protocol")
     transport = query.get("transport")
     if transport == ["websocket"]:
         return Transport.WEBSOCKET
     if transport != ["polling"]:
-        raise bad_request("Add transport=polling or transport=websocket")
+        raise MalformedRequest("Add transport=polling or transport=websocket")
     return Transport.POLLING
 
 

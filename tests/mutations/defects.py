@@ -39,10 +39,11 @@ LIVE = "ordertrack/realtime/setup.py"
 ENDPOINT = "ordertrack/sio/engineio_server.py"
 NEWCOMERS = "ordertrack/sio/pending_sessions.py"
 FRAMES = "ordertrack/server/ws_frames.py"
+LOOP = "ordertrack/server/loop.py"
 WEBSOCKET = "ordertrack/realtime/order_socket.py"
 ORIGINS = "ordertrack/origins.py"
 CONNECTION = "ordertrack/server/http_connection.py"
-WAITING = "ordertrack/server/waiting.py"
+WAITING = "ordertrack/server/waiting_connections.py"
 IDENTITY = "ordertrack/auth.py"
 DB = "ordertrack/db.py"
 CONNECTING = "ordertrack/connector.py"
@@ -85,7 +86,7 @@ FAILOVER_TESTS = ["tests/faults/test_failover.py"]
 NEWCOMER_TESTS = ["tests/sio/test_pending_sessions.py"]
 ENGINE_TESTS = ["tests/sio/test_socketio.py"]
 TRANSPORT_TESTS = ["tests/server/test_websocket.py"]
-WAITING_TESTS = ["tests/server/test_waiting.py"]
+WAITING_TESTS = ["tests/server/test_waiting_connections.py"]
 AUDIT_TESTS = ["tests/cli/test_audit.py"]
 BOARD_TESTS = ["tests/web/test_board.py"]
 SESSION_TESTS = ["tests/services/test_sessions.py"]
@@ -601,8 +602,8 @@ DEFECTS = [
     ),
     Defect(
         "floods-are-not-ended", TRANSPORT,
-        "return full if full - now <= self.message_burst / self.messages_per_second else None",
-        "return full",
+        "return full_at if full_at - now <= self.message_burst / self.messages_per_second else None",
+        "return full_at",
         only(TRANSPORT_TESTS, "test_a_flood_of_messages_is_ended"),
     ),
     Defect(
@@ -624,7 +625,7 @@ DEFECTS = [
         "if len(self._all) > self._most:", "if not self._all:", WAITING_TESTS,
     ),
     Defect(
-        "closes-come-all-at-once", TRANSPORT,
+        "closes-come-all-at-once", LOOP,
         "due = began + seconds * number / len(leaving)", "due = began",
         TIME_TESTS,
     ),

@@ -9,6 +9,8 @@ from ordertrack.realtime import relay
 from ordertrack.realtime.relay import Relay
 from ordertrack.server import loop as event_loop_module
 from ordertrack.server import websocket
+from ordertrack.server.admission import Admission
+from ordertrack.server.loop import Loop
 
 
 class Clock:
@@ -42,10 +44,12 @@ def test_sockets_are_sent_away_evenly_over_the_time_given(
 
     for number in range(8):
         sockets[number] = SimpleNamespace(close=lambda *given, n=number: leave(n, *given))
-    loop = SimpleNamespace(draining=False, sockets=sockets)
+    loop = Loop()
+    loop.sockets = sockets
     monkeypatch.setattr(websocket, "event_loop", loop)
+    monkeypatch.setattr(websocket, "admission", Admission())
     websocket.close_all(1012, "server restarting", 4.0)
-    assert loop.draining
+    assert websocket.admission.is_draining
     assert closed == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
 
 

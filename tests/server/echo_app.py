@@ -22,18 +22,13 @@ import flask
 import flask_socketio
 from socketio.exceptions import ConnectionRefusedError as Refused
 
+from ordertrack import problems
+from ordertrack.errors import DomainError
 from ordertrack.origins import Origins
-from ordertrack.server import (
-    descriptors,
-    epoll,
-    http_connection,
-    loop,
-    websocket,
-    ws_frames,
-    ws_handshake,
-)
+from ordertrack.server import descriptors, epoll, http_connection, loop, websocket, ws_frames
 from ordertrack.server import server as http_server
 from ordertrack.server.counters import counters
+from ordertrack.server.ws_handshake import check_origin
 from ordertrack.sio import engineio_server
 from ordertrack.sio.socketio import SocketIO
 from tests.server import faults
@@ -43,11 +38,16 @@ origins = Origins(frozenset(settings.pop("origins", ())))
 drain_seconds = settings.pop("drain_seconds", 4.0)
 serving_options = {
     name: settings.pop(name)
-    for name in ("most", "max_body_bytes", "per_address")
+    for name in ("capacity", "max_body_bytes", "per_address")
     if name in settings
 }
 accept_error = settings.pop("accept_error", None)
-for name in ("KEEPALIVE_SECONDS", "REQUEST_SECONDS", "ANSWER_SECONDS", "ANSWER_BYTES_PER_SECOND"):
+for name in (
+    "KEEPALIVE_SECONDS",
+    "REQUEST_SECONDS",
+    "RESPONSE_SECONDS",
+    "RESPONSE_BYTES_PER_SECOND",
+):
     if name in settings:
         setattr(http_connection, name, settings.pop(name))
 engine_options = {
@@ -60,7 +60,7 @@ if "close_seconds" in settings:
 if "flush_chunk" in settings:
     loop.FLUSH_CHUNK = settings.pop("flush_chunk")  # type: ignore[misc]
 if settings.pop("portable", False):
-    epoll.best = epoll.HubListeners  # as where there is no epoll
+    epoll.EpollPoller = epoll.HubPoller  # type: ignore[misc,assignment]  # as where there is no epoll
 if "pings" in settings:
     interval, timeout = settings.pop("pings")
     faults.ping_every(interval, timeout)
@@ -317,14 +317,14 @@ def application(environ: dict[str, Any], start_response: Any) -> Any:
     if environ["PATH_INFO"].startswith("/odd/"):
         return odd(environ, start_response)
     if environ["PATH_INFO"] == "/ws":
-        try:
-            ws_handshake.check_origin(origins, environ)
-        except websocket.Refused as refused:
-            return websocket.refuse(start_response, refused)
         protocol = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "").split(",")[0] or None
-        return websocket.accept(
-            environ, start_response, Commands(), limits=limits, subprotocol=protocol
-        )
+        try:
+            check_origin(origins, environ)
+            websocket.take_over(environ, Commands(), limits=limits, subprotocol=protocol)
+        except DomainError as error:
+            counters.refuse(error.code)
+            return problems.refuse(error, start_response)
+        return []
     return app(environ, start_response)
 
 
@@ -351,5 +351,5 @@ http_server.serve(
     drain_seconds=drain_seconds,
     ready=announce,
     drain=socketio.drain,
-    **({"most": 100_000} | serving_options),
+    **({"capacity": 100_000} | serving_options),
 )

@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import eventlet
+
 from ordertrack.server import heartbeat, loop, websocket
 from ordertrack.server.loop import event_loop
 from ordertrack.server.websocket import WebSocket
@@ -60,14 +62,14 @@ def inject(what: str, ws: WebSocket | None, handler: type) -> None:
 
 def _detach() -> None:
     """As the hub does by itself to a descriptor whose callback raises."""
-    readiness: Any = event_loop._readiness
-    readiness._hub.remove_descriptor(readiness._epoll.fileno())
+    poller: Any = event_loop._poller
+    poller._hub.remove_descriptor(poller._epoll.fileno())
 
 
 def _break_the_epoll() -> None:
-    readiness: Any = event_loop._readiness
-    readiness._epoll.close()
-    readiness._tell(0)
+    poller: Any = event_loop._poller
+    poller._epoll.close()
+    poller._report(0)
 
 
 def _break_abort(ws: WebSocket | None) -> None:
@@ -78,13 +80,13 @@ def _break_abort(ws: WebSocket | None) -> None:
 _OTHERS: dict[str, Callable[[WebSocket | None, type], object]] = {
     # Which is no Exception.
     "timeout in on_message": lambda ws, handler: _break(
-        handler, "on_message", ws, websocket.eventlet.Timeout(60)
+        handler, "on_message", ws, eventlet.Timeout(60)
     ),
     "ping": lambda ws, _: _break(websocket._pings, "_ping", ws),
     "heartbeat's expire": lambda ws, _: _break(websocket._pings, "_expire", ws),
     "watch": lambda ws, _: _break(event_loop, "watch", ws),
     "sweep": lambda *_: loop.every_second(_fail),
-    "_on_ready": lambda *_: _break(event_loop._readiness, "_on_ready", None),
+    "_on_ready": lambda *_: _break(event_loop._poller, "_on_ready", None),
     "_sweep": lambda *_: _break(event_loop, "_sweep", None),
     "abort": lambda ws, _: _break_abort(ws),
     "poll": lambda *_: _break_the_epoll(),

@@ -17,9 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ordertrack.server import waiting
+from ordertrack.server import waiting_connections
 
-waiting.MAX_PER_ADDRESS = int(os.environ.get("FEW_PER_ADDRESS", waiting.MAX_PER_ADDRESS))
+waiting_connections.MAX_PER_ADDRESS = int(
+    os.environ.get("FEW_PER_ADDRESS", waiting_connections.MAX_PER_ADDRESS)
+)
 few = int(os.environ["FEW_DESCRIPTORS"])
 resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
 runpy.run_path(str(ROOT / "wsgi.py"), run_name="__main__")

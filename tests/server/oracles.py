@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import h11
 import httptools
 
+from ordertrack.errors import PayloadTooLarge
 from ordertrack.server.http_reader import RequestReader
 from ordertrack.server.http_request import BadRequest, Environ
-from ordertrack.server.http_response import Gone, keeps_open
+from ordertrack.server.http_response import ClientGone, keeps_open
 
 MAX_BODY = 2_000
 
@@ -62,7 +63,7 @@ def ours(pieces: list[bytes]) -> tuple[list[Environ], str | None]:
         try:
             return next(arriving)
         except StopIteration:
-            raise Gone from None
+            raise ClientGone from None
 
     reader = RequestReader(receive, MAX_BODY, lambda: None)
     read: list[Environ] = []
@@ -74,10 +75,12 @@ def ours(pieces: list[bytes]) -> tuple[list[Environ], str | None]:
             read.append(environ)
             if not keeps_open(environ):
                 return read, None
-    except Gone:
+    except ClientGone:
         return read, None
-    except BadRequest as bad:
-        return read, f"{bad.status.value} {bad.detail}"
+    except BadRequest as error:
+        return read, f"{error.status.value} {error.detail}"
+    except PayloadTooLarge as error:
+        return read, f"413 {error.detail}"
 
 
 def as_environ(request: Request) -> Environ:

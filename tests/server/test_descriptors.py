@@ -10,7 +10,7 @@ import pytest
 import websockets.sync.client as websockets
 from websockets.exceptions import InvalidStatus
 
-from ordertrack.server.descriptors import TooFewDescriptors, room_for
+from ordertrack.server.descriptors import TooFewDescriptors, capacity_for
 from ordertrack.server.server import bind
 from tests.server.test_http_limits import is_closed
 from tests.support.databases import Postgres
@@ -24,25 +24,26 @@ def test_what_was_asked_for_is_given_where_there_is_enough(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    assert room_for(10_000, descriptors=1_048_576, database=12).sockets == 10_000
+    assert capacity_for(10_000, descriptors=1_048_576, database=12).websockets == 10_000
     assert not caplog.records
 
 
 @pytest.mark.parametrize("descriptors", [200, 256, 1024, 4096, 10_000, 65_536])
-@pytest.mark.parametrize("sockets", [1, 1000, 10_000, 1_000_000])
+@pytest.mark.parametrize("wanted", [1, 1000, 10_000, 1_000_000])
 def test_http_and_the_database_have_their_share(
-    descriptors: int, sockets: int, caplog: pytest.LogCaptureFixture
+    descriptors: int, wanted: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    room = room_for(sockets, descriptors=descriptors, database=12)
-    assert 1 <= room.sockets <= sockets
-    assert room.most - room.sockets >= 32
-    assert descriptors - room.most >= 100 + 12
-    assert (room.sockets < sockets) == (f"{room.sockets} connections are taken" in caplog.text)
+    capacity = capacity_for(wanted, descriptors=descriptors, database=12)
+    assert 1 <= capacity.websockets <= wanted
+    assert capacity.connections - capacity.websockets >= 32
+    assert descriptors - capacity.connections >= 100 + 12
+    limited = f"{capacity.websockets} connections are taken" in caplog.text
+    assert (capacity.websockets < wanted) == limited
 
 
 def test_too_few_are_refused_with_what_to_do() -> None:
     with pytest.raises(TooFewDescriptors, match=r"at most 150 .* at least 176 .*ulimit -n"):
-        room_for(10, descriptors=150, database=12)
+        capacity_for(10, descriptors=150, database=12)
 
 
 def test_who_may_open_too_few_files_does_not_start(database: str) -> None:

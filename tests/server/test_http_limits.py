@@ -140,7 +140,7 @@ def test_connections_that_wait_are_bounded_per_address(
 
 @pytest.mark.safety("pipelining-and-idling")
 def test_when_full_the_oldest_idle_connection_is_given_up(crowd: list[socket.socket]) -> None:
-    with running(most=20, per_address=None) as server:
+    with running(capacity=20, per_address=None) as server:
         busy = connect(server)
         busy.sendall(b"GET /slow/1.0 HTTP/1.1\r\nHost: x\r\n\r\n")
         eventually(lambda: server.stats()["begun"])
@@ -155,7 +155,7 @@ def test_when_full_the_oldest_idle_connection_is_given_up(crowd: list[socket.soc
 
 def test_when_all_are_busy_new_connections_wait_for_their_turn(crowd: list[socket.socket]) -> None:
     slow = b"GET /slow/0.3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    with running(most=3, per_address=None) as server:
+    with running(capacity=3, per_address=None) as server:
         for _ in range(9):
             crowd.append(connect(server))
             crowd[-1].sendall(slow)
@@ -196,7 +196,7 @@ def read_slowly(client: socket.socket, query: int) -> int:
 
 @pytest.mark.safety("pipelining-and-idling")
 def test_an_answer_has_to_be_taken_in_time_not_each_piece_of_it() -> None:
-    with running(ANSWER_SECONDS=0.5, ANSWER_BYTES_PER_SECOND=1e7) as server:
+    with running(RESPONSE_SECONDS=0.5, RESPONSE_BYTES_PER_SECOND=1e7) as server:
         with connect(server, window=4096) as client:
             assert read_slowly(client, 50) < 1_000_000
         with connect(server) as another:
@@ -205,7 +205,7 @@ def test_an_answer_has_to_be_taken_in_time_not_each_piece_of_it() -> None:
 
 def test_a_long_answer_has_long_to_be_taken() -> None:
     with (
-        running(ANSWER_SECONDS=1.0, ANSWER_BYTES_PER_SECOND=10_000) as server,
+        running(RESPONSE_SECONDS=1.0, RESPONSE_BYTES_PER_SECOND=10_000) as server,
         connect(server, window=4096) as client,
     ):
         assert read_slowly(client, 30) > 600_000
@@ -235,7 +235,7 @@ def test_a_server_that_cannot_accept_any_more_ends_loudly(
 @pytest.mark.safety("full-for-an-hour")
 def test_who_comes_to_a_full_server_for_an_hour_leaves_nothing_behind() -> None:
     """Also not those who hang up while they wait, or in the middle of a request."""
-    with running(most=20, per_address=None, drain_seconds=0.2) as server:
+    with running(capacity=20, per_address=None, drain_seconds=0.2) as server:
         open_files = Path(f"/proc/{server.process.pid}/fd")
         memory = 0
         for round_ in range(15):

@@ -9,6 +9,8 @@ import pytest
 
 from ordertrack.server import loop as loop_module
 from ordertrack.server import websocket
+from ordertrack.server.admission import Admission
+from ordertrack.server.websocket import TRANSITIONS, Event, State
 from tests.server.echo import Echo, running
 from tests.server.wire import (
     BINARY,
@@ -36,6 +38,16 @@ def server(request: pytest.FixtureRequest) -> Iterator[Echo]:
         origins=["https://shop.example.com"],
     ) as started:
         yield started
+
+
+# The state table --------------------------------------------------------------------------------
+
+
+def test_every_state_has_a_row_and_only_closed_is_final() -> None:
+    assert set(TRANSITIONS) == set(State)
+    for state, row in TRANSITIONS.items():
+        assert row.get(Event.LOST) is (None if state is State.CLOSED else State.CLOSED)
+        assert State.OPEN not in row.values(), "what closes never opens again"
 
 
 # The handshake ----------------------------------------------------------------------------------
@@ -495,6 +507,7 @@ def test_those_who_are_told_to_come_back_are_told_evenly_over_the_time_there_is(
     loop = loop_module.Loop()
     loop.sockets = {number: Leaving(number) for number in range(40)}  # type: ignore[misc]
     monkeypatch.setattr(websocket, "event_loop", loop)
+    monkeypatch.setattr(websocket, "admission", Admission())
     for module in (loop_module, websocket):
         monkeypatch.setattr(module, "sleep", sleep)
         monkeypatch.setattr(module, "pause", lambda: None)
@@ -502,7 +515,7 @@ def test_those_who_are_told_to_come_back_are_told_evenly_over_the_time_there_is(
     websocket.close_all(1012, "server restarting", 8.0)
     assert sorted(closed.values()) == pytest.approx([8.0 * n / 40 for n in range(40)])
     assert list(closed) != sorted(closed), "not always the same ones first"
-    assert loop.draining
+    assert websocket.admission.is_draining
     assert not loop.sockets
 
 

@@ -24,7 +24,7 @@ messages = st.lists(
 )
 
 
-def read(parser: Parser, *data: bytes) -> list[ws_frames.Event]:
+def read(parser: Parser, *data: bytes) -> list[ws_frames.Received]:
     """What comes of `data`, fed in these pieces."""
     events = []
     for piece in data:
@@ -41,7 +41,7 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 @given(messages, st.lists(st.integers(0, 10_000), max_size=12))
 def test_however_the_bytes_are_cut_the_messages_are_the_same(
-    sent: list[ws_frames.Event], cuts: list[int]
+    sent: list[ws_frames.Received], cuts: list[int]
 ) -> None:
     parser = Parser(65_536)
     data = b"".join(

@@ -88,7 +88,7 @@ descriptors.raise_limit()
 server.serve(
     application,
     server.bind("localhost", 0),
-    most=1000,
+    capacity=1000,
     ready=announce,
     drain=socketio.drain,
 )

@@ -25,8 +25,8 @@ def server() -> Iterator[Echo]:
     """Long enough for a client to be let in, so that only the bounds end anybody."""
     with running(
         max_connections=50,
-        max_newcomers=MOST,
-        max_newcomers_per_address=PER_ADDRESS,
+        max_pending_sessions=MOST,
+        max_pending_sessions_per_address=PER_ADDRESS,
         connect_seconds=60.0,
     ) as started:
         yield started
@@ -146,7 +146,7 @@ def test_websockets_that_do_not_join_make_room_for_those_that_do(server: Echo) -
 @pytest.mark.safety("sessions-that-never-join")
 def test_sockets_that_are_only_tried_make_room_for_those_that_join() -> None:
     """Two for each session: its poll, and a WebSocket that it says it would upgrade to."""
-    with running(max_connections=20, most=50, connect_seconds=60.0) as server:
+    with running(max_connections=20, capacity=50, connect_seconds=60.0) as server:
         holding: list[socket.socket | Peer] = []
         for _ in range(30):
             poller = Poller(server)
@@ -179,7 +179,7 @@ def test_who_is_late_and_does_not_go_makes_room_too() -> None:
 
 
 def test_a_bad_handshake_pushes_nobody_out() -> None:
-    with running(max_newcomers=1, connect_seconds=60.0) as server:
+    with running(max_pending_sessions=1, connect_seconds=60.0) as server:
         poller = Poller(server)
         opening = handshake(SOCKET, server.port, Sec_WebSocket_Version="7")
         with peer(server.port, opening=opening) as refused:

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from itertools import count
 from time import perf_counter
 from typing import Any, Final
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import request
 
 from ordertrack import logs
 from ordertrack.histogram import Histogram
-from ordertrack.server.wsgi_types import Environ, StartResponse, Wsgi
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class RequestLog:
     became a WebSocket counts as 101.
     """
 
-    def __init__(self, inner: Wsgi) -> None:
+    def __init__(self, inner: WSGIApplication) -> None:
         self._inner = inner
         self.in_flight = 0
         self.seen: dict[Key, Histogram] = {}
@@ -65,7 +65,7 @@ class RequestLog:
         self._prefix = secrets.token_hex(5)
         self._numbers = count(1)
 
-    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         began = perf_counter()
         given = environ.get("HTTP_X_REQUEST_ID")
         if given is not None and _SANE_ID.fullmatch(given):
@@ -93,7 +93,9 @@ class RequestLog:
             logs.leave(token)
         return answer
 
-    def _observe(self, environ: Environ, noted: logs.Request, status: int, seconds: float) -> None:
+    def _observe(
+        self, environ: WSGIEnvironment, noted: logs.Request, status: int, seconds: float
+    ) -> None:
         method = environ["REQUEST_METHOD"]
         if method not in _METHODS:
             method = "(other)"

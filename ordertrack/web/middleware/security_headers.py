@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Any, Final
-
-from ordertrack.server.wsgi_types import Environ, StartResponse, Wsgi
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 # Scripts and styles are files of ours; nothing is inline, framed, embedded or sent elsewhere.
 # Bootstrap's style sheet draws its arrows from data: images.
@@ -35,11 +34,11 @@ class SecurityHeaders:
     *strict_transport*: whether an answer over HTTPS demands HTTPS for the next year.
     """
 
-    def __init__(self, inner: Wsgi, *, strict_transport: bool) -> None:
+    def __init__(self, inner: WSGIApplication, *, strict_transport: bool) -> None:
         self._inner = inner
         self._strict_transport = strict_transport
 
-    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             present = {name.lower() for name, _ in headers}
             added = [pair for pair in HEADERS if pair[0].lower() not in present]

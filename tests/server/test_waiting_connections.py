@@ -1,4 +1,4 @@
-"""Which connection has to go, what counts as one address, and when others get their turn."""
+"""Which waiting connection is evicted, what counts as one address, and when other greenlets run."""
 
 import socket
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 
 from ordertrack.networks import network_of
 from ordertrack.server.http_connection import Connection
-from ordertrack.server.waiting import Waiting
+from ordertrack.server.waiting_connections import WaitingConnections
 
 
 class Peer:
@@ -22,7 +22,7 @@ class Peer:
 
 
 def test_the_oldest_of_an_address_goes_first() -> None:
-    waiting: Waiting[Peer] = Waiting(most=100, per_address=2)
+    waiting: WaitingConnections[Peer] = WaitingConnections(most=100, per_address=2)
     other = Peer("192.0.2.9")
     waiting.add(other)
     own = [Peer("192.0.2.1") for _ in range(4)]
@@ -37,15 +37,15 @@ def test_the_oldest_of_an_address_goes_first() -> None:
 
 
 def test_the_oldest_of_all_goes_when_there_are_too_many() -> None:
-    waiting: Waiting[Peer] = Waiting(most=2, per_address=None)
+    waiting: WaitingConnections[Peer] = WaitingConnections(most=2, per_address=None)
     peers = [Peer(f"192.0.2.{number}") for number in range(3)]
     for peer in peers:
         waiting.add(peer)
     assert [peer.ended for peer in peers] == [True, False, False]
-    assert waiting.give_up_oldest() is peers[1]
-    assert waiting.give_up_oldest() is peers[2]
-    assert waiting.give_up_oldest() is None
-    assert waiting.given_up == 3
+    assert waiting.evict_oldest() is peers[1]
+    assert waiting.evict_oldest() is peers[2]
+    assert waiting.evict_oldest() is None
+    assert waiting.evicted == 3
     waiting.discard(peers[0])  # as its own greenlet does when it ends
 
 
@@ -72,14 +72,14 @@ def _app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return []
 
 
-class _Host:
+class _Server:
     app = staticmethod(_app)
     environ: dict[str, Any] = {}  # noqa: RUF012 (copied for each request)
     stopping = False
     max_body_bytes = 1000
 
     def __init__(self) -> None:
-        self.waiting: Waiting[Connection] = Waiting()
+        self.waiting: WaitingConnections[Connection] = WaitingConnections()
         self.gone: list[Connection] = []
         self.pauses = 0
 
@@ -95,15 +95,15 @@ def test_a_descriptor_that_somebody_else_closes_is_no_failure(
 ) -> None:
     """Eventlet tells who waits for it with an EOFError."""
     one, other = socket.socketpair()
-    host = _Host()
-    connection = Connection(host, eventlet.greenio.GreenSocket(one), ("192.0.2.1", 1))
+    server = _Server()
+    connection = Connection(server, eventlet.greenio.GreenSocket(one), ("192.0.2.1", 1))
     serving = eventlet.spawn(connection.serve)
     eventlet.sleep(0)  # it waits now
     eventlet.hubs.notify_opened(one.fileno())  # the number has been given out anew
     eventlet.sleep(0)  # the loop looks for such descriptors once a turn
     with eventlet.Timeout(10):
         serving.wait()
-    assert host.gone == [connection]
+    assert server.gone == [connection]
     assert not caplog.records
     other.close()
 
@@ -131,11 +131,11 @@ def test_who_always_has_bytes_ready_gives_the_others_their_turn(
     for piece in sent:
         other.send(piece)
     other.shutdown(socket.SHUT_WR)
-    host = _Host()
-    Connection(host, eventlet.greenio.GreenSocket(one), ("192.0.2.1", 1)).serve()
+    server = _Server()
+    Connection(server, eventlet.greenio.GreenSocket(one), ("192.0.2.1", 1)).serve()
     answers = b""
     while data := other.recv(65536):
         answers += data
     assert answers.count(b"HTTP/1.1 204") == b"".join(sent).count(b"HTTP/1.1")
-    assert host.pauses >= turns
+    assert server.pauses >= turns
     other.close()
