@@ -1,7 +1,7 @@
-// The stock JavaScript client, told line by line on standard input what to do.
+// The stock JavaScript client, which obeys commands on standard input, one JSON object a line.
 //   node client.mjs URL '{"auth": {…}, "transports": […]}'
-// A command {"emit": EVENT, "arguments": […]} is answered by {"ack": …}, and {} by the transport's name as
-// an ack. What happens is printed as {"on": EVENT, "data": …}, one JSON object a line.
+// {"emit": EVENT, "arguments": […]} is answered by {"ack": …}, and {} by the transport's name as an
+// ack. What happens is printed as {"on": EVENT, "data": …}.
 
 import { createInterface } from "node:readline";
 import { io } from "socket.io-client";

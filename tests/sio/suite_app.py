@@ -46,7 +46,7 @@ def serve_events(namespace: str) -> None:
     server = socketio.server
 
     def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
-        # In a greenlet: what the connect handler emits comes before the answer to CONNECT.
+        # In a greenlet, because this handler runs before the answer to CONNECT is sent.
         tell = partial(socketio.emit, "auth", auth or {}, to=sid, namespace=namespace)
         loop.spawn(tell)
 
