@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Reason: Final = engineio.Server.reason  # what a disconnect handler is told
+Reason: Final = engineio.Server.reason  # the arguments of disconnect handlers
 
 # "Packet encoding": the text of a packet begins with its type; bytes are a binary message's data.
 Packet = str | bytes
@@ -76,7 +76,7 @@ _PING_FRAME: Final = text_frame(PING)
 
 class State(Enum):
     OPEN = auto()
-    CLOSING = auto()  # nothing is sent any more; a close frame or the last packets are on their way
+    CLOSING = auto()  # takes no more packets; the last ones or a close frame are on their way
     CLOSED = auto()
 
 
@@ -85,12 +85,12 @@ _OPEN: Final = State.OPEN  # looking it up takes a tenth of the time of queueing
 
 class Transport(Enum):
     POLLING = auto()
-    PROBING = auto()  # polling, with a WebSocket open beside it that has not been tried
-    PROBED = auto()  # as PROBING, and the WebSocket works
+    PROBING = auto()  # polling, while the client tries a WebSocket
+    PROBED = auto()  # polling, and the WebSocket works
     WEBSOCKET = auto()
 
 
-# "Upgrade": what may come over the WebSocket beside a polling session. Anything else closes it.
+# "Upgrade": the packets that a probing WebSocket may send. Any other closes it.
 UPGRADES: Final[dict[tuple[Transport, Message], Transport]] = {
     (Transport.PROBING, PING + "probe"): Transport.PROBED,
     (Transport.PROBED, PING + "probe"): Transport.PROBED,
@@ -134,7 +134,7 @@ _DISCONNECT: Final = EncodedMessage([str(sio_packet.DISCONNECT)])  # from the de
 
 @dataclass(slots=True, eq=False)
 class _Polling:
-    """What a session needs only while requests carry it: the packets that wait for the next GET."""
+    """What a session needs only while requests carry it: first of all a queue for the next GET."""
 
     packets: deque[tuple[Packet, int]] = field(default_factory=deque)  # each with its size
     size: int = 0
@@ -290,7 +290,7 @@ class EngineIOSession:
             self._close_polling()
 
     def close(self, reason: str) -> None:
-        """Close the session in order; `reason` is what the disconnect handler is told."""
+        """Close the session after what has been sent; the disconnect handler gets `reason`."""
         self._reason = self._reason or reason
         self.close_with(CloseCode.NORMAL, reconnect=True)
 
@@ -467,7 +467,7 @@ class EngineIOSession:
         finally:
             polling.fetching = False
         packets = polling.take()
-        if not polling.packets and polling is self._polling:  # it may have upgraded meanwhile
+        if not polling.packets and polling is self._polling:  # else it has upgraded
             self.server.unfetched.discard(self)
             if self.state is State.CLOSING:
                 self.state = State.CLOSED

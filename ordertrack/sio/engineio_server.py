@@ -168,7 +168,7 @@ class EngineIOServer:
         return EngineIOSession(self, self.generate_id(), handshake, transport)
 
     def _check_cookie(self, environ: Environ) -> None:
-        """Refuse a handshake that brings the user's cookie from a page that may not be ours.
+        """Refuse a handshake that brings the cookie from a page that may be another server's.
 
         Raises `Forbidden`.
         """
@@ -233,10 +233,10 @@ class EngineIOServer:
         }
         return "0" + json.dumps(hello, separators=(",", ":"))
 
-    # A session's life, as it tells it: opened, CONNECT received, perhaps refused, closed ----------
+    # Called by the session and by Socket.IO: opened, CONNECT received, perhaps refused, closed ----
 
     def session_opened(self, session: EngineIOSession) -> None:
-        """Its transport is open: it is registered, and has a while to authenticate."""
+        """Register a session whose transport is open; it has a while to authenticate."""
         self.sockets[session.sid] = session
         session.deadline = monotonic() + CONNECT_SECONDS
         self._add_pending(session)
@@ -244,7 +244,7 @@ class EngineIOServer:
             self._start_pings(session)
 
     def connect_received(self, session: EngineIOSession) -> None:
-        """The client has authenticated in time, however long the connect handler takes."""
+        """The client is in time, however long the connect handler takes."""
         self._pending.discard(session)
         self._start_pings(session)
 
@@ -254,7 +254,7 @@ class EngineIOServer:
             self._add_pending(session)
 
     def session_closed(self, session: EngineIOSession) -> None:
-        """Nothing is sent any more: forget the session, when its last packets are fetched."""
+        """Forget a session that has been closed, once its last packets are fetched."""
         self._pending.discard(session)
         if session.state is State.CLOSED:
             self.sockets.pop(session.sid, None)

@@ -1,8 +1,7 @@
-"""Rooms of Socket.IO clients: who is in which, and fan-out to a room.
+"""Rooms of Socket.IO clients: membership, and fan-out to a room.
 
-Replaces the rooms of python-socketio's manager, in which a client that leaves costs a scan of all
-rooms, and an event is encoded again for each transport. Tests hold its interface against the
-library's (tests/sio/test_canary.py).
+Replaces the rooms of python-socketio's manager, which scans all rooms when a client leaves, and
+builds a frame for each recipient. tests/sio/test_canary.py compares the two interfaces.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator

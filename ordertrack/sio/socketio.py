@@ -6,11 +6,11 @@ Rules
    once if the client had been connected.
 2. A connection closes when its client leaves its last namespace.
 3. The handshake, with its cookies, is forgotten when a CONNECT has been accepted.
-4. A client whose CONNECT was refused may send another one, until `CONNECT_SECONDS` are over.
+4. A client whose CONNECT was refused may send another one, within `CONNECT_SECONDS`.
 5. A packet that is malformed, binary or named like a reserved event ends the connection.
 
-What we override, and why; private names of the libraries among it are in tests/sio/test_canary.py,
-which fails first when a new release changes one.
+What we override in the libraries, and why. tests/sio/test_canary.py fails when a new release
+changes one of these.
 
     Flask-SocketIO    init_app                  it does not let one choose the server's class
     python-socketio   _engineio_server_class    `EngineIOServer` instead of python-engineio's
@@ -133,7 +133,7 @@ class Server(socketio.Server):  # type: ignore[misc]
         self.manager.forget(session.sid)
 
     def _is_event(self, data: object) -> bool:
-        # The stock server would let a client run the connect handler, with an environ of its own.
+        # The stock server lets a client call the connect handler, with an environ of its own.
         return (
             isinstance(data, list)
             and bool(data)
@@ -228,7 +228,7 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
             "engineio_logger": quiet,
         }
         super().init_app(app, **(defaults | options))
-        # It has made a stock server: put ours in its place.
+        # It has made a stock server: replace it by ours.
         self.server = Server(**self.server_options)
         self.server.flask_app = app
         self.sockio_mw.engineio_app = self.server

@@ -10,7 +10,7 @@ import pytest
 import ordertrack
 from tests.server.echo import running
 from tests.server.wire import handshake
-from tests.sio.test_socketio import Speaker
+from tests.sio.clients import WebSocketClient
 
 REFUSALS = 3000
 
@@ -38,7 +38,7 @@ def answers(port: int, request: bytes, count: int, *, batch: int = 50) -> Iterat
 def test_refusals_keep_no_request_alive() -> None:
     polling = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: x\r\n\r\n"
     with running(max_connections=2) as server:
-        clients = [Speaker(server.port) for _ in range(2)]
+        clients = [WebSocketClient(server.port) for _ in range(2)]
         before, memory = server.get("/alive")["environs"], server.memory()
         for request in (
             polling,

@@ -1,8 +1,7 @@
-"""What the published protocol suites speak to: `python -m tests.sio.suite_app`.
+"""The server that the published protocol test suites need: `python -m tests.sio.suite_app`.
 
 At /engine.io/ an Engine.IO server that echoes every message; at /socket.io/ a Socket.IO server with
-the events and namespaces that the suites want. On OrderTrack's endpoint, engine and server, with
-the suites' times and size.
+the events and namespaces of the suites. Both have the suites' ping interval, timeout and size.
 """
 
 # ruff: noqa: E402 (patching comes first)
@@ -26,7 +25,7 @@ limits = websocket.Limits(max_message_bytes=1_000_000)
 
 
 class Echo:
-    """Engine.IO's part of the suites: every message comes back."""
+    """The handler of the Engine.IO server: sends every message back."""
 
     def on_message(self, session: EngineIOSession, data: str) -> None:
         session.send(EncodedMessage([data]))
@@ -47,7 +46,7 @@ def serve_events(namespace: str) -> None:
     server = socketio.server
 
     def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
-        # What the connect handler emits would come before the answer to CONNECT.
+        # In a greenlet, because this handler runs before the answer to CONNECT is sent.
         tell = partial(socketio.emit, "auth", auth or {}, to=sid, namespace=namespace)
         loop.spawn(tell)
 
@@ -68,7 +67,7 @@ for name in ("/", "/custom"):
 
 @app.get("/polls")
 def polls() -> Any:
-    """The sessions for which a poll is under way."""
+    """The sessions for which a GET waits."""
     sessions = [*engine_io.sockets.values(), *socketio.server.eio.sockets.values()]
     return [one.sid for one in sessions if one.holds_request]
 

@@ -1,8 +1,7 @@
-"""What we use of other people's libraries beyond their documentation, watched.
+"""Undocumented parts of libraries that we replace, call or rely on.
 
-The transport, the engine and the HTTP server replace parts of eventlet, python-engineio,
-python-socketio and Flask-SocketIO. This fails first, and says what to look at, when a new release
-changes something that they replace, call or rely on.
+server/ and sio/ replace parts of eventlet, python-engineio, python-socketio and Flask-SocketIO. A
+test here fails when a new release changes one of those parts, and says what to compare.
 """
 
 import hashlib
@@ -39,7 +38,7 @@ from ordertrack.sio.engineio_server import EngineIOServer
 from ordertrack.sio.rooms import RoomManager
 from ordertrack.sio.socketio import Server, SocketIO
 
-# Library code → the digest of the source that ours was written against, and which of ours that is.
+# Library code, the digest of the source that ours was written for, and the name of ours.
 REPLACED: list[tuple[Callable[..., Any], str, str]] = [
     (flask_socketio.SocketIO.init_app, "1aee68394e5a", "sio.socketio.SocketIO"),
     (flask_socketio.SocketIO._handle_event, "69a4417881fc", "sio.socketio.Server.get_environ"),
@@ -90,22 +89,24 @@ def digest(code: Callable[..., Any]) -> str:
     REPLACED,
     ids=[f"{code.__module__}.{code.__qualname__}" for code, _, _ in REPLACED],
 )
-def test_what_we_replace_is_what_it_was(code: Callable[..., Any], known: str, ours: str) -> None:
+def test_replaced_library_code_is_unchanged(
+    code: Callable[..., Any], known: str, ours: str
+) -> None:
     assert digest(code) == known, (
         f"{code.__module__}.{code.__qualname__} has changed in this release. Compare it with "
         f"ordertrack.{ours}, adapt that if need be, and note {digest(code)!r} here."
     )
 
 
-def test_every_method_of_the_stock_manager_that_touches_rooms_is_ours() -> None:
+def test_room_manager_replaces_every_method_that_touches_rooms() -> None:
     state = ("self.rooms", "self.pending_connect", "self.pending_disconnect", "self.eio_to_sid")
     for name, method in inspect.getmembers(socketio.Manager, inspect.isfunction):
         if name != "__init__" and any(field in inspect.getsource(method) for field in state):
             assert name in vars(RoomManager), f"RoomManager must replace {name}"
 
 
-def test_our_classes_override_what_exists() -> None:
-    """A renamed method would silently not be called any more."""
+def test_our_classes_override_existing_methods_only() -> None:
+    """A method that the library renames would silently not be called any more."""
     additions = {
         Server: {"on_message", "on_disconnect", "_is_event", "_connect", "_run_connect_handler"}
         | {"_event", "_leave", "_send"},
@@ -120,8 +121,8 @@ def test_our_classes_override_what_exists() -> None:
                 assert hasattr(base, name) is (name not in added), f"{ours.__name__}.{name}"
 
 
-def test_the_endpoint_has_what_the_library_asks_of_its_own_server() -> None:
-    """And the library's own server is asked for nothing more than that."""
+def test_engineio_server_has_what_python_socketio_calls() -> None:
+    """And python-socketio calls nothing else of its Engine.IO server."""
     asked: set[str] = set()
     for module in (socketio.server, socketio.base_server, socketio.base_manager, socketio.manager):
         asked |= set(re.findall(r"(?:self|server)\.eio\.(\w+)", inspect.getsource(module)))
@@ -129,11 +130,11 @@ def test_the_endpoint_has_what_the_library_asks_of_its_own_server() -> None:
         "async_mode", "create_event", "generate_id", "get_session", "handle_request", "on",
         "send", "send_packet", "shutdown", "sleep", "start_background_task", "transport",
     }  # fmt: skip
-    endpoint = EngineIOServer()
-    assert all(hasattr(endpoint, name) for name in asked)
+    server = EngineIOServer()
+    assert all(hasattr(server, name) for name in asked)
 
 
-def test_the_server_dispatches_as_we_rely_on() -> None:
+def test_python_socketio_dispatches_events_as_we_rely_on() -> None:
     server = Server(client_manager=RoomManager())
     server.on("known", lambda sid, *arguments: (sid, arguments))
     assert server._trigger_event("known", "/", "a sid", 1, 2) == ("a sid", (1, 2))
@@ -154,7 +155,7 @@ def test_the_server_dispatches_as_we_rely_on() -> None:
     assert isinstance(server.reason.TRANSPORT_ERROR, str)
 
 
-def test_packets_are_encoded_as_we_build_them_ourselves() -> None:
+def test_packets_are_encoded_as_we_encode_them() -> None:
     assert Packet(4, 'x["a"]').encode() == '4x["a"]'
     assert Packet(2).encode() == "2"
     assert Packet(4, b"\x00").encode(b64=True) == "bAA=="
@@ -230,13 +231,13 @@ def test_eventlet_has_the_names_that_we_use() -> None:
         assert green.fd is plain, "serving gives this away when a WebSocket takes over"
 
 
-def test_eventlets_timeout_may_end_without_a_word() -> None:
+def test_eventlets_timeout_can_end_silently() -> None:
     with eventlet.Timeout(0.01, False):
         eventlet.sleep(5)
         pytest.fail("the block was not left")
 
 
-def test_eventlet_runs_what_blocks_in_a_thread() -> None:
+def test_eventlet_runs_blocking_calls_in_a_thread() -> None:
     own = eventlet.patcher.original("threading").get_ident()
     assert eventlet.tpool.execute(eventlet.patcher.original("threading").get_ident) != own
     with pytest.raises(ZeroDivisionError):
@@ -244,8 +245,8 @@ def test_eventlet_runs_what_blocks_in_a_thread() -> None:
     eventlet.tpool.killall()
 
 
-def test_an_exception_in_a_callback_costs_eventlets_hub_the_descriptor() -> None:
-    """So nothing may be raised out of ours: all sockets would fall silent."""
+def test_eventlets_hub_drops_a_descriptor_whose_callback_raises() -> None:
+    """So our callback must not raise: no socket would be read any more."""
     one, other = socket.socketpair()
     hub = eventlet.hubs.get_hub()
     calls: list[int] = []

@@ -1,17 +1,15 @@
-"""The stock JavaScript client (npm's socket.io-client) against the real server."""
+"""The stock JavaScript client against the real server."""
 
-import json
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.server.echo import Echo, running
+from tests.sio.javascript import HERE, javascript_client
 from tests.support import missing
 
-HERE = Path(__file__).parent
+GOOD = {"token": "good"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,55 +23,50 @@ def server() -> Iterator[Echo]:
         yield started
 
 
-def start(server: Echo, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        ["node", "client.mjs", server.url, json.dumps(options)],  # noqa: S607
-        cwd=HERE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(server: Echo, **options: Any) -> Any:
-    with start(server, **options) as client:
-        out, _ = client.communicate(timeout=30)
-    assert client.returncode == 0, out
-    return json.loads(out)
-
-
 @pytest.mark.parametrize(
     ("options", "transport"),
     [
         ({"transports": ["websocket"]}, "websocket"),
         ({"transports": ["polling"]}, "polling"),
-        ({"upgrade": True}, "websocket"),  # as it does unless told otherwise
+        ({}, "websocket"),  # by default it upgrades
     ],
     ids=["websocket", "polling", "upgrade"],
 )
 def test_it_gets_every_event_once_and_in_order(
     server: Echo, options: dict[str, Any], transport: str
 ) -> None:
-    seen = run(server, count=2000, rooms=["a", "b"], **options)
-    assert seen["transport"] == transport
-    assert seen["numbers"] == list(range(2000))
-    assert seen["acknowledged"] == 2000
-    assert seen["numbersAtAcknowledgement"] == 2000
-    assert seen["joined"] == {"rooms": ["a", "b"]}
-    assert seen["binary"] == [0, 1, 255]
-    assert seen["disconnects"] == ["io server disconnect"]
+    with javascript_client(server.url, auth=GOOD, reconnection=True, **options) as client:
+        client.emit("numbers", 2000)  # they are on their way while the transport changes
+        client.wait_for("connect")
+        if not options:
+            assert client.wait_for("upgrade") == "websocket"
+        client.emit("join", ["a", "b"])
+        assert client.ack() == 2000
+        assert client.of("number") == list(range(2000)), "before the acknowledgement"
+        assert client.ack() == {"rooms": ["a", "b"]}
+        assert client.transport() == transport
+        client.emit("bytes")
+        assert client.wait_for("blob")["data"]["data"] == [0, 1, 255]
+        client.emit("leave me", "disconnect")
+        assert client.wait_for("disconnect") == "io server disconnect"
+        assert client.of("connect") == [None], "it does not reconnect"
+        assert client.of("number") == list(range(2000))
 
 
 def test_a_refusal_reaches_it_with_its_data(server: Echo) -> None:
-    seen = run(server, auth={"token": "bad"}, count=0, rooms=[])
-    assert seen["error"] == {"message": "no", "data": {"code": "invalid_token"}}
+    with javascript_client(server.url, auth={"token": "bad"}) as client:
+        error = client.wait_for("connect_error")
+    assert error == {"message": "no", "data": {"code": "invalid_token"}}
 
 
-def test_a_server_that_stops_leaves_it_trying_to_come_back() -> None:
-    with running(drain_seconds=2.0) as server:
-        client = start(server, transports=["websocket"], count=1, rooms=[], restart=True)
-        assert client.stdout is not None
-        assert client.stdout.readline() == "ready\n"
+def test_a_server_that_stops_leaves_it_trying_to_reconnect() -> None:
+    with (
+        running(drain_seconds=2.0) as server,
+        javascript_client(
+            server.url, auth=GOOD, transports=["websocket"], reconnection=True
+        ) as client,
+    ):
+        client.wait_for("connect")
         server.process.terminate()
-        out, _ = client.communicate(timeout=30)
-    # "io server disconnect" would tell it to stay away.
-    assert json.loads(out)["disconnects"] == ["transport close"]
+        # After "io server disconnect" it would not reconnect.
+        assert client.wait_for("disconnect") == "transport close"

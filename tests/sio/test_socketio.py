@@ -1,8 +1,7 @@
-"""Socket.IO on our transport: the stock clients, the protocol's bytes, rooms, bounds."""
+"""Socket.IO: the stock Python client, rooms, packets over a WebSocket, handshakes."""
 
 import json
 from collections.abc import Callable, Iterator
-from socket import create_connection
 from typing import Any
 
 import pytest
@@ -10,22 +9,12 @@ import requests
 import socketio
 
 from tests.server.echo import Echo, running
-from tests.server.wire import BINARY, CLOSE, TEXT, Peer, frame, handshake, peer
+from tests.server.wire import BINARY, CLOSE, TEXT, frame, handshake, peer
+from tests.sio.clients import PollingClient, WebSocketClient
 from tests.support.waiting import eventually
 
 TRANSPORTS = [["websocket"], ["polling"], ["polling", "websocket"]]
 NAMES = ["websocket", "polling", "upgrade"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Echo]:
-    with running(
-        origins=["https://shop.example.com"],
-        max_queue_bytes=100_000,
-        max_queue_seconds=3.0,
-        connect_seconds=2.0,
-    ) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -58,36 +47,11 @@ def connect(server: Echo) -> Iterator[Callable[..., socketio.Client]]:
         client.disconnect()
 
 
-class Speaker(Peer):
-    """The same protocol by hand: Engine.IO 4 over a WebSocket."""
-
-    def __init__(self, port: int, *, join: bool = True, **options: Any) -> None:
-        super().__init__(port, "/socket.io/?EIO=4&transport=websocket", **options)
-        self.hello = json.loads(self.read_text()[1:])
-        if join:
-            self.text('40{"token":"good"}')
-            self.sid = json.loads(self.packet()[2:])["sid"]
-
-    def packet(self) -> str:
-        """The next packet that is not a ping, which is answered."""
-        while True:
-            text = self.read_text()
-            if text != "2":
-                return text
-            self.text("3")
-
-    def call(self, number: int, event: str, *arguments: Any) -> Any:
-        self.text(f"42{number}{json.dumps([event, *arguments])}")
-        answer = self.packet()
-        assert answer.startswith(f"43{number}["), answer
-        return json.loads(answer[len(f"43{number}") :])
-
-
 # The stock clients ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("transports", TRANSPORTS, ids=NAMES)
-def test_the_stock_client_connects_calls_and_hears(
+def test_the_stock_client_connects_calls_and_receives_events(
     server: Echo, connect: Callable[..., Any], transports: list[str]
 ) -> None:
     client = connect(transports, auth={"token": "good"})
@@ -101,7 +65,7 @@ def test_the_stock_client_connects_calls_and_hears(
 
 
 @pytest.mark.parametrize("transports", TRANSPORTS, ids=NAMES)
-def test_large_answers_wait_until_the_earlier_ones_are_fetched(
+def test_large_answers_wait_until_earlier_ones_are_fetched(
     connect: Callable[..., Any], transports: list[str]
 ) -> None:
     """Although the client asks for all of them at once, and for more than is kept for it."""
@@ -178,7 +142,7 @@ def test_a_refusal_carries_its_data(
 
 
 def test_a_bug_in_connect_refuses_the_client_and_leaves_nothing(server: Echo) -> None:
-    client = Speaker(server.port, join=False)
+    client = WebSocketClient(server.port, join=False)
     client.text('40{"token":"broken"}')
     assert json.loads(client.packet()[2:]) == {"message": "internal error"}
     assert server.stats()["clients"] == 0
@@ -187,7 +151,7 @@ def test_a_bug_in_connect_refuses_the_client_and_leaves_nothing(server: Echo) ->
     client.close()
 
 
-def test_a_bug_in_a_handler_leaves_the_connection_alone(connect: Callable[..., Any]) -> None:
+def test_a_bug_in_a_handler_keeps_the_connection(connect: Callable[..., Any]) -> None:
     client = connect(["websocket"])
     client.emit("fail")
     assert client.call("numbers", 1) == 1
@@ -219,7 +183,7 @@ def test_rooms_are_left_and_closed(server: Echo, connect: Callable[..., Any]) ->
 
 
 def test_many_clients_that_leave_at_once_leave_nothing_behind(server: Echo) -> None:
-    clients = [Speaker(server.port) for _ in range(200)]
+    clients = [WebSocketClient(server.port) for _ in range(200)]
     for client in clients:
         client.call(1, "join", ["crowd", client.sid + "'s own"])
     assert server.get("/cast/crowd/1") == {"members": 200}
@@ -230,22 +194,22 @@ def test_many_clients_that_leave_at_once_leave_nothing_behind(server: Echo) -> N
     assert server.stats()["clients"] == 0
 
 
-# The protocol's bytes ---------------------------------------------------------------------------
+# Packets ----------------------------------------------------------------------------------------
 
 
-def test_an_acknowledgement_comes_behind_what_was_emitted_before_it(server: Echo) -> None:
-    client = Speaker(server.port)
+def test_an_acknowledgement_comes_after_the_events_emitted_before_it(server: Echo) -> None:
+    client = WebSocketClient(server.port)
     client.text('421["numbers",1000]')
     expected = [*(f'42["number",{n}]' for n in range(1000)), "431[1000]"]
     assert [client.packet() for _ in expected] == expected
     client.close()
 
 
-def test_the_handshake_and_the_cookie_are_there_for_connect_and_gone_after_it(
-    server: Echo,
-) -> None:
+def test_the_handshake_and_its_cookies_are_kept_until_connect(server: Echo) -> None:
     path = "/socket.io/?EIO=4&transport=websocket"
-    client = Speaker(server.port, opening=handshake(path, server.port, Cookie="token=secret"))
+    client = WebSocketClient(
+        server.port, opening=handshake(path, server.port, Cookie="token=secret")
+    )
     assert client.hello["upgrades"] == []
     assert client.hello["maxPayload"] == 65_536
     [[session, sid]] = [client.call(0, "whoami")]
@@ -277,29 +241,29 @@ def test_the_handshake_and_the_cookie_are_there_for_connect_and_gone_after_it(
     ],
 )
 def test_a_malformed_packet_ends_the_connection(server: Echo, sent: bytes) -> None:
-    client = Speaker(server.port)
+    client = WebSocketClient(server.port)
     client.send(frame(TEXT, sent))
     assert client.read_close() == 1002
     client.close()
 
 
-def test_binary_messages_are_not_taken(server: Echo) -> None:
-    client = Speaker(server.port)
+def test_binary_messages_are_refused(server: Echo) -> None:
+    client = WebSocketClient(server.port)
     client.send(frame(BINARY, b"\x00"))
     assert client.read_close() == 1003
     client.close()
 
 
 def test_a_close_packet_and_a_namespace_disconnect_end_the_connection(server: Echo) -> None:
-    for goodbye in ("1", "41"):
-        client = Speaker(server.port)
-        client.text(goodbye)
+    for packet in ("1", "41"):
+        client = WebSocketClient(server.port)
+        client.text(packet)
         assert client.read_close() == 1000
         client.close()
 
 
-def test_a_goodbye_tells_the_client_not_to_come_back_and_why(server: Echo) -> None:
-    client = Speaker(server.port)
+def test_closing_without_reconnect_sends_disconnect_and_the_reason(server: Echo) -> None:
+    client = WebSocketClient(server.port)
     client.text('42["leave me","close_with"]')
     assert client.packet() == "41"
     opcode, payload = client.read()
@@ -307,7 +271,7 @@ def test_a_goodbye_tells_the_client_not_to_come_back_and_why(server: Echo) -> No
     client.close()
 
 
-def test_other_namespaces_are_refused_and_the_client_is_told_why(server: Echo) -> None:
+def test_unknown_namespaces_are_refused_with_a_reason(server: Echo) -> None:
     client = socketio.Client(reconnection=False)
     seen: list[Any] = []
     client.on("connect_error", seen.append, namespace="/admin")
@@ -317,8 +281,8 @@ def test_other_namespaces_are_refused_and_the_client_is_told_why(server: Echo) -
     client.disconnect()
 
 
-def test_what_goes_wrong_in_another_namespace_leaves_the_connection_alone(server: Echo) -> None:
-    client = Speaker(server.port)
+def test_errors_in_another_namespace_keep_the_connection(server: Echo) -> None:
+    client = WebSocketClient(server.port)
     client.text("40")
     assert client.packet() == '44{"message":"Already connected"}'
     client.text("40/admin,")
@@ -329,30 +293,30 @@ def test_what_goes_wrong_in_another_namespace_leaves_the_connection_alone(server
     client.close()
 
 
-def test_more_connections_than_allowed_are_refused_for_now() -> None:
+def test_connections_above_the_limit_are_refused_with_retry_after() -> None:
     with running(max_connections=3) as server:
-        clients = [Speaker(server.port) for _ in range(3)]
+        clients = [WebSocketClient(server.port) for _ in range(3)]
         for path in ("/ws", "/socket.io/?EIO=4&transport=websocket"):
             with peer(server.port, path) as refused:
                 assert refused.status == 503
                 assert refused.body["code"] == "unavailable"
                 assert refused.headers["retry-after"] == "5"
-        assert requests.get(Poller.base_of(server), timeout=10).status_code == 503
+        assert requests.get(PollingClient.base_of(server), timeout=10).status_code == 503
         clients.pop().close()
         eventually(lambda: server.stats()["open"] == 2)
-        clients.append(Speaker(server.port))
+        clients.append(WebSocketClient(server.port))
         for client in clients:
             client.close()
 
 
-def test_who_does_not_connect_in_time_is_closed(server: Echo) -> None:
-    client = Speaker(server.port, join=False)
+def test_a_client_that_does_not_authenticate_in_time_is_closed(server: Echo) -> None:
+    client = WebSocketClient(server.port, join=False)
     assert client.read_close() == 1008
     client.close()
 
 
-def test_who_does_not_answer_pings_is_dropped(pinging: Echo) -> None:
-    client = Speaker(pinging.port)
+def test_a_client_that_does_not_answer_pings_is_closed(pinging: Echo) -> None:
+    client = WebSocketClient(pinging.port)
     eventually(lambda: ["socket.io", "ping timeout"] in pinging.stats()["ended"])
     assert client.read_text() == "2"
     assert client.at_end()
@@ -386,7 +350,7 @@ OTHER = "https://shop.example.com"  # an allowed origin
 @pytest.mark.parametrize(
     ("headers", "allowed"),
     [
-        # With the cookie: the browser has to say that the page is ours.
+        # With the cookie: the browser has to say that the page is one of this server's.
         ({"Cookie": COOKIE}, False),
         ({"Cookie": COOKIE, "Sec-Fetch-Site": "same-origin"}, True),
         ({"Cookie": COOKIE, "Sec-Fetch-Site": "none"}, True),
@@ -403,7 +367,7 @@ OTHER = "https://shop.example.com"  # an allowed origin
         ({"Cookie": COOKIE, "Referer": "http://localhost:1/"}, False),
         ({"Cookie": COOKIE, "Referer": "http://{own}.evil.example/"}, False),
         ({"Cookie": COOKIE, "Referer": "http://{own}/", "Origin": "http://evil.example"}, False),
-        # Without it: programs say nothing, and browsers tell of foreign pages.
+        # Without it: programs send no origin, and browsers that of another page.
         ({}, True),
         ({"Cookie": "session=1"}, True),
         ({"Sec-Fetch-Site": "cross-site"}, False),
@@ -413,169 +377,16 @@ OTHER = "https://shop.example.com"  # an allowed origin
     ids=str,
 )
 @pytest.mark.safety("jsonp-and-cookies")
-def test_a_foreign_page_begins_no_session_and_least_with_the_cookie(
+def test_handshakes_of_other_origins_are_refused_and_checked_strictly_with_the_cookie(
     server: Echo, headers: dict[str, str], allowed: bool
 ) -> None:
     own = f"localhost:{server.port}"
     sent = {name: text.format(own=own, port=server.port) for name, text in headers.items()}
-    polled = requests.get(Poller.base_of(server), headers={"Host": own} | sent, timeout=10)
+    polling = PollingClient.base_of(server)
+    polled = requests.get(polling, headers={"Host": own} | sent, timeout=10)
     assert polled.status_code == (200 if allowed else 403)
     path = "/socket.io/?EIO=4&transport=websocket"
     with peer(server.port, opening=handshake(path, server.port, **sent)) as client:
         assert client.status == (101 if allowed else 403)
         if not allowed:
             assert client.body["code"] == "forbidden"
-
-
-# Polling ----------------------------------------------------------------------------------------
-
-
-class Poller:
-    """Long-polling by hand."""
-
-    def __init__(self, server: Echo) -> None:
-        self.base = self.base_of(server)
-        self.hello = json.loads(requests.get(self.base, timeout=10).text[1:])
-        self.url = f"{self.base}&sid={self.hello['sid']}"
-
-    @staticmethod
-    def base_of(server: Echo) -> str:
-        return f"{server.url}/socket.io/?EIO=4&transport=polling"
-
-    def post(self, body: str | bytes) -> int:
-        data = body.encode() if isinstance(body, str) else body
-        return requests.post(self.url, data=data, timeout=10).status_code
-
-    def get(self) -> tuple[int, list[str]]:
-        answer = requests.get(self.url, timeout=10)
-        return answer.status_code, answer.text.split("\x1e")
-
-
-def test_a_polling_client_is_offered_the_upgrade(server: Echo) -> None:
-    poller = Poller(server)
-    assert poller.hello["upgrades"] == ["websocket"]
-    assert poller.post("40") == 200
-    assert poller.get()[1][0].startswith('40{"sid":')
-
-
-def test_polling_checks_origins_too(server: Echo) -> None:
-    base = f"{server.url}/socket.io/?EIO=4&transport=polling"
-    for origin, status in [
-        ("https://evil.example", 403),
-        ("null", 403),
-        ("https://shop.example.com", 200),
-        (server.url, 200),
-    ]:
-        answer = requests.get(base, headers={"Origin": origin}, timeout=10)
-        assert answer.status_code == status
-        if status == 403:
-            assert answer.json()["code"] == "forbidden"
-        else:
-            assert answer.headers["Access-Control-Allow-Origin"] == origin
-
-
-@pytest.mark.parametrize("body", ["4x", "9", "", "40\x1e" * 17, "4" * 65_537, b"\xff", "b4AAA="])
-def test_a_bad_payload_ends_the_session(server: Echo, body: str | bytes) -> None:
-    poller = Poller(server)
-    poller.post(body)
-    eventually(lambda: poller.get()[0] == 400)
-
-
-def test_packets_wait_for_the_next_poll_in_order(server: Echo) -> None:
-    poller = Poller(server)
-    poller.post("40")
-    poller.get()
-    poller.post('420["numbers",100]')
-    packets: list[str] = []
-    while "430[100]" not in packets:
-        packets += poller.get()[1]
-    assert packets == [*(f'42["number",{n}]' for n in range(100)), "430[100]"]
-
-
-def test_a_farewell_waits_for_a_client_that_was_between_two_polls(server: Echo) -> None:
-    poller = Poller(server)
-    poller.post("40")
-    poller.get()
-    poller.post('42["leave me","close_with"]')
-    assert poller.get()[1] == ["41"]
-    assert poller.get()[1] == ["1"]
-    assert poller.get()[0] == 400
-
-
-def test_a_polling_client_that_does_not_fetch_is_closed(server: Echo) -> None:
-    before = server.stats()["slow_closes"]
-    full, old = Poller(server), Poller(server)
-    for poller in (full, old):
-        poller.post("40")
-        poller.get()
-    full.post('42["numbers",20000]')
-    eventually(lambda: server.stats()["slow_closes"] == before + 1)
-    old.post('42["numbers",10]')
-    eventually(lambda: server.stats()["slow_closes"] == before + 2)
-    eventually(lambda: server.stats()["queued_bytes"] == 0)
-
-
-def test_a_flood_over_polling_is_ended_too(server: Echo) -> None:
-    poller = Poller(server)
-    poller.post("40")
-    poller.get()
-    for _ in range(40):  # 640 packets, of which 400 are free
-        poller.post("\x1e".join(["3"] * 16))
-    eventually(lambda: poller.get()[0] == 400)
-
-
-def test_two_polls_at_once_end_the_session(server: Echo) -> None:
-    poller = Poller(server)
-    poller.post("40")
-    poller.get()
-    with create_connection(("127.0.0.1", server.port), 10) as waiting:
-        waiting.sendall(f"GET {poller.url.removeprefix(server.url)} HTTP/1.1\r\n".encode())
-        waiting.sendall(b"Host: x\r\n\r\n")
-        eventually(lambda: poller.get()[0] == 400)
-        assert waiting.recv(4096).endswith(b"\r\n\r\n1"), "the first is told, too"
-
-
-# The upgrade, step by step ----------------------------------------------------------------------
-
-
-def upgrade(server: Echo, poller: Poller) -> Peer:
-    path = f"/socket.io/?EIO=4&transport=websocket&sid={poller.hello['sid']}"
-    return Peer(server.port, path)
-
-
-def test_an_upgrade_takes_what_was_queued_along_in_order(server: Echo) -> None:
-    poller = Poller(server)
-    poller.post("40")
-    poller.get()
-    socket = upgrade(server, poller)
-    socket.text("2probe")
-    assert socket.read_text() == "3probe"
-    poller.post('420["numbers",3]')
-    assert poller.get()[1] == ["6"], "while upgrading, polls carry nothing"
-    socket.text("5")
-    expected = [*(f'42["number",{n}]' for n in range(3)), "430[3]"]
-    assert [socket.read_text() for _ in range(4)] == expected
-    assert poller.post("3") == 400, "the old transport is closed"
-    socket.close()
-    eventually(lambda: server.stats()["open"] == 0)
-
-
-def test_a_failed_upgrade_leaves_polling_as_it_was(server: Echo) -> None:
-    poller = Poller(server)
-    poller.post("40")
-    poller.get()
-    for wrong in ("nonsense", "5"):
-        socket = upgrade(server, poller)
-        socket.text(wrong)
-        socket.close()
-        poller.post('420["numbers",1]')
-        eventually(lambda: '42["number",0]' in poller.get()[1])
-    poller.post("1")
-
-
-def test_a_probe_that_never_decides_is_dropped(server: Echo) -> None:
-    poller = Poller(server)
-    poller.post("40")
-    socket = upgrade(server, poller)
-    assert socket.at_end()
-    socket.close()
