@@ -165,7 +165,7 @@ def serve(app: Flask, bound: list[Any], room: Room, postgres: EmbeddedPostgres |
     settings, relay = state(app).settings, state(app).relay
     housekeeper = Housekeeper(app.app_context)
     if postgres is not None:
-        relay.revive = postgres.ensure_running
+        relay.restart_database = postgres.ensure_running
     relay.start()
     housekeeper.start()
     state(app).watch_loop()
