@@ -176,12 +176,8 @@ class Collector(BaseCollector):
             pool: QueuePool = db.engine.pool  # type: ignore[assignment]
         yield _gauge("db_pool_size", "Database connections that may be open.", pool.size())
         yield _gauge("db_pool_checked_out", "Database connections in use.", pool.checkedout())
-        yield _gauge(
-            "db_pool_waiting", "Requests that wait for a connection.", pool_stats.waiting
-        )
-        yield _counter(
-            "db_pool_waits", "Times that all were in use.", pool_stats.waits
-        )
+        yield _gauge("db_pool_waiting", "Requests that wait for a connection.", pool_stats.waiting)
+        yield _counter("db_pool_waits", "Times that all were in use.", pool_stats.waits)
         yield _counter(
             "db_pool_wait_seconds",
             "Time waited for a connection.",

@@ -7,7 +7,6 @@ published while it was read and sent, and then each event as it is published.
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 from urllib.parse import parse_qs
 
 from flask import Flask
