@@ -1,4 +1,4 @@
-"""The stock JavaScript client (npm's socket.io-client) watches orders of the real server."""
+"""The stock JavaScript client (npm's socket.io-client) subscribes to orders of the real server."""
 
 import json
 import queue
@@ -6,24 +6,24 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import missing
 from tests.support.people import Person, id_of
-from tests.support.servers import Server
+from tests.support.servers import ROOT, Server
 from tests.support.waiting import eventually
 
-HERE = Path(__file__).parent
+# Where the client is installed.
+PACKAGES = ROOT / "tests" / "sio"
 
 DEADLINE = 20
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> None:
-    missing.node(HERE)
+    missing.node(PACKAGES)
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def watching(
     if transports:
         options["transports"] = transports
     process = subprocess.Popen(
-        ["node", "js/watcher.mjs", server.url, json.dumps(options)],  # noqa: S607
-        cwd=HERE,
+        ["node", "watcher.mjs", server.url, json.dumps(options)],  # noqa: S607
+        cwd=PACKAGES,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
