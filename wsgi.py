@@ -167,7 +167,7 @@ def serve(
     settings, relay = state(app).settings, state(app).relay
     housekeeper = Housekeeper(app.app_context)
     if postgres is not None:
-        relay.revive = postgres.ensure_running
+        relay.restart_database = postgres.ensure_running
     relay.start()
     housekeeper.start()
     state(app).watch_loop()

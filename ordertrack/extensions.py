@@ -40,7 +40,7 @@ jwt = JWTManager()
 class Relay(Protocol):
     """What others need of `ordertrack.realtime.relay.Relay`, which stands above them."""
 
-    revive: Callable[[], object]
+    restart_database: Callable[[], object]
 
     @property
     def is_following(self) -> bool: ...

@@ -1,4 +1,4 @@
-"""A histogram of plain numbers: cheap to observe, put into Prometheus' shape when it is read."""
+"""A histogram of plain integers, which costs little to observe; Prometheus reads it cumulated."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from itertools import accumulate
 
 
 class Histogram:
-    """How many values, in seconds, were at most as large as each of *bounds* (ascending)."""
+    """Counts values, in seconds, each by the smallest of the ascending *bounds* that holds it."""
 
     __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)  # the last: larger than all bounds
+        self.counts = [0] * (len(self.bounds) + 1)  # the last one: above all bounds
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
@@ -24,6 +24,6 @@ class Histogram:
         return sum(self.counts)
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """What Prometheus calls buckets: (upper bound, values up to it), the last one "+Inf"."""
+        """Prometheus' buckets: (upper bound, number of values up to it), the last one "+Inf"."""
         names = [*map(str, self.bounds), "+Inf"]
         return list(zip(names, accumulate(self.counts), strict=True))

@@ -1,14 +1,14 @@
-"""What this process has done and holds, for Prometheus.
+"""Metrics of this process, for Prometheus.
 
-Nothing is counted through the client library: whoever does the work keeps plain integers, and
-`Collector` reads them when somebody asks. So a scrape costs some milliseconds, and an event or a
-request next to nothing. Names and meanings are in docs/operations.md; each process answers for
+Nothing is counted through the client library: the code that does the work keeps plain integers, and
+`Collector` reads them at each scrape. So a scrape costs some milliseconds, and an event or a
+request next to nothing. Names and meanings are in docs/operations.md; each process counts for
 itself.
 """
 
 import logging
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from flask import Flask
@@ -24,7 +24,6 @@ from prometheus_client.registry import Collector as BaseCollector
 from ordertrack.db import pool_stats
 from ordertrack.extensions import db
 from ordertrack.histogram import Histogram
-from ordertrack.realtime.hub import STAFF_FEED
 from ordertrack.realtime.setup import Realtime
 from ordertrack.server import loop
 from ordertrack.server.counters import counters
@@ -38,18 +37,18 @@ log = logging.getLogger(__name__)
 
 
 class LoopWatch:
-    """Measures how long the event loop keeps others waiting: a timer that looks how late it is."""
+    """Measures how long the event loop is blocked, by how late a timer runs."""
 
-    # Whatever blocks for longer than this is seen, less the time until the timer was due. To wake
-    # up an idle process ten times a second costs 0.1 % of a core.
+    # A block is seen less the time until the timer was due, so one that is longer than this is seen
+    # for certain. To wake an idle process ten times a second costs 0.1 % of a core.
     PERIOD: Final = 0.1
-    WORTH_A_LINE: Final = 0.25
+    LOGGED_FROM: Final = 0.25
 
     def __init__(self) -> None:
         self.lag = Histogram((0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5))
 
     def start(self) -> None:
-        """Watch from now on; for the serving process."""
+        """Measure from now on; for the serving process."""
         loop.spawn(self._watch)
 
     def _watch(self) -> None:
@@ -58,8 +57,8 @@ class LoopWatch:
             loop.sleep(self.PERIOD)
             late = max(0.0, loop.monotonic() - due)
             self.lag.observe(late)
-            if late > self.WORTH_A_LINE:
-                log.warning("the loop stood still for %.2f s", late)
+            if late > self.LOGGED_FROM:
+                log.warning("event loop blocked for %.2f s", late)
 
 
 class Collector(BaseCollector):
@@ -74,7 +73,7 @@ class Collector(BaseCollector):
         self._loop = loop
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: a registry would else collect once at the start, before there is a pool."""
+        """Nothing: otherwise a registry collects once at the start, before there is a pool."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -90,33 +89,34 @@ class Collector(BaseCollector):
         yield _gauge("relay_following", "1 while the relay follows the log.", following)
         yield _histogram(
             "relay_lag_seconds",
-            "Age of an event when it is handed to the sockets.",
+            "Age of an event when it is delivered.",
             self._realtime.lag,
         )
-        yield _counter("relay_events", "Events of the log handed to the sockets.", self._events())
+        yield _counter(
+            "relay_events",
+            "Events published, watched or not.",
+            self._realtime.hub.published,
+        )
         yield _counter("relay_turns", "Reads of the log.", relay.turns)
         yield _counter(
             "relay_reconnects", "Times that the relay lost its connection.", relay.reconnects
         )
         yield _counter(
             "relay_fresh_starts",
-            "Times that the log could not be read on, and every socket was sent to resume.",
-            relay.fresh_starts,
+            "Times that the log could not be read on, and every connection was closed to resume.",
+            relay.restarts,
         )
-
-    def _events(self) -> int:
-        return self._realtime.hub.published
 
     def _hub(self) -> Iterator[Metric]:
         hub = self._realtime.hub
         yield _counter(
-            "deliveries", "Events times the connections they were sent to.", hub.deliveries
+            "deliveries", "Events times the connections that they were sent to.", hub.deliveries
         )
-        yield _counter("subscribes", "Orders that clients began to watch.", hub.subscribes)
-        yield _counter("resumes", "… of those, with the version last seen.", hub.resumes)
-        yield _counter("resets", "… of those, too far behind to replay.", hub.resets)
+        yield _counter("subscribes", "Subscriptions to an order.", hub.subscribes)
+        yield _counter("resumes", "Subscriptions with the version last seen.", hub.resumes)
+        yield _counter("resets", "Subscriptions too far behind for a replay.", hub.resets)
         yield _counter(
-            "replayed_events", "Events sent because a client had missed them.", hub.replayed
+            "replayed_events", "Events replayed to clients that had missed them.", hub.replayed
         )
         yield _counter(
             "frames_sent", "WebSocket frames handed to the kernel or queued.", counters.frames_out
@@ -125,28 +125,14 @@ class Collector(BaseCollector):
         yield _counter(
             "messages_received", "WebSocket messages from clients.", counters.messages_in
         )
-        yield _gauge("queue_bytes", "Bytes that wait for slow clients.", counters.queued_bytes)
+        yield _gauge("queue_bytes", "Bytes queued for slow clients.", counters.queued_bytes)
         yield _counter(
-            "slow_closes", "Clients closed for reading too slowly (1013).", counters.slow_closes
+            "slow_closes",
+            "Connections closed for reading too slowly (1013).",
+            counters.slow_closes,
         )
-        yield self._subscriptions()
-
-    def _subscriptions(self) -> Metric:
-        orders = feeds = 0
-        for room, members in self._realtime.socketio.rooms.rooms.get("/", {}).items():
-            if room.startswith(STAFF_FEED):
-                feeds += len(members)
-            else:
-                orders += len(members)
-        return _gauges(
-            "subscriptions",
-            "Rooms times the connections in them.",
-            "kind",
-            {
-                "socketio_order": orders,
-                "socketio_feed": feeds,
-                "websocket_order": self._realtime.raw_rooms.memberships(),
-            },
+        yield _gauges(
+            "subscriptions", "Rooms times the connections in them.", "kind", hub.memberships
         )
 
     def _connections(self) -> Iterator[Metric]:
@@ -162,19 +148,19 @@ class Collector(BaseCollector):
                 "websocket": max(0, counters.open - upgraded),
             },
         )
-        yield _gauge("guests", "Connections that are signed in.", len(self._realtime.connections))
+        yield _gauge("guests", "Authenticated connections.", len(self._realtime.connections))
         yield _counter("connections_opened", "WebSockets opened.", counters.opened)
         yield _counters(
             "connections_closed", "WebSockets closed, by code.", "code", counters.closed
         )
         yield _counters(
-            "handshakes_refused", "Sockets not let in, by problem code.", "code", counters.refused
+            "handshakes_refused", "Connections refused, by problem code.", "code", counters.refused
         )
 
     def _http(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(
             "ordertrack_http_request_duration_seconds",
-            "Requests, from their head to the beginning of the answer.",
+            "Time from a request's head to the beginning of its response.",
             labels=("route", "method", "status"),
         )
         for (route, method, status), histogram in list(self._requests.seen.items()):
@@ -182,32 +168,40 @@ class Collector(BaseCollector):
             family.add_metric(labels, histogram.cumulative(), histogram.sum)
         yield family
         yield _gauge(
-            "http_requests_in_flight", "Requests being answered now.", self._requests.in_flight
+            "http_requests_in_flight", "Requests being handled now.", self._requests.in_flight
         )
 
     def _process(self) -> Iterator[Metric]:
         with self._app.app_context():
             pool: QueuePool = db.engine.pool  # type: ignore[assignment]
         yield _gauge("db_pool_size", "Database connections that may be open.", pool.size())
-        yield _gauge("db_pool_checked_out", "… of those, in use.", pool.checkedout())
-        yield _gauge("db_pool_waiting", "Requests that wait for one.", pool_stats.waiting)
+        yield _gauge("db_pool_checked_out", "Database connections in use.", pool.checkedout())
+        yield _gauge("db_pool_waiting", "Requests that wait for a connection.", pool_stats.waiting)
         yield _counter("db_pool_waits", "Times that all were in use.", pool_stats.waits)
-        yield _counter("db_pool_wait_seconds", "Time waited for one.", pool_stats.wait_seconds)
-        yield _counter("db_pool_timeouts", "Waits in vain, answered 503.", pool_stats.timeouts)
+        yield _counter(
+            "db_pool_wait_seconds",
+            "Time waited for a connection.",
+            pool_stats.wait_seconds,
+        )
+        yield _counter(
+            "db_pool_timeouts",
+            "Waits that timed out (503).",
+            pool_stats.timeouts,
+        )
         yield _histogram(
             "loop_lag_seconds",
-            f"How late a timer was that is due every {LoopWatch.PERIOD:g} s.",
+            f"How late a timer ran that is due every {LoopWatch.PERIOD:g} s.",
             self._loop.lag,
         )
-        build = GaugeMetricFamily("ordertrack_build_info", "What runs.", labels=("python",))
+        build = GaugeMetricFamily("ordertrack_build_info", "Version of Python.", labels=("python",))
         build.add_metric((platform.python_version(),), 1)
         yield build
 
 
 def _housekeeping() -> Iterator[Metric]:
     done = housekeeping.stats
-    yield _counter("housekeeping_turns", "Times that old rows were looked for.", done.runs)
-    yield _counter("housekeeping_failures", "… that ended in an error.", done.failures)
+    yield _counter("housekeeping_turns", "Searches for old rows.", done.runs)
+    yield _counter("housekeeping_failures", "Searches for old rows that failed.", done.failures)
     yield _counters("housekeeping_deleted", "Old rows deleted.", "table", done.deleted)
 
 
@@ -236,7 +230,7 @@ def _histogram(name: str, meaning: str, histogram: Histogram) -> Metric:
     return family
 
 
-def _gauges(name: str, meaning: str, label: str, values: dict[str, int]) -> Metric:
+def _gauges(name: str, meaning: str, label: str, values: Mapping[str, int]) -> Metric:
     family = GaugeMetricFamily(f"ordertrack_{name}", meaning, labels=(label,))
     for value, number in values.items():
         family.add_metric((value,), number)

@@ -136,6 +136,14 @@ class OrdersWanted(Form):
     orders: Annotated[list[OrderWanted], Field(min_length=1, max_length=MAX_SUBSCRIPTIONS)]
 
 
+class OrderUnwanted(OrderWanted):
+    """An order to watch no longer; clients may send the same object as to watch it."""
+
+
+class TokenRenewal(Form):
+    token: str
+
+
 AnyForm = TypeVar("AnyForm", bound=BaseModel)
 
 

@@ -1,30 +1,65 @@
-"""From the log to the sockets: who watches what, and the seam between replay and live.
+"""Fan-out: delivers each event of the log to the connections that watch its order.
 
-A *watcher* is one connection. It joins the rooms of orders, or a feed; the relay hands every event
-of the log to `Hub.publish`, once and in order, and it goes to everybody in the order's room.
+A *watcher* is one connection. It is in the *rooms* of the orders to which it has subscribed, and in
+a feed's room. The hub is the only registry of rooms; the relay calls `publish` for every event of
+the log, once and in log order.
 
-The seam. A client that subscribes must get the events that it missed from the log and all later
-ones live: none lost between the two, none twice. While `subscribe` reads the log, the watcher is in
-*transit* for that order: what is published meanwhile is held back from it. If anything newer than
-the answer was published, the log is read again; else the watcher joins without giving up the loop,
-and the acknowledgement leaves before anything else can. The relay may still be behind what was
-read, so events up to the answer's version stay suppressed for this watcher (its *floor*) until the
-relay has caught up with that moment.
+Rules
+-----
+1. A subscription loses no event and repeats none, although its replay comes from the log and all
+   later events from the relay. The replay ends at the version of the answer, its *watermark*; what
+   the relay publishes up to the watermark is dropped for this watcher.
+2. While the log is read, what is published for the watcher is held. If anything newer than the
+   answer was published meanwhile, the log is read again. Otherwise the watcher joins the room and
+   its answer is sent before the event loop runs anything else.
+3. A watermark is kept until the relay has published everything that was committed when the answer
+   was given: until the end of the first read that began afterwards.
+4. A subscription that fails takes nothing from an earlier one, nor from a feed: what was held is
+   delivered.
+5. Nothing is delivered to a watcher that is being closed, and it joins no room.
+6. `publish` never waits. A watcher to which an event cannot be delivered is closed, and the others
+   get it.
+
+States of a subscription, for one watcher and one order
+-------------------------------------------------------
+                event v is published    answer at version a   refused or failed   relay caught up
+    LIVE        deliver                 -                     -                   -
+    READING     v <= watermark: drop    newer published:      watermark > 0:      -
+                else: hold                read again            SETTLING
+                                        else: SETTLING with   else: LIVE
+                                          watermark a         deliver the held
+    SETTLING    v <= watermark: drop    -                     -                   LIVE (rule 3)
+                else: deliver
+
+LIVE has no `_Subscription`: to be in the room is all. Whoever subscribes again is READING again,
+with the watermark of the earlier answer.
+
+An example
+----------
+    hub = Hub(catch_up=gate.catch_up)
+    relay = Relay(dsn, publish=hub.publish, before_read=hub.before_read, caught_up=hub.caught_up, …)
+    answers = hub.subscribe(watcher, {42: 7})  # it has seen version 7 of order 42
+    watcher.send(answers)                      # before anything else runs
+    ...                                        # watcher.deliver(…) for version 8 and later
+    hub.unsubscribe(watcher, 42)
+    hub.remove(watcher)                        # when the connection has ended
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from enum import Enum, auto
 from itertools import chain
-from typing import Protocol
+from typing import Final, Protocol
 
 from ordertrack import policy
+from ordertrack.auth import Credential
 from ordertrack.errors import DomainError, NotFound, Unavailable
 from ordertrack.eventlog import Event
-from ordertrack.policy import Actor, DriverScope
+from ordertrack.policy import Actor
 from ordertrack.schemas import present_event, to_json
 from ordertrack.server.ws_frames import CloseCode, text_frame
-from ordertrack.services import orders
-from ordertrack.services.orders import Budget, CaughtUp, Start, fit
+from ordertrack.services.orders import Budget, CaughtUp, Start, Wanted, fit
 from ordertrack.sio.engineio import EncodedMessage, encode_event
 
 log = logging.getLogger(__name__)
@@ -33,21 +68,21 @@ log = logging.getLogger(__name__)
 # in a row is changing faster than anybody can watch it.
 ATTEMPTS = 20
 
+STAFF_FEED: Final = "feed"
 
-Wanted = orders.Wanted
-Read = Callable[[Wanted], tuple[Actor, dict[int, CaughtUp | DomainError]]]
+Answers = dict[int, CaughtUp | DomainError]
 
 
 class Announcement:
-    """An event on its way out: encoded once for each protocol, and only if somebody speaks it."""
+    """An event to be delivered, encoded at most once for each protocol, however many recipients."""
 
-    __slots__ = ("_frame", "_json", "_outgoing", "event")
+    __slots__ = ("_frame", "_json", "_message", "event")
 
     def __init__(self, event: Event) -> None:
         self.event = event
         self._json: str | None = None
         self._frame: bytes | None = None
-        self._outgoing: EncodedMessage | None = None
+        self._message: EncodedMessage | None = None
 
     @property
     def json(self) -> str:
@@ -57,83 +92,103 @@ class Announcement:
 
     @property
     def frame(self) -> bytes:
-        """For raw WebSockets: a text frame with the event."""
+        """For plain WebSockets: a text frame with the event."""
         if self._frame is None:
             self._frame = text_frame(self.json)
         return self._frame
 
     @property
-    def outgoing(self) -> EncodedMessage:
+    def message(self) -> EncodedMessage:
         """For Socket.IO: an ``order_update`` with the event."""
-        if self._outgoing is None:
-            self._outgoing = encode_event("order_update", self.json)
-        return self._outgoing
+        if self._message is None:
+            self._message = encode_event("order_update", self.json)
+        return self._message
 
 
 class Watcher(Protocol):
-    """One connection, of either kind."""
+    """An authenticated connection, whichever protocol it speaks."""
 
-    actor: Actor | None
+    kind: str  # "socketio" or "websocket", as the metrics name it
+    credential: Credential
+    actor: Actor | None  # the user as of the last read of the database
+    rooms: list[str]  # kept by the hub
+    closing: DomainError | None  # why it is being closed; None while it is open
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the client is still there, as far as is known."""
 
     def deliver(self, announcement: Announcement) -> None:
-        """Queue the event behind all that was sent before. Never blocks, never raises."""
+        """Queue the event behind everything that was sent before. Never waits."""
 
-    def join(self, room: str) -> None:
-        """Be in the room from now on; one that has gone meanwhile is not."""
+    def joined(self, room: str) -> None:
+        """The hub has put it into the room."""
 
-    def leave(self, room: str) -> None: ...
+    def left(self, room: str) -> None:
+        """The hub has taken it out of the room."""
 
-    def sign_out(self, error: DomainError) -> None:
-        """Tell the client why, and close."""
+    def stop(self, error: DomainError) -> None:
+        """Deliver nothing from now on: it is to be closed because of *error*."""
 
-    def hang_up(self, code: int, reason: str) -> None:
-        """Close so that the client comes back."""
+    def log_out(self, error: DomainError) -> None:
+        """Tell the client why it may not go on, and close the connection."""
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Close the connection so that the client reconnects and resumes."""
 
 
-class _Transit:
-    """A watcher on its way into a room: see the module's theory."""
+CatchUp = Callable[[Watcher, Wanted], tuple[Actor, Answers]]
 
-    __slots__ = ("answered", "floor", "held", "newest")
 
-    def __init__(self, earlier: "_Transit | None") -> None:
-        # What an earlier answer reached, as long as the relay may be behind that.
-        self.answered = earlier.floor or 0 if earlier else 0
-        self.newest = 0  # the highest version published while the log was being read
-        self.held: list[Announcement] = []  # what the watcher would have been told meanwhile
-        self.floor: int | None = None  # None: still reading; else what the answer reached
+class State(Enum):
+    READING = auto()
+    SETTLING = auto()
+
+
+class _Subscription:
+    """A watcher's subscription to an order, until it is live. See the states above."""
+
+    __slots__ = ("held", "newest", "order_id", "state", "watcher", "watermark")
+
+    def __init__(self, order_id: int, watcher: Watcher, watermark: int) -> None:
+        self.order_id = order_id
+        self.watcher = watcher
+        self.state = State.READING
+        self.watermark = watermark  # the version up to which the watcher has been answered
+        self.newest = 0  # the highest version published while READING
+        self.held: list[Announcement] = []  # what the watcher would have been sent while READING
 
 
 def order_room(order_id: int) -> str:
     return str(order_id)
 
 
-STAFF_FEED = "feed"
-
-
 def feed_room(actor: Actor) -> str:
-    """The room in which *actor* hears of every order that it may see."""
-    if actor.sees_all:
-        return STAFF_FEED
-    return f"feed:{actor.id}"
+    """The room whose watchers get the events of all orders that *actor* may see."""
+    return STAFF_FEED if actor.sees_all else _own_feed(actor.id)
+
+
+def _own_feed(user_id: int) -> str:
+    return f"{STAFF_FEED}:{user_id}"
 
 
 class Hub:
-    """The watchers of one process. *members* answers who is in a room now."""
+    """The rooms of one process, and the watchers in them.
 
-    def __init__(
-        self,
-        members: Callable[[str], Collection[Watcher]],
-        scope: DriverScope,
-        budget: Budget = Budget(),  # noqa: B008 (immutable)
-    ) -> None:
-        self._members = members
-        self._scope = scope
-        self.budget = budget  # of one answer
-        self._transit: dict[int, dict[Watcher, _Transit]] = {}
-        # Transits that are over once the relay has caught up: those begun before the read that is
-        # under way, and those begun since.
-        self._settled: list[tuple[int, Watcher, _Transit]] = []
-        self._settling: list[tuple[int, Watcher, _Transit]] = []
+    *catch_up* reads where orders stand and what a watcher has missed (`DatabaseGate.catch_up`);
+    *budget* bounds what one answer replays.
+    """
+
+    def __init__(self, catch_up: CatchUp, budget: Budget = Budget()) -> None:  # noqa: B008
+        self._catch_up = catch_up
+        self._budget = budget
+        self._rooms: dict[str, dict[Watcher, None]] = {}
+        self._subscriptions: dict[int, dict[Watcher, _Subscription]] = {}
+        # Those that are SETTLING since before the relay's present read, and since it began.
+        self._settling_before_read: list[_Subscription] = []
+        self._settling_since_read: list[_Subscription] = []
+        # For the metrics. Memberships are counted by the watcher's kind and the kind of room.
+        self.memberships = Counter(socketio_order=0, socketio_feed=0, websocket_order=0)
         self.subscribes = 0
         self.resumes = 0  # of those, with the version last seen
         self.resets = 0  # of those, too far behind to replay
@@ -141,83 +196,118 @@ class Hub:
         self.published = 0
         self.deliveries = 0
 
-    # --- the way in ---------------------------------------------------------------------------
+    # --- rooms --------------------------------------------------------------------------------
 
-    def subscribe(
-        self, watcher: Watcher, wanted: Wanted, read: Read
-    ) -> dict[int, CaughtUp | DomainError]:
-        """Put *watcher* into the rooms of the orders *wanted*, and say what it missed.
+    def join(self, watcher: Watcher, room: str) -> None:
+        """Put *watcher* into *room*, unless it is being closed."""
+        if watcher.closing is not None:
+            return
+        members = self._rooms.setdefault(room, {})
+        if watcher not in members:
+            members[watcher] = None
+            watcher.rooms.append(room)
+            self.memberships[_membership(watcher, room)] += 1
+            watcher.joined(room)
 
-        *read* is asked where the orders stand (`services.orders.catch_up`). The caller must send
-        the answer to the client before it gives up the loop. An order that cannot be watched has
-        its error as answer. Whatever *read* raises is passed on, and nothing was joined.
+    def leave(self, watcher: Watcher, room: str) -> None:
+        if watcher in self._rooms.get(room, ()):
+            watcher.rooms.remove(room)
+            self._remove(watcher, room)
+            watcher.left(room)
+
+    def remove(self, watcher: Watcher) -> None:
+        """Take *watcher* out of all rooms: its connection has ended."""
+        for room in watcher.rooms:
+            self._remove(watcher, room)
+        watcher.rooms = []
+
+    def _remove(self, watcher: Watcher, room: str) -> None:
+        members = self._rooms[room]
+        del members[watcher]
+        if not members:
+            del self._rooms[room]
+        self.memberships[_membership(watcher, room)] -= 1
+
+    # --- subscribing --------------------------------------------------------------------------
+
+    def subscribe(self, watcher: Watcher, wanted: Wanted) -> Answers:
+        """Put *watcher* into the rooms of the orders *wanted*; where they stand, what it missed.
+
+        The caller must send the answers to the client before it gives up the event loop. An order
+        that the watcher may not see has an error for an answer. Whatever `catch_up` raises is
+        passed on, and no room was joined.
         """
-        transits = {}
-        for order_id in wanted:
-            there = self._transit.setdefault(order_id, {})
-            there[watcher] = transits[order_id] = _Transit(there.get(watcher))
+        begun = [self._begin(order_id, watcher) for order_id in wanted]
         try:
-            # Each read keeps to the budget; what several found may be more.
-            answers = fit(self._read_until_current(watcher, wanted, transits, read), self.budget)
+            # Each read keeps to the budget; several together may exceed it.
+            answers = fit(self._read_until_current(watcher, wanted, begun), self._budget)
         except BaseException:
-            for order_id, transit in transits.items():
-                self._give_up(order_id, watcher, transit)
+            for subscription in begun:
+                self._withdraw(subscription)
             raise
-        for order_id, transit in transits.items():
+        for subscription in begun:
+            order_id = subscription.order_id
             answer = answers[order_id]
             if isinstance(answer, CaughtUp):
-                self._settle(order_id, watcher, transit, answer.version)
-                watcher.join(order_room(order_id))
+                self._settle(subscription, answer.version)
+                self.join(watcher, order_room(order_id))
                 self._count(wanted[order_id], answer)
             else:
-                self._give_up(order_id, watcher, transit)
-                watcher.leave(order_room(order_id))
+                self._withdraw(subscription)
+                self.leave(watcher, order_room(order_id))
         return answers
 
+    def unsubscribe(self, watcher: Watcher, order_id: int) -> None:
+        self.leave(watcher, order_room(order_id))
+
+    def _begin(self, order_id: int, watcher: Watcher) -> _Subscription:
+        of_order = self._subscriptions.setdefault(order_id, {})
+        earlier = of_order.get(watcher)
+        begun = _Subscription(order_id, watcher, earlier.watermark if earlier else 0)
+        of_order[watcher] = begun
+        return begun
+
     def _read_until_current(
-        self,
-        watcher: Watcher,
-        wanted: Wanted,
-        transits: Mapping[int, _Transit],
-        read: Read,
-    ) -> dict[int, CaughtUp | DomainError]:
-        answers: dict[int, CaughtUp | DomainError] = {}
-        behind = wanted
+        self, watcher: Watcher, wanted: Wanted, begun: Collection[_Subscription]
+    ) -> Answers:
+        """Read the log until no event that is newer than its answer has been published."""
+        answers: Answers = {}
+        outdated = list(wanted)
         for _ in range(ATTEMPTS):
-            watcher.actor, found = read(behind)
+            watcher.actor, found = self._catch_up(watcher, {one: wanted[one] for one in outdated})
             answers.update(found)
-            behind = {
-                order_id: wanted[order_id]
-                for order_id, answer in answers.items()
-                if isinstance(answer, CaughtUp) and transits[order_id].newest > answer.version
-            }
-            if not behind:
+            outdated = [
+                subscription.order_id
+                for subscription in begun
+                if isinstance(answer := answers[subscription.order_id], CaughtUp)
+                and subscription.newest > answer.version
+            ]
+            if not outdated:
                 return answers
-        for order_id in behind:
+        for order_id in outdated:
             answers[order_id] = Unavailable("The order is changing too fast. Subscribe again.")
         return answers
 
-    def _give_up(self, order_id: int, watcher: Watcher, transit: _Transit) -> None:
-        """There is no answer to stand for what was held back: it was owed to a feed, or to an
-        earlier subscription."""
-        if transit.answered:
-            self._settle(order_id, watcher, transit, transit.answered)
+    def _settle(self, subscription: _Subscription, watermark: int) -> None:
+        subscription.state = State.SETTLING
+        subscription.watermark = watermark
+        self._settling_since_read.append(subscription)
+
+    def _withdraw(self, subscription: _Subscription) -> None:
+        """There is no answer: go on as before, and deliver what was held (rule 4)."""
+        if subscription.watermark:
+            self._settle(subscription, subscription.watermark)
         else:
-            self._drop(order_id, watcher, transit)
-        for announcement in transit.held:
-            self._deliver(announcement, [watcher])
+            self._forget(subscription)
+        for announcement in subscription.held:
+            self._deliver(announcement, [subscription.watcher])
 
-    def _settle(self, order_id: int, watcher: Watcher, transit: _Transit, floor: int) -> None:
-        """From now on only what is newer than *floor*, which the watcher has been answered."""
-        transit.floor = floor
-        self._settling.append((order_id, watcher, transit))
-
-    def _drop(self, order_id: int, watcher: Watcher, transit: _Transit) -> None:
-        there = self._transit.get(order_id)
-        if there is not None and there.get(watcher) is transit:
-            del there[watcher]
-            if not there:
-                del self._transit[order_id]
+    def _forget(self, subscription: _Subscription) -> None:
+        of_order = self._subscriptions.get(subscription.order_id, {})
+        if of_order.get(subscription.watcher) is subscription:
+            del of_order[subscription.watcher]
+            if not of_order:
+                del self._subscriptions[subscription.order_id]
 
     def _count(self, after: int | Start | None, answer: CaughtUp) -> None:
         self.subscribes += 1
@@ -225,89 +315,91 @@ class Hub:
         self.resets += answer.reset is not None
         self.replayed += len(answer.events)
 
-    def unsubscribe(self, watcher: Watcher, order_id: int) -> None:
-        watcher.leave(order_room(order_id))
-
-    # --- the way out --------------------------------------------------------------------------
+    # --- called by the relay ------------------------------------------------------------------
 
     def publish(self, event: Event) -> None:
-        """Deliver *event* to all who watch its order. Called by the relay alone, in log order."""
+        """Deliver *event* to the watchers of its order. Events must come in log order."""
         announcement = Announcement(event)
         self.published += 1
-        recipients = self._audience(event)
-        transits = self._transit.get(event.order_id)
-        if transits:
-            recipients = self._without_those_in_transit(announcement, recipients, transits)
+        recipients = self._recipients(event)
+        subscriptions = self._subscriptions.get(event.order_id)
+        if subscriptions:
+            recipients = self._hold_or_drop(announcement, recipients, subscriptions)
         self._deliver(announcement, recipients)
 
-    def _without_those_in_transit(
+    def before_read(self) -> None:
+        """The relay is about to read the log."""
+        self._settling_before_read += self._settling_since_read
+        self._settling_since_read = []
+
+    def caught_up(self) -> None:
+        """The relay has published all that it read: watermarks from before the read can go."""
+        for subscription in self._settling_before_read:
+            self._forget(subscription)
+        self._settling_before_read = []
+
+    def _recipients(self, event: Event) -> list[Watcher]:
+        """The watchers in the order's room and in the feeds that show it, each once."""
+        rooms = self._rooms
+        of_order = rooms.get(order_room(event.order_id), {})
+        feeds = [rooms.get(STAFF_FEED), rooms.get(_own_feed(event.customer_id))]
+        if event.driver_id is not None:
+            feeds.append(rooms.get(_own_feed(event.driver_id)))
+        if any(feeds):
+            return list(dict.fromkeys(chain(of_order, *filter(None, feeds))))
+        return list(of_order)
+
+    def _hold_or_drop(
         self,
         announcement: Announcement,
         recipients: list[Watcher],
-        transits: Mapping[Watcher, _Transit],
+        subscriptions: Mapping[Watcher, _Subscription],
     ) -> list[Watcher]:
+        """The recipients that get the event now, by the states above."""
         version = announcement.event.version
-        for transit in transits.values():
-            if transit.floor is None:
-                transit.newest = version
-        free = []
+        for subscription in subscriptions.values():
+            if subscription.state is State.READING:
+                subscription.newest = version
+        now = []
         for watcher in recipients:
-            passing = transits.get(watcher)
-            if passing is None or (passing.floor is not None and version > passing.floor):
-                free.append(watcher)
-            elif passing.floor is None and version > passing.answered:
-                passing.held.append(announcement)
-        return free
+            own = subscriptions.get(watcher)
+            if own is None or (own.state is State.SETTLING and version > own.watermark):
+                now.append(watcher)
+            elif own.state is State.READING and version > own.watermark:
+                own.held.append(announcement)
+        return now
 
     def _deliver(self, announcement: Announcement, recipients: list[Watcher]) -> None:
         event = announcement.event
-        if event.type == "driver_assigned" and self._scope is DriverScope.ASSIGNED:
-            recipients = self._without_those_who_lost_it(event, recipients)
-        self.deliveries += len(recipients)
+        if event.type == "driver_assigned":
+            recipients = self._log_out_former_driver(event, recipients)
         for watcher in recipients:
-            try:
-                watcher.deliver(announcement)
-            except Exception:  # it has a gap now, and nobody else is to have one
-                log.exception("An event could not be delivered")
-                watcher.hang_up(CloseCode.INTERNAL_ERROR, "internal error")
+            if watcher.closing is None:
+                self.deliveries += 1
+                try:
+                    watcher.deliver(announcement)
+                except Exception:  # it has a gap now; no other watcher is to have one
+                    log.exception("An event could not be delivered")
+                    watcher.close(CloseCode.INTERNAL_ERROR, "internal error")
 
-    def _audience(self, event: Event) -> list[Watcher]:
-        """Everybody in the order's room and in the feeds that show it, each once."""
-        room = self._members(order_room(event.order_id))
-        feeds = [self._members(STAFF_FEED), self._members(f"feed:{event.customer_id}")]
-        if event.driver_id is not None:
-            feeds.append(self._members(f"feed:{event.driver_id}"))
-        if any(feeds):
-            return list(dict.fromkeys(chain(room, *feeds)))
-        return list(room)
-
-    def _without_those_who_lost_it(self, event: Event, recipients: list[Watcher]) -> list[Watcher]:
-        """Drivers who see only their own orders lose this one when it becomes another's."""
+    def _log_out_former_driver(self, event: Event, recipients: list[Watcher]) -> list[Watcher]:
+        """Drivers who see only their own orders lose this one when it is given to another."""
         facts = _EventFacts(event)
         keeping = []
         for watcher in recipients:
             if watcher.actor is None or policy.can_see(watcher.actor, facts):
                 keeping.append(watcher)
-            else:
-                watcher.sign_out(NotFound("The order has been given to another driver."))
+            elif watcher.closing is None:
+                watcher.log_out(NotFound("The order has been given to another driver."))
         return keeping
 
-    # --- what the relay tells -----------------------------------------------------------------
 
-    def reading(self) -> None:
-        """The relay is about to read the log."""
-        self._settled += self._settling
-        self._settling = []
-
-    def caught_up(self) -> None:
-        """All that the read found has been published: older floors have done their work."""
-        for order_id, watcher, transit in self._settled:
-            self._drop(order_id, watcher, transit)
-        self._settled = []
+def _membership(watcher: Watcher, room: str) -> str:
+    return f"{watcher.kind}_{'feed' if room.startswith(STAFF_FEED) else 'order'}"
 
 
 class _EventFacts:
-    """An event's order as `policy` wants to know it."""
+    """The facts about an event's order on which `policy` decides."""
 
     is_deleted = False
 

@@ -1,12 +1,12 @@
-"""Raw WebSockets: GET /ws/orders/<id>?after=VERSION, one order's events as text frames.
+"""Plain WebSockets: GET /ws/orders/<id>?after=VERSION sends one order's events as text frames.
 
 A WSGI application in front of Flask's, because a connection that is taken over has no response.
-Refusals are HTTP answers before the upgrade.
+Refusals are HTTP answers before the upgrade. What is sent, in this order: the replay, what was
+published while it was read and sent, and then each event as it is published.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 from urllib.parse import parse_qs
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -17,15 +17,11 @@ from ordertrack.auth import Credential
 from ordertrack.errors import DomainError, InvalidToken, Unavailable, ValidationFailed
 from ordertrack.eventlog import Event
 from ordertrack.origins import Origins
-from ordertrack.policy import Actor, Caller
+from ordertrack.policy import Actor
 from ordertrack.problems import from_exception, refuse
 from ordertrack.realtime.connections import Connections
-from ordertrack.realtime.hub import (
-    Announcement,
-    Hub,
-    Wanted,
-    order_room,
-)
+from ordertrack.realtime.database_gate import DatabaseGate
+from ordertrack.realtime.hub import Announcement, Hub
 from ordertrack.schemas import MAX_ID, MAX_VERSION
 from ordertrack.server import websocket
 from ordertrack.server.counters import counters
@@ -43,161 +39,133 @@ PAGE = 20
 _PATH = re.compile(r"/ws/orders/([0-9]{1,19})")
 
 
-class RawRooms:
-    """Who watches an order over a raw socket: the rooms that Socket.IO does not know of."""
-
-    def __init__(self) -> None:
-        self._rooms: dict[str, dict[RawWatcher, None]] = {}
-
-    def members(self, room: str) -> Iterable["RawWatcher"]:
-        return self._rooms.get(room, ())
-
-    def memberships(self) -> int:
-        """How many watchers there are, each counted once per order."""
-        return sum(map(len, self._rooms.values()))
-
-    def join(self, room: str, watcher: "RawWatcher") -> None:
-        self._rooms.setdefault(room, {})[watcher] = None
-
-    def leave(self, room: str, watcher: "RawWatcher") -> None:
-        members = self._rooms.get(room)
-        if members is not None:
-            members.pop(watcher, None)
-            if not members:
-                del self._rooms[room]
-
-
-class RawWatcher:
-    """A raw socket that watches one order; also the transport's handler for it."""
+class OrderWatcher:
+    """A `hub.Watcher` of one order, and the handler of its own WebSocket."""
 
     __slots__ = (
-        "_backlog",
         "_connections",
-        "_ended",
-        "_held",
-        "_most_held",
+        "_hub",
         "_pages",
-        "_room",
-        "_rooms",
+        "_unsent",
+        "_unsent_bytes",
+        "_unsent_limit",
         "_ws",
         "actor",
+        "closing",
         "credential",
+        "rooms",
     )
+    kind = "websocket"
 
     def __init__(
-        self,
-        credential: Credential,
-        order_id: int,
-        rooms: RawRooms,
-        connections: Connections,
-        most_held: int,
+        self, credential: Credential, hub: Hub, connections: Connections, unsent_limit: int
     ) -> None:
         self.credential = credential
         self.actor: Actor | None = None
-        self._room = order_room(order_id)
-        self._rooms = rooms
+        self.rooms: list[str] = []
+        self.closing: DomainError | None = None
+        self._hub = hub
         self._connections = connections
-        self._ws: WebSocket | None = None
-        # What is announced between joining and the end of the handshake, or of the replay.
-        self._backlog: list[bytes] | None = []
-        self._held = 0  # bytes of that,
-        self._most_held = most_held  # and where it ends
+        self._ws: WebSocket | None = None  # until the handshake is over
         self._pages: Iterator[list[Event]] | None = None  # of a large replay
-        self._ended: DomainError | None = None  # why it must not open any more
+        # Frames for after the handshake and the replay; None when both are over. Bounded as the
+        # send queue is.
+        self._unsent: list[bytes] | None = []
+        self._unsent_bytes = 0
+        self._unsent_limit = unsent_limit
+
+    @property
+    def is_alive(self) -> bool:
+        return self._ws is None or self._ws.alive
 
     def deliver(self, announcement: Announcement) -> None:
-        if self._backlog is not None:
-            self._backlog.append(announcement.frame)
-            self._held += len(announcement.frame)
-            if self._held > self._most_held:
-                self.hang_up(CloseCode.TRY_AGAIN_LATER, "queue full")
+        if self._unsent is not None:
+            self._unsent.append(announcement.frame)
+            self._unsent_bytes += len(announcement.frame)
+            if self._unsent_bytes > self._unsent_limit:
+                self.close(CloseCode.TRY_AGAIN_LATER, "queue full")
         elif self._ws is not None:
             self._ws.enqueue(announcement.frame)
 
     def replay(self, events: Iterable[Event]) -> None:
-        """What was missed goes before what was announced since."""
-        self._backlog = [Announcement(event).frame for event in events] + (self._backlog or [])
+        """Send *events* first, before what has been published since they were read."""
+        self._unsent = [Announcement(event).frame for event in events] + (self._unsent or [])
 
     def replay_in_pages(self, pages: Iterator[list[Event]]) -> None:
-        """The same, read and sent one after the other, as the client takes them."""
+        """As `replay`, but each page is read only when the client has taken the one before it."""
         self._pages = pages
 
-    def join(self, room: str) -> None:
-        if self._ended is None:
-            self._rooms.join(room, self)
+    def joined(self, room: str) -> None: ...
 
-    def leave(self, room: str) -> None:
-        self._rooms.leave(room, self)
+    def left(self, room: str) -> None: ...
 
-    def may_open(self) -> None:
-        """Raises what has ended this watcher's right while it was on its way."""
-        if self._ended is not None:
-            raise self._ended
+    def stop(self, error: DomainError) -> None:
+        self.closing = self.closing or error
+        self._connections.remove(self)
 
-    def sign_out(self, error: DomainError) -> None:
-        self._ended = error
-        self.hang_up(CloseCode.POLICY_VIOLATION, error.code)
+    def log_out(self, error: DomainError) -> None:
+        self.closing = error
+        self.close(CloseCode.POLICY_VIOLATION, error.code)
 
-    def silence(self, error: DomainError) -> None:
-        self._ended = self._ended or error
-        self.gone()
-
-    def hang_up(self, code: int, reason: str) -> None:
-        self.silence(Unavailable(reason))
+    def close(self, code: CloseCode, reason: str) -> None:
+        self.stop(Unavailable(reason))
         if self._ws is not None:
             self._ws.close(code, reason)
 
-    def gone(self) -> None:
-        self._rooms.leave(self._room, self)
-        self._connections.leave(self)
+    def ended(self) -> None:
+        """The connection has ended, or will not be opened."""
+        self.stop(Unavailable("The connection has ended."))
+        self._hub.remove(self)
+
+    # As the handler of a WebSocket: see `websocket.Handler` -----------------------------------
 
     def on_open(self, ws: WebSocket) -> None:
         self._ws = ws
         if self._pages is not None:
             ws.stream(self._send_page)
         else:
-            self._go_live(ws)
+            self._send_unsent(ws)
+
+    def on_message_in_loop(self, ws: WebSocket, message: str | bytes) -> bool:
+        return True  # clients have nothing to say here: changes are made over REST
+
+    def on_message(self, ws: WebSocket, message: str | bytes) -> None:
+        raise AssertionError("on_message_in_loop handles every message")
+
+    def on_close(self, ws: WebSocket, code: int, reason: str) -> None:
+        self.ended()
 
     def _send_page(self) -> bool:
-        """Send the next page of the replay; False when there is none, or it cannot be had."""
+        """Send the next page of the replay; False when it was the last, or cannot be read."""
         ws, pages = self._ws, self._pages
         assert ws is not None
         assert pages is not None
         try:
             events = next(pages, None)
         except Unavailable as error:
-            self.hang_up(CloseCode.TRY_AGAIN_LATER, error.code)
+            self.close(CloseCode.TRY_AGAIN_LATER, error.code)
             return False
         except DomainError as error:
-            self.sign_out(error)
+            self.log_out(error)
             return False
-        if self._ended is not None:
-            return False  # silenced while that page was read, maybe from another database
+        if self.closing is not None:
+            return False  # since that page was read, maybe from another database
         if events is None:
             self._pages = None
-            self._go_live(ws)
+            self._send_unsent(ws)
             return False
         for event in events:
             ws.enqueue(Announcement(event).frame)
         return True
 
-    def _go_live(self, ws: WebSocket) -> None:
-        for frame in self._backlog or ():
+    def _send_unsent(self, ws: WebSocket) -> None:
+        for frame in self._unsent or ():
             ws.enqueue(frame)
-        self._backlog = None
-
-    def on_message_in_loop(self, ws: WebSocket, message: str | bytes) -> bool:
-        return True  # a watcher has nothing to say: changes are made over REST
-
-    def on_message(self, ws: WebSocket, message: str | bytes) -> None:
-        raise AssertionError("every message is dealt with in the loop")
-
-    def on_close(self, ws: WebSocket, code: int, reason: str) -> None:
-        self.gone()
+        self._unsent = None
 
 
 class OrderSockets:
-    """The WSGI application that answers /ws/orders/<id> and passes everything else on."""
+    """The WSGI application that answers /ws/orders/<id>, and passes everything else to *inner*."""
 
     def __init__(
         self,
@@ -205,16 +173,16 @@ class OrderSockets:
         inner: WSGIApplication,
         *,
         hub: Hub,
-        rooms: RawRooms,
         connections: Connections,
+        gate: DatabaseGate,
         origins: Origins,
         limits: Limits,
     ) -> None:
         self._app = app
         self._inner = inner
         self._hub = hub
-        self._rooms = rooms
         self._connections = connections
+        self._gate = gate
         self._origins = origins
         self._limits = limits
 
@@ -230,63 +198,59 @@ class OrderSockets:
             counters.refuse(shown.code)
             return refuse(shown, start_response)
 
-    def _open(self, environ: dict[str, Any], order_id: int) -> Iterable[bytes]:
+    def _open(self, environ: WSGIEnvironment, order_id: int) -> Iterable[bytes]:
         check_handshake(environ)
         check_origin(self._origins, environ)
         credential, subprotocol = _credential(environ)
         after = _after(environ)
-        watcher = RawWatcher(
-            credential, order_id, self._rooms, self._connections, self._limits.max_queue_bytes
+        watcher = OrderWatcher(
+            credential, self._hub, self._connections, self._limits.max_queue_bytes
         )
         self._connections.admit(watcher)
         try:
-            standing = self._hub.subscribe(
-                watcher,
-                {order_id: orders.LATEST if after is None else after},
-                lambda wanted: self._catch_up(credential.caller, wanted),
-            )[order_id]
-            if not isinstance(standing, CaughtUp):
-                raise standing
-            caller, upto = credential.caller, standing.version
-            if not standing.reset:
-                watcher.replay(standing.events)
-            elif after is not None and upto - after <= REPLAY_LIMIT:
-                # Not too many, but large.
-                watcher.replay_in_pages(self._pages(caller, order_id, after, upto))
-            else:
-                # Too many to replay: the latest event says where the order stands now.
-                watcher.replay(self._read(caller, order_id, upto - 1, 1))
-            watcher.may_open()
+            self._subscribe(watcher, order_id, after)
+            if watcher.closing is not None:  # revoked, or too much was published meanwhile
+                raise watcher.closing
             websocket.take_over(environ, watcher, subprotocol=subprotocol, limits=self._limits)
             return []
         except BaseException:
-            watcher.gone()
+            watcher.ended()
             raise
 
-    def _catch_up(
-        self, caller: Caller, wanted: Wanted
-    ) -> tuple[Actor, dict[int, CaughtUp | DomainError]]:
-        with self._connections.door:
-            return orders.catch_up(caller, wanted, self._hub.budget)
+    def _subscribe(self, watcher: OrderWatcher, order_id: int, after: int | None) -> None:
+        """Let *watcher* watch the order, and prepare its replay. Raises what refuses it."""
+        wanted = {order_id: orders.LATEST if after is None else after}
+        answer = self._hub.subscribe(watcher, wanted)[order_id]
+        if not isinstance(answer, CaughtUp):
+            raise answer
+        upto = answer.version
+        if not answer.reset:
+            watcher.replay(answer.events)
+        elif after is not None and upto - after <= REPLAY_LIMIT:
+            # Not too many, but large.
+            watcher.replay_in_pages(self._pages(watcher, order_id, after, upto))
+        else:
+            # Too many to replay: the latest event says where the order stands now.
+            watcher.replay(self._gate.events(watcher, order_id, upto - 1, 1))
 
-    def _pages(self, caller: Caller, order_id: int, after: int, upto: int) -> Iterator[list[Event]]:
+    def _pages(
+        self, watcher: OrderWatcher, order_id: int, after: int, upto: int
+    ) -> Iterator[list[Event]]:
         """The events with after < version ≤ upto. Raises what `orders.history` raises."""
         while after < upto:
             with self._app.app_context():
-                events = self._read(caller, order_id, after, min(PAGE, upto - after))
+                events = self._gate.events(watcher, order_id, after, min(PAGE, upto - after))
             if not events:  # versions are dense: the database was replaced
                 raise Unavailable("The history ends before the order's version.")
             yield events
             after += len(events)
 
-    def _read(self, caller: Caller, order_id: int, after: int, limit: int) -> list[Event]:
-        with self._connections.door:
-            history = orders.history(caller, order_id, after=after, limit=limit)
-            return history.events
 
+def _credential(environ: WSGIEnvironment) -> tuple[Credential, str | None]:
+    """From the Authorization header, or for browsers from the subprotocols. Never from a cookie.
 
-def _credential(environ: dict[str, Any]) -> tuple[Credential, str | None]:
-    """From the Authorization header, or for browsers from the subprotocols. Never from a cookie."""
+    A page of another site could open a socket with the cookie. Raises `InvalidToken`.
+    """
     offered = [
         part.strip() for part in environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "").split(",") if part
     ]
@@ -301,7 +265,7 @@ def _credential(environ: dict[str, Any]) -> tuple[Credential, str | None]:
     return auth.from_token(token), subprotocol
 
 
-def _after(environ: dict[str, Any]) -> int | None:
+def _after(environ: WSGIEnvironment) -> int | None:
     given = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
     unknown = set(given) - {"after"}
     if unknown:

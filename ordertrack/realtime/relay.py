@@ -1,17 +1,46 @@
-"""The relay tails the log and hands each event to `publish`, in order.
+"""Follows the logs: hands each event to `publish`, in log order, and each revocation to `revoke`.
 
-It owns a connection outside the pool and a place in the log (`eventlog.Tail`). It wakes at once for
-its own process's commits, soon for others' (NOTIFY), and looks every *poll* seconds anyway:
-wake-ups are hints, the log is the truth, and nothing depends on a hint's arrival.
+The relay owns a database connection outside the pool and a cursor into the logs (`log_tail.Tail`).
 
-NOTIFY takes one lock for the whole server at commit, so no order's transaction sends it. The relay
-does, on its own connection and once per turn however many commits it stands for.
+Rules
+-----
+1. The log is the truth, wake-ups are hints. The relay reads at once after a commit of its own
+   process, soon after one of another process (NOTIFY), and every *poll* seconds in any case.
+2. Nothing is published out of order, and no event before a revocation that precedes it.
+3. NOTIFY takes a lock of the whole PostgreSQL server at commit, so no order's transaction sends it.
+   The relay does, on its own connection, once for all commits since its last read.
+4. A lost connection loses no event: the next connection goes on from the cursor.
+5. Where that is impossible, the cursor restarts at the logs' end, and `on_gap` closes every
+   connection, so that its client resumes by version. This happens in another timeline of the
+   database (a failover), after `LogLost`, and after `_LONGEST_OUTAGE`.
+6. Any other error ends the process: a server without its relay must not look as if it worked.
 
-Its connection may die at any time: it goes on from its place on the next one. Where that cannot be
-(the database is another one since a failover, or too much has happened meanwhile), it starts anew
-and calls `start_over`: whoever watches has missed something, and is to come back and resume by
-version. Whatever else goes wrong ends the process, for a server that hears nothing must not look as
-if it did.
+States
+------
+                    connected               rows       connection lost    LogLost       other error
+    CONNECTING      FOLLOWING, from now     -          CONNECTING         -             FAILED
+    FOLLOWING       -                       revoke,    RECONNECTING       RESTARTING    FAILED
+                                            publish
+    RECONNECTING    same timeline, in time: -          RECONNECTING       -             FAILED
+                      FOLLOWING, from the
+                      cursor
+                    else: RESTARTING
+    RESTARTING      restart the cursor,     -          RECONNECTING,      -             FAILED
+                      `on_gap`: FOLLOWING                then RESTARTING
+    FAILED          the process exits with `EXIT_CODE`
+
+The fields that say which: `_last_turn` is None unless FOLLOWING, `_timeline` is None while
+CONNECTING, and `_gap` says why it is RESTARTING until that is done.
+
+An example
+----------
+    relay = Relay(dsn, publish=hub.publish, revoke=connections.revoke, before_read=hub.before_read,
+                  caught_up=hub.caught_up, on_gap=have_all_resume, poll=0.25)
+    relay.start()          # returns when it is FOLLOWING: accept clients only afterwards
+    ...
+    relay.wake()           # this process has committed something (`db.after_append` does that)
+    assert relay.is_following
+    relay.stop()
 """
 
 import logging
@@ -22,53 +51,56 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
-from ordertrack import db, eventlog
+from ordertrack import db, log_tail
 from ordertrack.connector import Connector
-from ordertrack.eventlog import AccessEnded, Event, LogLost
+from ordertrack.eventlog import Event
+from ordertrack.log_tail import LogLost, Revoked, Tail
 from ordertrack.server import loop
 
 log = logging.getLogger(__name__)
 
 CHANNEL = "order_events"
 
-# Between attempts to reach the database again: at once, then this, doubled up to the last.
+# Between attempts to connect: at once, then this, doubled up to the last.
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 1.0
 
 _START_SECONDS = 30.0
 
-# A turn that takes longer than this, its wait included, and the relay no longer counts as
-# following: its connection hangs, or the database does.
-_PATIENCE = 2.0
+# A turn that takes longer than this beside the wait for the poll, and the relay does not count as
+# following any more: its connection hangs, or the database does.
+_LONGEST_TURN = 2.0
 
-# Without a connection for longer than this, and the relay starts anew, whatever has happened: who
-# has not come back by itself meanwhile, watches a page that has stood still for minutes.
+# Without a connection for longer than this, and every client resumes, whatever has happened: one
+# that has not reconnected by itself shows a state that is minutes old.
 _LONGEST_OUTAGE = 300.0
 
-# After so long a stretch of publishing, everybody else has a turn: a catch-up may be thousands of
-# events for thousands of sockets.
-_STRETCH = 0.01
+# After so many seconds of publishing the event loop runs something else: there may be thousands of
+# events for thousands of connections.
+_LONGEST_STRETCH = 0.01
 
 EXIT_CODE = 70  # EX_SOFTWARE
 
 
 class RelayStuck(Exception):
-    """The relay did not get to the log in time."""
+    """The relay could not reach the database in time."""
 
 
 class Relay:
-    """Follows the log of the database *dsn*; `start` it once, in the serving process."""
+    """Follows the logs of the database *dsn*; `start` it once, in the serving process.
+
+    *before_read* and *caught_up* are called around each read and what is published of it.
+    """
 
     def __init__(
         self,
         dsn: str,
         *,
         publish: Callable[[Event], None],
-        end_access: Callable[[AccessEnded], None],
-        reading: Callable[[], None],
+        revoke: Callable[[Revoked], None],
+        before_read: Callable[[], None],
         caught_up: Callable[[], None],
-        start_over: Callable[[], None],
+        on_gap: Callable[[], None],
         poll: float,
-        longest_outage: float = _LONGEST_OUTAGE,
         on_failure: Callable[[int], None] = os._exit,
     ) -> None:
         self._connect = Connector(
@@ -78,47 +110,48 @@ class Relay:
             defaults={"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3},
         )
         self._publish = publish
-        self._end_access = end_access
-        self._reading = reading
+        self._revoke = revoke
+        self._before_read = before_read
         self._caught_up = caught_up
-        self._start_over = start_over
-        self._longest_outage = longest_outage
+        self._on_gap = on_gap
         self._poll = poll
         self._on_failure = on_failure
-        # Called when the database has gone, before the next attempt: who runs an embedded one
-        # starts it again here.
-        self.revive: Callable[[], object] = lambda: None
-        self._events = eventlog.events()
-        self._ended_access = eventlog.ended_access()
-        self._tails = (self._events, self._ended_access)
-        self._unpublished: list[Event] = []  # read, while the connection was lost
-        self._flag = loop.Signal()
-        self._others_wait = False  # whether other processes are still to be told of our commits
-        self._backend = 0
-        self._last_turn: float | None = None  # when it ended; None while the connection is lost
-        self._read_at: float | None = None  # when the log was last read to its end
-        self._history: str | None = None  # which cluster and timeline that was
-        self._gap: str | None = None  # why it cannot be read on; None once everybody knows
+        # Called when the database is gone, before the next attempt to connect. `main` sets it when
+        # the database is embedded.
+        self.restart_database: Callable[[], object] = lambda: None
+        self._tail = Tail()
+        self._woken = loop.Signal()
+        self._notify = False  # other processes are still to be notified of our commits
+        self._backend = 0  # the process id of our connection in PostgreSQL
+        self._last_turn: float | None = None  # when it ended; None unless FOLLOWING
+        self._read_at: float | None = None  # when the logs were last read to their end
+        self._timeline: str | None = None  # and of which database
+        self._gap: str | None = None  # why the cursor must restart; None when it has
         self._stopped = False
         self.turns = 0
         self.reconnects = 0
-        self.fresh_starts = 0
+        self.restarts = 0  # of the cursor
 
     @property
     def is_following(self) -> bool:
-        """Whether what has been committed is on its way to the sockets."""
+        """Whether what has been committed is about to be published."""
         if self._last_turn is None:
             return False
-        return loop.monotonic() - self._last_turn < self._poll + _PATIENCE
+        return loop.monotonic() - self._last_turn < self._poll + _LONGEST_TURN
+
+    @property
+    def is_woken(self) -> bool:
+        """Whether it has been woken, and has not read yet."""
+        return self._woken.is_set
 
     def start(self) -> None:
-        """Follow the log from now on. Returns when "now" is settled: subscribe only afterwards.
+        """Follow the logs from now on. Returns when the cursor is set: subscribe only afterwards.
 
-        Raises `RelayStuck` when the database does not let us in.
+        Raises `RelayStuck` when the database cannot be reached.
         """
         db.after_append.append(self.wake)
-        loop.spawn(self._keep, self._connect_following, self._follow)
-        loop.spawn(self._keep, self._connect_listening, self._listen)
+        loop.spawn(self._keep_connected, self._connect_follower, self._follow)
+        loop.spawn(self._keep_connected, self._connect_listener, self._listen)
         deadline = loop.monotonic() + _START_SECONDS
         while not self.is_following:
             if loop.monotonic() > deadline:
@@ -129,20 +162,17 @@ class Relay:
         self._stopped = True
         if self.wake in db.after_append:
             db.after_append.remove(self.wake)
-        self._flag.set()
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it has been woken, and has not looked yet."""
-        return self._flag.is_set
+        self._woken.set()
 
     def wake(self) -> None:
-        """This process has appended something."""
-        self._others_wait = True
-        self._flag.set()
+        """This process has committed something."""
+        self._notify = True
+        self._woken.set()
 
-    def _keep(self, connect: Callable[[], Any], work: Callable[[Any], None]) -> None:
-        """Do *work* again and again, on a connection of its own, which is replaced when lost."""
+    # --- connections --------------------------------------------------------------------------
+
+    def _keep_connected(self, connect: Callable[[], Any], work: Callable[[Any], None]) -> None:
+        """Call *work* again and again with a connection, which is replaced when it is lost."""
         connection: Any = None
         wait = 0.0
         while not self._stopped:
@@ -151,142 +181,135 @@ class Relay:
                 work(connection)
                 wait = 0.0
             except Exception as error:
-                if not _is_loss(error, connection):
-                    log.critical("the relay failed; nobody would hear of changes", exc_info=True)
+                if not _is_lost_connection(error, connection):
+                    log.critical("the relay failed, so the process exits", exc_info=True)
                     self._last_turn = None
                     self._on_failure(EXIT_CODE)
                     return
                 if connection is not None:
                     connection.close()
                     connection = None
+                log.warning("the relay lost the database: %s", str(error).strip())
                 if work == self._follow:
                     self._last_turn = None
                     self.reconnects += 1
-                log.warning("the relay lost the database: %s", str(error).strip())
-                if work == self._follow:
-                    self._revive()
+                    self._restart_database()
                 loop.sleep(wait)
                 wait = min(max(wait * 2, _FIRST_WAIT), _LONGEST_WAIT)
         if connection is not None:
             connection.close()
 
-    def _revive(self) -> None:
+    def _restart_database(self) -> None:
         try:
-            self.revive()
+            self.restart_database()
         except Exception:  # the next attempt to connect will fail, and lead here again
-            log.exception("the database could not be started again")
+            log.exception("the database could not be restarted")
 
-    def _connect_following(self) -> Any:
+    def _connect_follower(self) -> Any:
+        return self._connect_and(self._open_tail)
+
+    def _connect_listener(self) -> Any:
+        connection = self._connect_and(lambda cursor: cursor.execute(f"LISTEN {CHANNEL}"))
+        self._woken.set()  # earlier notifications did not reach us
+        return connection
+
+    def _connect_and(self, prepare: Callable[[Any], None]) -> Any:
         connection = self._connect()
         try:
             connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
-            self._backend = connection.info.backend_pid
             with connection.cursor() as cursor:
-                self._find_place(cursor)
+                prepare(cursor)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _find_place(self, cursor: Any) -> None:
-        """Go on from the last place, if that is possible."""
-        history = eventlog.history(cursor)
-        if history is None:
+    # --- the cursor ---------------------------------------------------------------------------
+
+    def _open_tail(self, cursor: Any) -> None:
+        """Go on from the cursor, if that is possible; else restart it."""
+        self._backend = cursor.connection.info.backend_pid
+        timeline = log_tail.timeline(cursor)
+        if timeline is None:
             raise psycopg2.OperationalError(
                 "this PostgreSQL is a standby, which cannot be followed"
             )
         outage = loop.monotonic() - self._read_at if self._read_at is not None else 0.0
-        if self._history not in (None, history):
-            self._gap = f"the database was {self._history}, and is {history} now"
-        elif outage > self._longest_outage:
+        if self._timeline not in (None, timeline):
+            self._gap = f"the database was {self._timeline}, and is {timeline} now"
+        elif outage > _LONGEST_OUTAGE:
             self._gap = f"the log was out of reach for {outage:.0f} seconds"
-        for tail in self._tails:
-            tail.open(cursor)
+        self._tail.open(cursor)
         if self._gap is not None:
-            self._begin_anew(cursor)
-        self._history = history
+            self._restart_cursor(cursor)
+        self._timeline = timeline
 
-    def _begin_anew(self, cursor: Any) -> None:
-        """Follow the log from now on, and send everybody to find out what was missed.
+    def _restart_cursor(self, cursor: Any) -> None:
+        """Follow the logs from now on, and have every client find out what it missed.
 
-        In this order: who subscribes after the new place was taken reads at least that far, and all
-        who subscribed before are sent away. If the database is lost in between, `_gap` stays.
+        In this order: a client that subscribes once the new cursor is taken reads at least that
+        far, and the connections of all that subscribed before are closed. `_gap` stays if the
+        database is lost in between.
         """
-        self._unpublished = []
-        for tail in self._tails:
-            tail.start(cursor)
-        log.warning("the log is followed from now on, all sockets resume: %s", self._gap)
-        self.fresh_starts += 1
-        self._start_over()
+        self._tail.restart(cursor)
+        log.warning("the log is followed from now on, all clients resume: %s", self._gap)
+        self.restarts += 1
+        self._on_gap()
         self._gap = None
 
-    def _connect_listening(self) -> Any:
-        connection = self._connect()
-        try:
-            connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
-            with connection.cursor() as cursor:
-                cursor.execute(f"LISTEN {CHANNEL}")
-        except BaseException:
-            connection.close()
-            raise
-        self._flag.set()  # what was said before we listened was not heard
-        return connection
+    # --- following ----------------------------------------------------------------------------
 
     def _follow(self, connection: Any) -> None:
-        """One turn: read, publish, tell the others; then wait for a reason for the next."""
+        """One turn: read, publish, notify other processes, and wait to be woken or for the poll."""
         with connection.cursor() as cursor:
             # Taken back before the read: what is committed from here on sets it again.
-            others_wait, self._others_wait = self._others_wait, False
+            notify, self._notify = self._notify, False
             try:
                 try:
-                    self._turn(cursor)
+                    self._read_and_publish(cursor)
                 except LogLost as lost:
                     self._gap = str(lost)
-                    self._begin_anew(cursor)
-                    self._turn(cursor)
-                if others_wait:
+                    self._restart_cursor(cursor)
+                    self._read_and_publish(cursor)
+                if notify:
                     cursor.execute(f"NOTIFY {CHANNEL}")
             except BaseException:
-                self._others_wait = self._others_wait or others_wait
+                self._notify = self._notify or notify
                 raise
-        self._flag.wait(self._poll)
+        self._woken.wait(self._poll)
 
-    def _turn(self, cursor: Any) -> None:
+    def _read_and_publish(self, cursor: Any) -> None:
         self.turns += 1
-        self._reading()
+        self._before_read()
         began = loop.monotonic()
-        # In this order: a right that ended before an event is seen to have ended before that event
-        # is told. If the second read fails, the first one's rows wait for the next turn.
-        self._unpublished += self._events.read(cursor)
-        ended = self._ended_access.read(cursor)
-        events, self._unpublished = self._unpublished, []
+        revocations, events = self._tail.read(cursor)
         try:
-            for right in ended:
-                self._end_access(right)
+            for revoked in revocations:
+                self._revoke(revoked)
             for event in events:
                 self._publish(event)
-                if loop.monotonic() - began > _STRETCH:
+                if loop.monotonic() - began > _LONGEST_STRETCH:
                     loop.pause()
                     began = loop.monotonic()
         except OSError as error:
             # It must not pass for a lost connection: the rest of what was read would be lost.
-            raise RuntimeError("what was read could not be told") from error
+            raise RuntimeError("what was read could not be published") from error
         self._caught_up()
         self._last_turn = self._read_at = loop.monotonic()
 
     def _listen(self, connection: Any) -> None:
-        """Wake when another process says that it has committed."""
+        """Wake when another process notifies us of a commit."""
         if not loop.wait_readable(connection, timeout=30):
             return
         connection.poll()
-        heard = [notice for notice in connection.notifies if notice.pid != self._backend]
+        from_others = [notice for notice in connection.notifies if notice.pid != self._backend]
         connection.notifies.clear()
-        if heard:
-            self._flag.set()
+        if from_others:
+            self._woken.set()
 
 
-def _is_loss(error: Exception, connection: Any) -> bool:
-    """Whether *error* means that the connection, or the database, not the relay, has failed."""
+def _is_lost_connection(error: Exception, connection: Any) -> bool:
+    """Whether *error* means that the connection or the database failed, and not the relay."""
     if db.is_transient(error) or isinstance(error, OSError):
         return True
     # psycopg2 has only its base class for what libpq cannot explain.

@@ -1,4 +1,4 @@
-"""The live side of a server, put together: rooms, raw sockets, fan-out, relay."""
+"""Assembles the realtime part of a server: hub, connections, both protocols, relay."""
 
 import logging
 import time
@@ -13,9 +13,10 @@ from ordertrack.errors import Unavailable
 from ordertrack.eventlog import Event
 from ordertrack.histogram import Histogram
 from ordertrack.origins import Origins
-from ordertrack.realtime.connections import Connection, Connections
+from ordertrack.realtime.connections import Connections
+from ordertrack.realtime.database_gate import DatabaseGate
 from ordertrack.realtime.hub import Hub, Watcher
-from ordertrack.realtime.order_socket import OrderSockets, RawRooms
+from ordertrack.realtime.order_socket import OrderSockets
 from ordertrack.realtime.relay import Relay
 from ordertrack.realtime.socketio_handlers import SocketIOHandlers
 from ordertrack.server import loop
@@ -26,19 +27,23 @@ from ordertrack.sio.socketio import SocketIO
 
 log = logging.getLogger(__name__)
 
-# Of an event's age when the sockets get it: from the wake-up in time to the database gone for long.
+# Of an event's age at its delivery: from a wake-up in time to a database that was gone for long.
 LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+
+# Connections of the pool that sockets leave to HTTP requests.
+_KEPT_FOR_REQUESTS = 2
 
 RESUME = "The server has lost its place in the log. Connect again, and resume."
 
 
 @dataclass(frozen=True, slots=True)
 class Realtime:
-    """The parts, for who watches over them."""
+    """The parts, for the metrics and the server's start and end."""
 
     socketio: SocketIO
-    order_sockets: Callable[[WSGIApplication], OrderSockets]  # the middleware, around its argument
-    raw_rooms: RawRooms
+    order_sockets: Callable[
+        [WSGIApplication], OrderSockets
+    ]  # middleware around the given application
     connections: Connections
     hub: Hub
     relay: Relay
@@ -46,7 +51,7 @@ class Realtime:
 
 
 def init_app(app: Flask, settings: Settings) -> Realtime:
-    """Add the sockets to *app*. The relay that feeds them is started by who serves."""
+    """Add the sockets to *app*. The serving process starts the relay that feeds them."""
     limits = Limits(
         max_message_bytes=settings.max_body_bytes,
         max_queue_bytes=settings.queue_max_bytes,
@@ -56,31 +61,26 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
     )
     origins = Origins(frozenset(settings.allowed_origins))
     connections = Connections(
-        most=settings.max_connections,
-        per_user=settings.max_connections_per_user,
-        at_once=max(1, settings.db_pool_size - 2),
+        limit=settings.max_connections, per_user=settings.max_connections_per_user
     )
-    raw_rooms = RawRooms()
-
-    def members(room: str) -> list[Watcher]:
-        return [*rooms.members(room), *raw_rooms.members(room)]
-
-    hub = Hub(members, settings.driver_scope, Budget(bytes=limits.max_answer_bytes))
+    budget = Budget(bytes=limits.max_answer_bytes)
+    gate = DatabaseGate(max(1, settings.db_pool_size - _KEPT_FOR_REQUESTS), budget)
+    hub = Hub(gate.catch_up, budget)
     socketio = SocketIO(
         app,
         origins=origins,
         limits=limits,
         credential_cookie=app.config["JWT_ACCESS_COOKIE_NAME"],
     )
-    rooms = SocketIOHandlers(app, socketio, hub, connections)
+    SocketIOHandlers(app, socketio, hub, connections, gate)
 
     def order_sockets(inner: WSGIApplication) -> OrderSockets:
         return OrderSockets(
             app,
             inner,
             hub=hub,
-            rooms=raw_rooms,
             connections=connections,
+            gate=gate,
             origins=origins,
             limits=limits,
         )
@@ -92,36 +92,36 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
         # By two clocks, the database's and ours: as good as they agree.
         lag.observe(max(0.0, time.time() - event.created_at.timestamp()))
 
-    def start_over() -> None:
-        """Send everybody away, to come back and resume; those who come meanwhile are let in."""
-        leaving = connections.silence_all(lambda: Unavailable(RESUME))
-        loop.spawn(hang_up, leaving, settings.drain_seconds / 2)
+    def have_all_resume() -> None:
+        """Close every connection with 1012, spread over time, so that its client resumes."""
+        stopped = connections.stop_all(lambda: Unavailable(RESUME))
+        loop.spawn(close_each, stopped, settings.drain_seconds / 2)
 
     relay = Relay(
         settings.db_dsn or "",
         publish=publish,
-        end_access=connections.end_access,
-        reading=hub.reading,
+        revoke=connections.revoke,
+        before_read=hub.before_read,
         caught_up=hub.caught_up,
-        start_over=start_over,
+        on_gap=have_all_resume,
         poll=settings.relay_poll_ms / 1000,
     )
-    loop.every_second(connections.sweep)
+    loop.every_second(connections.close_expired)
 
     @app.after_request
-    def let_the_relay_look(response: Response) -> Response:
-        if relay.is_due:
+    def let_the_relay_read(response: Response) -> Response:
+        if relay.is_woken:
             # Its read is under way while this answer is made: a third off the time to the push.
             loop.pause()
         return response
 
-    return Realtime(socketio, order_sockets, raw_rooms, connections, hub, relay, lag)
+    return Realtime(socketio, order_sockets, connections, hub, relay, lag)
 
 
-def hang_up(leaving: list[Connection], seconds: float) -> None:
-    """Close the connections of those who have been silenced."""
-    for connection in loop.one_by_one(leaving, seconds):
+def close_each(stopped: list[Watcher], seconds: float) -> None:
+    """Close connections that have been stopped, spread over *seconds*."""
+    for watcher in loop.one_by_one(stopped, seconds):
         try:
-            connection.hang_up(CloseCode.SERVICE_RESTART, "resume")
-        except Exception:  # the others hear nothing any more, and must not wait for it for ever
+            watcher.close(CloseCode.SERVICE_RESTART, "resume")
+        except Exception:  # the others get no events any more, and must not stay open
             log.exception("A connection could not be closed")

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from ordertrack import embedded, eventlog
+from ordertrack import embedded, log_tail
 from ordertrack.app import create_app
 from ordertrack.eventlog import Event
 from ordertrack.extensions import db
@@ -42,13 +42,14 @@ class Tail:
     def __init__(self, dsn: str) -> None:
         self._connection = psycopg2.connect(dsn)
         self._connection.autocommit = True
-        self._tail = eventlog.events()
+        self._tail = log_tail.Tail()
         with self._connection.cursor() as cursor:
             self._tail.open(cursor)
 
     def read(self) -> list[Event]:
         with self._connection.cursor() as cursor:
-            return self._tail.read(cursor)
+            _, events = self._tail.read(cursor)
+            return events
 
     def close(self) -> None:
         self._connection.close()

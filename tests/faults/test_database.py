@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 import requests
 
-from ordertrack import eventlog
+from ordertrack import log_tail
 from tests.faults.cluster import Cluster
 from tests.support.bare_client import BareClient, all_of
 from tests.support.events import append_event
@@ -241,7 +241,7 @@ def test_more_than_can_be_caught_up_with_sends_everybody_to_resume(
         await all_of(clients, lambda client: client.call("subscribe", {"order_id": order["id"]}))
         await all_of(clients, lambda client: client.call("subscribe", {"feed": "orders"}))
         server.api.post("/fault/heartbeat")
-        append_event(cluster.dsn, order, count=eventlog.MOST + 1)
+        append_event(cluster.dsn, order, count=log_tail.MOST + 1)
         fresh_start = "ordertrack_relay_fresh_starts_total 1.0"
         eventually(lambda: fresh_start in server.api.get("/metrics").text)
         # Most of them are still open, and must not hear of what comes after what they missed.
@@ -256,12 +256,12 @@ def test_more_than_can_be_caught_up_with_sends_everybody_to_resume(
         back = BareClient()
         await back.connect(server.port, admin.token)
         answer = await back.call("subscribe", {"order_id": order["id"], "after": 1})
-        assert (answer["reset"], answer["version"]) == (True, eventlog.MOST + 3)
+        assert (answer["reset"], answer["version"]) == (True, log_tail.MOST + 3)
         await back.call("subscribe", {"order_id": other["id"], "after": 1})
         await asyncio.to_thread(lambda: [admin.edit(one, "next") for one in (order, other)])
         await asyncio.wait_for(back.until(2), 20)
         versions = {(event["order_id"], event["version"]) for event, _ in back.events}
-        assert versions == {(order["id"], eventlog.MOST + 4), (other["id"], 2)}
+        assert versions == {(order["id"], log_tail.MOST + 4), (other["id"], 2)}
         back.close()
 
     with raw_watching(server, order, admin.token, after=1) as raw:

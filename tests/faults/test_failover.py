@@ -171,8 +171,8 @@ def relay_of(dsn: str) -> Relay:
         return None
 
     return Relay(
-        dsn, publish=nothing, end_access=nothing, reading=nothing, caught_up=nothing,
-        start_over=nothing, poll=1.0,
+        dsn, publish=nothing, revoke=nothing, before_read=nothing, caught_up=nothing,
+        on_gap=nothing, poll=1.0,
     )  # fmt: skip
 
 

@@ -1,12 +1,11 @@
-"""A reader of the log skips nothing, repeats nothing and delays nothing, whatever happens."""
+"""A reader of the logs skips, repeats and delays no row, whatever happens."""
 
 import contextlib
 
 import psycopg2
 import pytest
 
-from ordertrack import eventlog
-from ordertrack.eventlog import Cursor, Event, LogLost, Tail
+from ordertrack.log_tail import Cursor, LogLost, Tail
 from tests.faults.cluster import Cluster
 from tests.support.events import append_event, append_uncommitted, insert_order
 
@@ -17,22 +16,23 @@ def order(cluster: Cluster) -> int:
 
 
 @pytest.fixture
-def tail(cluster: Cluster) -> Tail[Event]:
-    started = eventlog.events()
+def tail(cluster: Cluster) -> Tail:
+    started = Tail()
     read(started, cluster)
     return started
 
 
-def read(tail: Tail[Event], cluster: Cluster) -> list[int]:
-    """Read on, on a new connection each time."""
+def read(tail: Tail, cluster: Cluster) -> list[int]:
+    """The ids of the new events, read with a new connection each time."""
     with contextlib.closing(cluster.connect()) as connection, connection.cursor() as cursor:
         tail.open(cursor)
-        return [event.id for event in tail.read(cursor)]
+        _, events = tail.read(cursor)
+        return [event.id for event in events]
 
 
 @pytest.mark.safety("late-commits")
 def test_an_event_that_commits_late_is_neither_skipped_nor_waited_for(
-    cluster: Cluster, order: int, tail: Tail[Event]
+    cluster: Cluster, order: int, tail: Tail
 ) -> None:
     with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as slow:
         first = append_uncommitted(slow, insert_order(cluster.superuser_dsn)).id
@@ -44,7 +44,7 @@ def test_an_event_that_commits_late_is_neither_skipped_nor_waited_for(
         assert read(tail, cluster) == []
 
 
-def test_what_rolls_back_is_never_seen(cluster: Cluster, order: int, tail: Tail[Event]) -> None:
+def test_what_rolls_back_is_never_seen(cluster: Cluster, order: int, tail: Tail) -> None:
     with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as connection:
         append_uncommitted(connection, order)
         assert read(tail, cluster) == []
@@ -54,7 +54,7 @@ def test_what_rolls_back_is_never_seen(cluster: Cluster, order: int, tail: Tail[
 
 
 def test_a_transaction_id_that_a_crash_gave_out_twice_hides_no_event(
-    cluster: Cluster, order: int, tail: Tail[Event]
+    cluster: Cluster, order: int, tail: Tail
 ) -> None:
     before = append_event(cluster.superuser_dsn, order)
     assert read(tail, cluster) == [before.id]
@@ -80,7 +80,7 @@ def test_a_transaction_id_that_a_crash_gave_out_twice_hides_no_event(
 
 @pytest.mark.safety("late-commits")
 def test_a_foreign_transaction_held_open_does_not_make_reading_dearer(
-    cluster: Cluster, order: int, tail: Tail[Event]
+    cluster: Cluster, order: int, tail: Tail
 ) -> None:
     with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as foreign:
         foreign.cursor().execute("CREATE TABLE held_open (id int)")
@@ -96,12 +96,13 @@ def test_a_foreign_transaction_held_open_does_not_make_reading_dearer(
     assert costs[-1] <= costs[0] + 10, costs
 
 
-def buffers_of_a_read(tail: Tail[Event], cluster: Cluster) -> int:
+def buffers_of_a_read(tail: Tail, cluster: Cluster) -> int:
     with contextlib.closing(cluster.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("SET enable_seqscan = off")  # as the relay does
         tail.open(cursor)
         cursor.execute(
-            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {tail._name} (%s)", [str(tail.place)]
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {tail._statement} (%s)",
+            [str(tail.position)],
         )
         plan = cursor.fetchone()[0][0]["Plan"]
         return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])

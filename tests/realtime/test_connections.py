@@ -1,4 +1,4 @@
-"""Who is connected, and for how long."""
+"""The registry of connections: limits, tokens that expire, sessions that are revoked."""
 
 import time
 
@@ -6,129 +6,121 @@ import pytest
 
 from ordertrack.auth import Credential
 from ordertrack.errors import DomainError, InvalidToken, TooManyRequests, Unavailable
-from ordertrack.eventlog import AccessEnded
+from ordertrack.log_tail import Revoked
 from ordertrack.policy import Caller, DriverScope
 from ordertrack.realtime.connections import Connections
-
-
-class Visitor:
-    def __init__(self, user: int = 1, session: int = 1, expires_in: float = 900) -> None:
-        self.credential = credential(user, session, expires_in)
-        self.told: str | None = None
-        self.silenced: DomainError | None = None
-
-    def silence(self, error: DomainError) -> None:
-        self.silenced = error
-
-    def sign_out(self, error: DomainError) -> None:
-        self.told = error.code
-
-
-def credential(user: int, session: int, expires_in: float) -> Credential:
-    return Credential(Caller(user, session, DriverScope.ALL), time.time() + expires_in)
+from tests.realtime.fakes import FakeWatcher, credential_for
 
 
 @pytest.fixture
 def connections() -> Connections:
-    return Connections(most=3, per_user=2)
+    return Connections(limit=3, per_user=2)
 
 
-def test_a_guest_whose_token_has_expired_is_told(connections: Connections) -> None:
-    expired, good = Visitor(expires_in=-1), Visitor(expires_in=60)
+def test_a_connection_is_closed_when_its_token_has_expired(connections: Connections) -> None:
+    expired, good = FakeWatcher(expires_in=-1), FakeWatcher(expires_in=60)
     connections.admit(expired)
     connections.admit(good)
-    connections.sweep(0)
-    assert (expired.told, good.told) == ("token_expired", None)
+    connections.close_expired(0)
+    assert (expired.logged_out, good.logged_out) == (["token_expired"], [])
 
 
-def test_a_renewed_guest_stays_and_then_expires_by_its_new_token(connections: Connections) -> None:
-    connection = Visitor(expires_in=-1)
+def test_a_renewed_token_replaces_the_expiry_of_the_old_one(connections: Connections) -> None:
+    connection = FakeWatcher(expires_in=-1)
     connections.admit(connection)
-    connections.renew(connection, credential(1, 2, 60))
-    connections.sweep(0)
-    assert connection.told is None
-    connections.renew(connection, credential(1, 2, -1))
-    connections.sweep(0)
-    assert connection.told == "token_expired"
+    connections.renew(connection, credential_for(1, 2, 60))
+    connections.close_expired(0)
+    assert connection.logged_out == []
+    connections.renew(connection, credential_for(1, 2, -1))
+    connections.close_expired(0)
+    assert connection.logged_out == ["token_expired"]
 
 
-def test_a_guest_does_not_go_on_as_somebody_else(connections: Connections) -> None:
-    connection = Visitor(user=1)
+def test_a_token_cannot_be_renewed_by_one_of_another_user(connections: Connections) -> None:
+    connection = FakeWatcher(user_id=1)
     connections.admit(connection)
     with pytest.raises(InvalidToken):
-        connections.renew(connection, credential(2, 1, 60))
+        connections.renew(connection, credential_for(2, 1, 60))
 
 
-def test_all_who_are_sent_away_have_an_error_of_their_own(connections: Connections) -> None:
-    """Each raises it where it is, and its traceback holds what it was doing."""
-    visitors = [Visitor(user=1), Visitor(user=2), Visitor(user=3)]
-    for visitor in visitors:
-        connections.admit(visitor)
-    assert connections.silence_all(lambda: Unavailable("Connect again.")) == visitors
-    assert len({id(visitor.silenced) for visitor in visitors} - {id(None)}) == 3
+def test_every_stopped_connection_has_an_error_of_its_own(connections: Connections) -> None:
+    """Each may raise its own, and the traceback of an exception keeps the frames it passed."""
+    watchers = [FakeWatcher(user_id=1), FakeWatcher(2), FakeWatcher(3)]
+    for watcher in watchers:
+        connections.admit(watcher)
+    assert connections.stop_all(lambda: Unavailable("Connect again.")) == watchers
+    assert len({id(watcher.closing) for watcher in watchers} - {id(None)}) == 3
 
 
-def test_a_session_that_ends_takes_its_own_guests_along(connections: Connections) -> None:
-    first, second, stranger = Visitor(1, 1), Visitor(1, 2), Visitor(2, 3)
+def test_a_revocation_closes_the_connections_of_its_session_or_user(
+    connections: Connections,
+) -> None:
+    first, second, stranger = FakeWatcher(1, 1), FakeWatcher(1, 2), FakeWatcher(2, 3)
     for connection in (first, second, stranger):
         connections.admit(connection)
-    connections.end_access(AccessEnded(1, 1, 1, "signed_out"))
-    assert [connection.told for connection in (first, second, stranger)] == [
-        "invalid_token",
-        None,
-        None,
+    connections.revoke(Revoked(1, 1, 1, "signed_out"))
+    assert [connection.logged_out for connection in (first, second, stranger)] == [
+        ["invalid_token"],
+        [],
+        [],
     ]
-    connections.end_access(AccessEnded(2, 1, None, "deactivated"))
-    assert [connection.told for connection in (second, stranger)] == ["invalid_token", None]
+    connections.revoke(Revoked(2, 1, None, "deactivated"))
+    assert [connection.logged_out for connection in (second, stranger)] == [["invalid_token"], []]
 
 
-def test_the_house_and_each_share_of_it_have_a_limit(connections: Connections) -> None:
-    connections.admit(Visitor(1))
-    connections.admit(Visitor(1))
+def test_the_process_and_each_user_have_a_limit_of_connections(connections: Connections) -> None:
+    connections.admit(FakeWatcher(1))
+    connections.admit(FakeWatcher(1))
     with pytest.raises(TooManyRequests):
-        connections.admit(Visitor(1))
-    connections.admit(Visitor(2))
+        connections.admit(FakeWatcher(1))
+    connections.admit(FakeWatcher(2))
     with pytest.raises(TooManyRequests):
-        connections.admit(Visitor(3))
+        connections.admit(FakeWatcher(3))
     assert len(connections) == 3
 
 
-def test_who_leaves_leaves_nothing_behind(connections: Connections) -> None:
+def test_a_removed_connection_leaves_nothing_in_memory(connections: Connections) -> None:
     for _ in range(1000):
-        connection = Visitor()
+        connection = FakeWatcher()
         connections.admit(connection)
-        connections.leave(connection)
-        connections.leave(connection)
+        connections.remove(connection)
+        connections.remove(connection)
     assert len(connections) == 0
     assert sum(map(len, connections._expiring.values())) == 0
     assert connections._by_user == {}
 
 
-class Stubborn(Visitor):
-    def sign_out(self, error: DomainError) -> None:
-        raise RuntimeError("a bug in signing out")
+class FailingWatcher(FakeWatcher):
+    def log_out(self, error: DomainError) -> None:
+        raise RuntimeError("a bug in log_out")
 
 
-def test_one_that_cannot_be_told_does_not_keep_the_others_in(connections: Connections) -> None:
-    """Neither when tokens expire in the same second, nor when an account ends."""
-    expires_at = time.time() - 1
-    told: list[Visitor] = []
-    for number in range(3):
-        connection = Stubborn(user=number) if number % 2 else Visitor(user=number)
-        connection.credential = Credential(Caller(number, 1, DriverScope.ALL), expires_at)
-        connections.admit(connection)
-        told.append(connection)
-    connections.sweep(0)
-    assert [connection.told for connection in told] == ["token_expired", None, "token_expired"]
-    assert len(connections) == 2, "whoever could not be told has no right any more, either"
-
-
-def test_one_that_cannot_be_told_of_an_end_does_not_keep_the_others_in(
+def test_a_failing_log_out_keeps_no_other_expired_connection_open(
     connections: Connections,
 ) -> None:
-    stubborn, good = Stubborn(1), Visitor(1)
-    connections.admit(stubborn)
+    """Their tokens expire in the same second."""
+    expires_at = time.time() - 1
+    watchers: list[FakeWatcher] = []
+    for number in range(3):
+        connection = FailingWatcher(user_id=number) if number % 2 else FakeWatcher(user_id=number)
+        connection.credential = Credential(Caller(number, 1, DriverScope.ALL), expires_at)
+        connections.admit(connection)
+        watchers.append(connection)
+    connections.close_expired(0)
+    assert [connection.logged_out for connection in watchers] == [
+        ["token_expired"],
+        [],
+        ["token_expired"],
+    ]
+    assert len(connections) == 2, "a connection that cannot be logged out is forgotten as well"
+
+
+def test_a_failing_log_out_keeps_no_other_revoked_connection_open(
+    connections: Connections,
+) -> None:
+    failing, good = FailingWatcher(1), FakeWatcher(1)
+    connections.admit(failing)
     connections.admit(good)
-    connections.end_access(AccessEnded(1, 1, None, "deactivated"))
-    assert good.told == "invalid_token"
-    assert stubborn not in connections._by_user.get(1, ())
+    connections.revoke(Revoked(1, 1, None, "deactivated"))
+    assert good.logged_out == ["invalid_token"]
+    assert failing not in connections._by_user.get(1, ())

@@ -1,4 +1,4 @@
-"""The relay tells of every event once, in version order, in whatever order transactions commit.
+"""The relay publishes every event once and in version order, however transactions commit.
 
 What it does when its connection or PostgreSQL dies is in tests/faults/.
 """
@@ -17,8 +17,9 @@ import psycopg2
 import pytest
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
-from ordertrack import eventlog
-from ordertrack.eventlog import Event, Tail
+from ordertrack import log_tail
+from ordertrack.eventlog import Event
+from ordertrack.log_tail import Tail
 from ordertrack.realtime import relay as relay_module
 from ordertrack.realtime.relay import Relay
 from ordertrack.server import loop
@@ -51,7 +52,7 @@ def watcher(server: Server, owner: Person) -> Iterator[Watcher]:
         yield connected
 
 
-def test_a_later_transaction_that_commits_first_is_told_at_once_and_the_first_when_it_commits(
+def test_transactions_are_published_when_they_commit_whatever_their_order(
     server: Server, owner: Person, watcher: Watcher
 ) -> None:
     slow, quick = owner.order("slow"), owner.order("quick")
@@ -67,7 +68,7 @@ def test_a_later_transaction_that_commits_first_is_told_at_once_and_the_first_wh
     assert watcher.versions(quick) == [2]
 
 
-def test_raw_sockets_hear_of_transactions_that_commit_late_too(
+def test_plain_websockets_get_events_of_transactions_that_commit_late(
     server: Server, owner: Person
 ) -> None:
     slow, quick = owner.order("slow"), owner.order("quick")
@@ -83,7 +84,9 @@ def test_raw_sockets_hear_of_transactions_that_commit_late_too(
         assert slow_socket.next()["version"] == 2
 
 
-def test_what_rolls_back_is_never_told(server: Server, owner: Person, watcher: Watcher) -> None:
+def test_an_event_that_rolls_back_is_never_published(
+    server: Server, owner: Person, watcher: Watcher
+) -> None:
     order = owner.order()
     watcher.watch(order)
     with transaction(server.dsn) as connection:
@@ -106,7 +109,7 @@ def test_many_changes_in_one_transaction_arrive_in_version_order(
     assert settled(watcher, order, 51) == list(range(2, 52))
 
 
-def test_eight_writers_with_rollbacks_lose_double_and_reorder_nothing(
+def test_no_event_of_eight_writers_is_lost_repeated_or_reordered(
     server: Server, owner: Person, watcher: Watcher
 ) -> None:
     """Watchers of both kinds and a reader of the log see each event once, in version order."""
@@ -129,7 +132,7 @@ def test_eight_writers_with_rollbacks_lose_double_and_reorder_nothing(
         foreign.cursor().execute("INSERT INTO idempotency_keys VALUES (%s, 'x', 'x')", [owner.id])
         reading = stack.enter_context(contextlib.closing(psycopg2.connect(server.dsn)))
         reading.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
-        tail = eventlog.events()
+        tail = Tail()
         tail.open(reading.cursor())
         reader = threading.Thread(target=read_on, args=(tail, reading, writing, read))
         reader.start()
@@ -181,17 +184,15 @@ def write(dsn: str, orders: list[dict[str, Any]], seed: int) -> None:
                 connection.commit()
 
 
-def read_on(
-    tail: Tail[Event], connection: Any, writing: threading.Event, into: list[Event]
-) -> None:
+def read_on(tail: Tail, connection: Any, writing: threading.Event, into: list[Event]) -> None:
     """Read the log again and again, and once more after the writers are done."""
     with connection.cursor() as cursor:
         while writing.is_set():
-            into += tail.read(cursor)
-        into += tail.read(cursor)
+            into += tail.read(cursor)[1]
+        into += tail.read(cursor)[1]
 
 
-def test_a_change_by_another_process_is_told_without_waiting_for_the_poll(
+def test_a_commit_of_another_process_is_published_before_the_poll(
     server: Server, owner: Person, start_server: Any
 ) -> None:
     """With a poll of a minute, only the wake-up between processes can be that quick."""
@@ -279,15 +280,15 @@ def _unchanged(ask: Callable[[], tuple[int, int]]) -> tuple[int, int] | None:
 # --- whether it follows ------------------------------------------------------------------------
 
 
-def test_it_follows_for_as_long_as_a_turn_may_take_and_no_longer(
+def test_the_relay_counts_as_following_until_a_turn_takes_too_long(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nothing(*_: object) -> None:
         return None
 
     relay = Relay(
-        database, publish=nothing, end_access=nothing, reading=nothing, caught_up=nothing,
-        start_over=nothing, poll=0.5,
+        database, publish=nothing, revoke=nothing, before_read=nothing, caught_up=nothing,
+        on_gap=nothing, poll=0.5,
     )  # fmt: skip
     now = 1000.0
     monkeypatch.setattr(loop, "monotonic", lambda: now)
@@ -295,8 +296,8 @@ def test_it_follows_for_as_long_as_a_turn_may_take_and_no_longer(
     with contextlib.closing(psycopg2.connect(database)) as connection:
         connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
         with connection.cursor() as cursor:
-            relay._find_place(cursor)
-            relay._turn(cursor)
+            relay._open_tail(cursor)
+            relay._read_and_publish(cursor)
     assert relay.is_following
     now += 0.5 + 2 - 0.01  # the poll, and what a turn may take
     assert relay.is_following
@@ -307,24 +308,24 @@ def test_it_follows_for_as_long_as_a_turn_may_take_and_no_longer(
 # --- when it cannot go on ----------------------------------------------------------------------
 
 
-class Gaps:
-    """A relay that is taken through its steps by hand, and what it tells."""
+class SteppedRelay:
+    """A relay that is taken through its turns by hand, and what it calls."""
 
     def __init__(self, dsn: str) -> None:
-        self.told: list[int | str] = []
+        self.calls: list[int | str] = []  # versions, reasons of revocations, "gap"
         self.relay = Relay(
             dsn,
-            publish=lambda event: self.told.append(event.version),
-            end_access=lambda right: self.told.append(right.reason),
-            reading=lambda: None,
+            publish=lambda event: self.calls.append(event.version),
+            revoke=lambda revoked: self.calls.append(revoked.reason),
+            before_read=lambda: None,
             caught_up=lambda: None,
-            start_over=lambda: self.told.append("start over"),
+            on_gap=lambda: self.calls.append("gap"),
             poll=0.0,
         )
 
     def connected(self) -> Any:
         """Where `_follow` can be called."""
-        return contextlib.closing(self.relay._connect_following())
+        return contextlib.closing(self.relay._connect_follower())
 
 
 @pytest.fixture
@@ -332,133 +333,135 @@ def own_dsn(fresh_database: Callable[[], str]) -> str:
     return fresh_database()
 
 
-def test_more_than_one_read_may_take_sends_everybody_to_resume_and_the_log_is_read_on(
+def test_too_many_rows_for_one_read_make_all_clients_resume(
     own_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eventlog, "MOST", 10)
-    gaps = Gaps(own_dsn)
+    monkeypatch.setattr(log_tail, "MOST", 10)
+    stepped = SteppedRelay(own_dsn)
     order = insert_order(own_dsn)
-    with gaps.connected() as connection:
+    with stepped.connected() as connection:
         append_event(own_dsn, order, count=10)
-        gaps.relay._follow(connection)
-        assert gaps.told == list(range(2, 12))
+        stepped.relay._follow(connection)
+        assert stepped.calls == list(range(2, 12))
         append_event(own_dsn, order, count=11)
-        gaps.relay._follow(connection)
-        assert gaps.told[10:] == ["start over"]
+        stepped.relay._follow(connection)
+        assert stepped.calls[10:] == ["gap"]
         append_event(own_dsn, order)
-        gaps.relay._follow(connection)
-        assert gaps.told[11:] == [23]
-    assert gaps.relay.fresh_starts == 1
+        stepped.relay._follow(connection)
+        assert stepped.calls[11:] == [23]
+    assert stepped.relay.restarts == 1
 
 
-def test_after_a_long_time_out_of_reach_everybody_resumes_and_after_a_short_one_nobody(
+def test_all_clients_resume_after_a_long_outage_and_none_after_a_short_one(
     own_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(loop, "monotonic", lambda: now)
-    gaps = Gaps(own_dsn)
+    stepped = SteppedRelay(own_dsn)
     order = insert_order(own_dsn)
-    with gaps.connected() as connection:
-        gaps.relay._follow(connection)
+    with stepped.connected() as connection:
+        stepped.relay._follow(connection)
     append_event(own_dsn, order)
     now += 299
-    with gaps.connected() as connection:
-        gaps.relay._follow(connection)
-    assert gaps.told == [2]
+    with stepped.connected() as connection:
+        stepped.relay._follow(connection)
+    assert stepped.calls == [2]
     append_event(own_dsn, order)
     now += 301
-    with gaps.connected() as connection:
-        gaps.relay._follow(connection)
-        assert gaps.told[1:] == ["start over"]
+    with stepped.connected() as connection:
+        stepped.relay._follow(connection)
+        assert stepped.calls[1:] == ["gap"]
         append_event(own_dsn, order)
-        gaps.relay._follow(connection)
-    assert gaps.told[2:] == [4]
+        stepped.relay._follow(connection)
+    assert stepped.calls[2:] == [4]
 
 
-def test_a_fresh_start_that_is_interrupted_is_made_up_for(
+def test_an_interrupted_restart_of_the_cursor_is_repeated(
     own_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its connection dies after the new place was taken, and before anybody was sent away."""
-    gaps = Gaps(own_dsn)
+    """The connection dies after the new cursor was taken, and before any client was closed."""
+    stepped = SteppedRelay(own_dsn)
     order = insert_order(own_dsn)
-    with gaps.connected() as connection:
-        gaps.relay._follow(connection)
+    with stepped.connected() as connection:
+        stepped.relay._follow(connection)
     append_event(own_dsn, order)
-    gaps.relay._history = "another"
-    start = gaps.relay._ended_access.start
+    stepped.relay._timeline = "another"
+    restart = stepped.relay._tail.restart
 
     def interrupted(cursor: Any) -> None:
-        monkeypatch.setattr(gaps.relay._ended_access, "start", start)
+        restart(cursor)
+        monkeypatch.setattr(stepped.relay._tail, "restart", restart)
         raise psycopg2.OperationalError("gone")
 
-    monkeypatch.setattr(gaps.relay._ended_access, "start", interrupted)
+    monkeypatch.setattr(stepped.relay._tail, "restart", interrupted)
     with pytest.raises(psycopg2.OperationalError):
-        gaps.relay._connect_following()
-    assert gaps.told == []
-    with gaps.connected() as connection:
-        assert gaps.told == ["start over"]
+        stepped.relay._connect_follower()
+    assert stepped.calls == []
+    with stepped.connected() as connection:
+        assert stepped.calls == ["gap"]
         append_event(own_dsn, order)
-        gaps.relay._follow(connection)
-    assert gaps.told == ["start over", 3]
-    assert gaps.relay.fresh_starts == 1
+        stepped.relay._follow(connection)
+    assert stepped.calls == ["gap", 3]
+    assert stepped.relay.restarts == 1
 
 
-# --- rights before events ----------------------------------------------------------------------
+# --- revocations before events ------------------------------------------------------------------
 
-ENDED = """INSERT INTO access_changes (user_id, reason)
+REVOKE = """INSERT INTO access_changes (user_id, reason)
            SELECT customer_id, 'role_changed' FROM orders WHERE id = %s"""
 
 
-def end_the_right(dsn: str, order: int) -> None:
+def revoke_all_sessions(dsn: str, order: int) -> None:
     with contextlib.closing(psycopg2.connect(dsn)) as connection:
-        connection.cursor().execute(ENDED, [order])
+        connection.cursor().execute(REVOKE, [order])
         connection.commit()
 
 
-def test_a_right_that_ended_before_an_event_ends_before_the_event_is_told(own_dsn: str) -> None:
-    gaps = Gaps(own_dsn)
-    order = insert_order(own_dsn)
-    with gaps.connected() as connection:
-        end_the_right(own_dsn, order)
-        append_event(own_dsn, order)
-        gaps.relay._follow(connection)
-    assert gaps.told == ["role_changed", 2]
-
-
-def test_events_that_were_read_when_the_connection_broke_are_told_on_the_next_one(
-    own_dsn: str, monkeypatch: pytest.MonkeyPatch
+def test_a_revocation_before_an_event_is_applied_before_the_event_is_published(
+    own_dsn: str,
 ) -> None:
-    gaps = Gaps(own_dsn)
+    stepped = SteppedRelay(own_dsn)
     order = insert_order(own_dsn)
-    read = gaps.relay._ended_access.read
+    with stepped.connected() as connection:
+        revoke_all_sessions(own_dsn, order)
+        append_event(own_dsn, order)
+        stepped.relay._follow(connection)
+    assert stepped.calls == ["role_changed", 2]
 
-    def broken(_: Any) -> Any:
-        monkeypatch.setattr(gaps.relay._ended_access, "read", read)
+
+class BrokenCursor(psycopg2.extensions.cursor):
+    def fetchall(self) -> Any:
         raise psycopg2.OperationalError("gone")
 
-    with gaps.connected() as connection:
+
+def test_events_in_flight_when_the_connection_is_lost_are_published_on_the_next_one(
+    own_dsn: str,
+) -> None:
+    stepped = SteppedRelay(own_dsn)
+    order = insert_order(own_dsn)
+    with stepped.connected() as connection:
         append_event(own_dsn, order)
-        monkeypatch.setattr(gaps.relay._ended_access, "read", broken)
+        connection.cursor_factory = BrokenCursor
         with pytest.raises(psycopg2.OperationalError):
-            gaps.relay._follow(connection)
+            stepped.relay._follow(connection)
     append_event(own_dsn, order)
-    with gaps.connected() as connection:
-        gaps.relay._follow(connection)
-    assert gaps.told == [2, 3]
+    with stepped.connected() as connection:
+        stepped.relay._follow(connection)
+    assert stepped.calls == [2, 3]
 
 
-def test_a_socket_error_while_events_are_told_does_not_pass_for_a_lost_connection(
+def test_a_socket_error_while_publishing_does_not_pass_for_a_lost_connection(
     own_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gaps = Gaps(own_dsn)
+    stepped = SteppedRelay(own_dsn)
     order = insert_order(own_dsn)
 
     def broken(_: Any) -> None:
         raise OSError("not the database's")
 
-    monkeypatch.setattr(gaps.relay, "_publish", broken)
-    with gaps.connected() as connection:
+    monkeypatch.setattr(stepped.relay, "_publish", broken)
+    with stepped.connected() as connection:
         append_event(own_dsn, order)
         with pytest.raises(RuntimeError) as failure:
-            gaps.relay._follow(connection)
-        assert not relay_module._is_loss(failure.value, connection)
+            stepped.relay._follow(connection)
+        assert not relay_module._is_lost_connection(failure.value, connection)

@@ -1,4 +1,4 @@
-"""What a replay may come to: for one acknowledgement, and on a raw socket."""
+"""The bounds of a replay: in one acknowledgement, and on a plain WebSocket."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,12 +8,13 @@ from flask import Flask
 
 from ordertrack import eventlog
 from ordertrack.auth import from_token
-from ordertrack.errors import DomainError, NotFound
+from ordertrack.errors import NotFound
 from ordertrack.eventlog import Event
 from ordertrack.policy import Actor, DriverScope, Role
-from ordertrack.realtime.hub import Announcement, Hub
+from ordertrack.realtime.hub import Answers, Hub
 from ordertrack.services import orders
 from ordertrack.services.orders import REPLAY_LIMIT, Budget, CaughtUp, Reset, fit
+from tests.realtime.fakes import FakeWatcher
 from tests.server.wire import CLOSE, TEXT, handshake, peer
 from tests.support.people import People, Person
 from tests.support.servers import Server, running_server
@@ -88,7 +89,7 @@ def test_an_order_of_which_more_was_missed_than_any_answer_holds_is_reset(
         assert watcher.watch(small_one, after=1)["events"] == owner.history(small_one, after=1)
 
 
-def test_a_raw_socket_gets_a_large_replay_in_pages(
+def test_a_plain_websocket_gets_a_large_replay_in_pages(
     small: Server, owner: Person, edited: Callable[[int], dict[str, Any]]
 ) -> None:
     """All of it, and what happens meanwhile behind it; no more at a time than may be queued."""
@@ -107,7 +108,7 @@ def test_a_raw_socket_gets_a_large_replay_in_pages(
     assert versions == list(range(1, MANY + 7))
 
 
-def test_a_raw_socket_that_does_not_read_its_replay_is_closed(
+def test_a_plain_websocket_that_does_not_read_its_replay_is_closed(
     small: Server, owner: Person, edited: Callable[[int], dict[str, Any]]
 ) -> None:
     order = edited(MANY)
@@ -122,7 +123,7 @@ def test_a_raw_socket_that_does_not_read_its_replay_is_closed(
         assert (opcode, payload[:2]) == (CLOSE, (1013).to_bytes(2, "big"))
 
 
-def test_who_loses_the_right_during_a_replay_is_signed_out(
+def test_a_replay_ends_when_the_order_is_deleted(
     small: Server, owner: Person, edited: Callable[[int], dict[str, Any]]
 ) -> None:
     order = edited(MANY)
@@ -155,7 +156,7 @@ def caught_up(events: int, size: int, reset: Reset | None = None) -> CaughtUp:
     return CaughtUp(None, events, [event] * events, reset, size)  # type: ignore[arg-type]
 
 
-def test_the_first_orders_get_what_there_is() -> None:
+def test_a_budget_goes_to_the_first_orders() -> None:
     budget = Budget(events=10, bytes=1000)
     gone = NotFound("gone")
     answers = fit(
@@ -184,7 +185,7 @@ def test_the_first_orders_get_what_there_is() -> None:
     }
 
 
-def test_what_will_not_fit_is_not_read_either(
+def test_what_exceeds_the_budget_is_not_read(
     app: Flask, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = people.customer()
@@ -211,31 +212,12 @@ def test_what_will_not_fit_is_not_read_either(
     assert found == [None] * 3 + [Reset.ANSWER_FULL] * 3
 
 
-class Nobody:
-    """A watcher that is told nothing."""
-
-    actor: Actor | None = None
-
-    def deliver(self, announcement: Announcement) -> None: ...
-
-    def join(self, room: str) -> None: ...
-
-    def leave(self, room: str) -> None: ...
-
-    def sign_out(self, error: DomainError) -> None: ...
-
-    def hang_up(self, code: int, reason: str) -> None: ...
-
-
-def test_several_reads_of_the_log_make_one_answer_and_share_its_budget() -> None:
+def test_several_reads_for_one_answer_share_its_budget() -> None:
     """Each of them keeps to the budget; what they found together does not."""
-    hub = Hub(lambda _: [], DriverScope.ALL, Budget(events=3, bytes=1000))
-    found = {1: caught_up(2, 100), 2: caught_up(2, 100)}
-    answers = hub.subscribe(
-        Nobody(),
-        {1: 0, 2: 0},
-        lambda _: (Actor(1, "Ann", Role.ADMIN, DriverScope.ALL), dict(found)),
-    )
+    found: Answers = {1: caught_up(2, 100), 2: caught_up(2, 100)}
+    actor = Actor(1, "Ann", Role.ADMIN, DriverScope.ALL)
+    hub = Hub(lambda *_: (actor, dict(found)), Budget(events=3, bytes=1000))
+    answers = hub.subscribe(FakeWatcher(), {1: 0, 2: 0})
     assert [answer.reset for answer in answers.values() if isinstance(answer, CaughtUp)] == [
         None,
         Reset.ANSWER_FULL,

@@ -1,10 +1,10 @@
-"""Who is sent away is closed, whatever happens to the others."""
+"""Every stopped connection is closed, so that its client resumes, even if closing another fails."""
 
 import logging
 
 import pytest
 
-from ordertrack.realtime.setup import hang_up
+from ordertrack.realtime.setup import close_each
 
 
 class Connection:
@@ -12,19 +12,19 @@ class Connection:
         self.fails = fails
         self.closed: list[tuple[int, str]] = []
 
-    def hang_up(self, code: int, reason: str) -> None:
+    def close(self, code: int, reason: str) -> None:
         if self.fails:
             raise RuntimeError("made up by the test")
         self.closed.append((code, reason))
 
 
-def test_one_that_cannot_be_closed_does_not_leave_the_others_silent(
+def test_a_connection_that_cannot_be_closed_does_not_keep_the_others_open(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """They have been silenced already: left open, they would never hear of anything again."""
+    """They get no events any more: left open, they would show an old state for ever."""
     connections = [Connection(fails=number % 2 == 0) for number in range(10)]
     with caplog.at_level(logging.ERROR):
-        hang_up(list(connections), 0.0)  # type: ignore[arg-type]
+        close_each(list(connections), 0.0)  # type: ignore[arg-type]
     assert [connection.closed for connection in connections if not connection.fails] == [
         [(1012, "resume")]
     ] * 5

@@ -1,7 +1,7 @@
-"""A right that ends while its holder comes in: whatever the moment, it is noticed.
+"""A session that is revoked while its connection is opened: it is closed, whatever the moment.
 
 The moments lie between two steps of one handler, where nothing can be timed from outside; so the
-database's answer, or the watcher's renewal, is followed by the end of the right at once.
+session is revoked at once after the database's answer, or before the renewal.
 """
 
 from collections.abc import Callable
@@ -12,23 +12,26 @@ from flask import Flask
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack.auth import from_token
-from ordertrack.eventlog import AccessEnded
-from ordertrack.policy import Actor, Caller, DriverScope
-from ordertrack.realtime import socketio_handlers as module
+from ordertrack.log_tail import Revoked
+from ordertrack.policy import Actor, Caller
 from ordertrack.realtime.connections import Connections
+from ordertrack.realtime.database_gate import DatabaseGate
+from ordertrack.realtime.hub import Hub
 from ordertrack.realtime.socketio_handlers import SocketIOHandlers
+from ordertrack.services import callers
+from ordertrack.services.orders import Budget
 from tests.support.people import People, Person
 
 
 class Sockets:
-    """What stands below `SocketIOHandlers`: keeps the handlers, and whatever is sent and closed."""
+    """Stands for the Socket.IO server and its only session; keeps handlers, and what is sent."""
 
     def __init__(self) -> None:
         self.handlers: dict[str, Callable[..., Any]] = {}
         self.sent: list[Any] = []
         self.closed: list[tuple[Any, ...]] = []
         self.server = self.manager = self
-        self.rooms: dict[str, Any] = {}
+        self.application: Any = None
         self.alive = True
 
     def on(self, name: str, handler: Callable[..., Any]) -> None:
@@ -44,13 +47,13 @@ class Sockets:
         self.closed.append(reason)
 
 
-class Door:
+class Handlers:
     def __init__(self, app: Flask) -> None:
         self.sockets = Sockets()
-        self.connections = Connections(most=10, per_user=10)
-        hub: Any = None
+        self.connections = Connections(limit=10, per_user=10)
+        gate = DatabaseGate(1, Budget())
         sockets: Any = self.sockets
-        self.rooms = SocketIOHandlers(app, sockets, hub, self.connections, DriverScope.ALL)
+        SocketIOHandlers(app, sockets, Hub(gate.catch_up), self.connections, gate)
 
     def connect(self, person: Person) -> None:
         self.sockets.handlers["connect"]("sid", {}, {"token": person.token})
@@ -58,60 +61,60 @@ class Door:
     def authenticate(self, person: Person) -> Any:
         return self.sockets.handlers["authenticate"]("sid", {"token": person.token})
 
-    def tell(self, caller: Caller) -> None:
-        """As the relay does, when the session has ended."""
-        self.connections.end_access(AccessEnded(1, caller.user_id, caller.session_id, "signed_out"))
+    def revoke(self, caller: Caller) -> None:
+        """As the relay does when it reads the revocation."""
+        self.connections.revoke(Revoked(1, caller.user_id, caller.session_id, "signed_out"))
 
 
 @pytest.fixture
-def door(app: Flask) -> Door:
-    return Door(app)
+def handlers(app: Flask) -> Handlers:
+    return Handlers(app)
 
 
-def principal_of(app: Flask, person: Person) -> Caller:
+def caller_of(app: Flask, person: Person) -> Caller:
     with app.app_context():
         return from_token(person.token).caller
 
 
 @pytest.mark.safety("ended-rights-close-sockets")
-def test_who_is_signed_out_while_being_let_in_is_not_let_in(
-    app: Flask, people: People, door: Door, monkeypatch: pytest.MonkeyPatch
+def test_a_session_that_is_revoked_while_it_connects_is_refused(
+    app: Flask, people: People, handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     person = people.customer()
-    genuine = module.callers.identify
+    genuine = callers.identify
 
     def identify(caller: Caller) -> Actor:
-        actor = genuine(caller)  # good still, and now no longer:
-        door.tell(caller)
+        actor = genuine(caller)  # still good; revoked now:
+        handlers.revoke(caller)
         return actor
 
-    monkeypatch.setattr(module.callers, "identify", identify)
+    monkeypatch.setattr(callers, "identify", identify)
     with pytest.raises(Refused) as refused:
-        door.connect(person)
+        handlers.connect(person)
     assert refused.value.error_args["data"]["code"] == "invalid_token"
-    assert not door.rooms.knows("sid")
-    assert len(door.connections) == 0
+    assert not handlers.sockets.application
+    assert len(handlers.connections) == 0
 
 
 @pytest.mark.safety("ended-rights-close-sockets")
-def test_who_renews_with_a_session_that_ends_just_then_is_signed_out(
-    app: Flask, people: People, door: Door, monkeypatch: pytest.MonkeyPatch
+def test_a_session_that_is_revoked_while_a_token_of_it_is_taken_up_is_closed(
+    app: Flask, people: People, handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     person = people.customer()
     other = person.signed_in_again()
-    door.connect(person)
-    assert door.rooms.knows("sid")
-    genuine = door.connections.renew
+    handlers.connect(person)
+    assert handlers.sockets.application
+    genuine = handlers.connections.renew
 
     def renew(*arguments: Any) -> None:
-        # The relay is told before the watcher stands for that session: it finds nobody.
+        # The relay reads it before the connection belongs to that session: it finds none to close.
         other.api.post("/api/logout")
-        door.tell(principal_of(app, other))
+        handlers.revoke(caller_of(app, other))
         genuine(*arguments)
 
-    monkeypatch.setattr(door.connections, "renew", renew)
-    answer = door.authenticate(other)
+    monkeypatch.setattr(handlers.connections, "renew", renew)
+    answer = handlers.authenticate(other)
     assert (answer["ok"], answer["error"]["code"]) == (False, "invalid_token")
-    assert not door.rooms.knows("sid")
-    assert len(door.connections) == 0
-    assert door.sockets.closed == [(1008, "invalid_token")]
+    assert handlers.authenticate(person)["error"]["code"] == "unavailable", "it is being closed"
+    assert len(handlers.connections) == 0
+    assert handlers.sockets.closed == [(1008, "invalid_token")]

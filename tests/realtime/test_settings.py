@@ -1,4 +1,4 @@
-"""The settings that bound the sockets reach the parts that keep to them."""
+"""The settings that limit connections and their queues take effect."""
 
 import pytest
 
@@ -17,12 +17,12 @@ def test_every_setting_reaches_its_limit(database: str, monkeypatch: pytest.Monk
         limits.append(Limits(**given))  # type: ignore[arg-type]
         return limits[-1]
 
-    def spy_guests(**given: object) -> Connections:
+    def spy_connections(**given: object) -> Connections:
         connections.append(given)
         return Connections(**given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(setup, "Limits", spy_limits)
-    monkeypatch.setattr(setup, "Connections", spy_guests)
+    monkeypatch.setattr(setup, "Connections", spy_connections)
     create_app(
         settings_for(
             database,
@@ -38,4 +38,4 @@ def test_every_setting_reaches_its_limit(database: str, monkeypatch: pytest.Monk
     assert found.max_queue_bytes == 700002
     assert found.max_queue_seconds == 7
     assert found.max_connections == 73
-    assert (shares["most"], shares["per_user"]) == (73, 7)
+    assert (shares["limit"], shares["per_user"]) == (73, 7)

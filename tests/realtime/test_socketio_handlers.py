@@ -1,4 +1,4 @@
-"""Socket.IO with the stock Python client: connecting, subscribing, hearing, being signed out."""
+"""Socket.IO with the stock Python client: connect, subscribe, receive events, be logged out."""
 
 import contextlib
 import time
@@ -10,9 +10,10 @@ import requests
 from flask import Flask
 
 from ordertrack.errors import Unavailable
-from ordertrack.realtime.connections import Connections
-from ordertrack.realtime.socketio_handlers import SocketIOHandlers, SocketWatcher
-from ordertrack.sio.engineio import EngineIOSession
+from ordertrack.realtime.database_gate import DatabaseGate
+from ordertrack.services import callers
+from ordertrack.services.orders import Budget
+from tests.realtime.fakes import FakeWatcher
 from tests.support.events import append_event
 from tests.support.http import Api
 from tests.support.people import People, Person
@@ -166,17 +167,19 @@ def test_an_event_that_there_is_not_is_answered_with_a_problem(watcher: Watcher)
     assert watcher.call("unsubscribe", {"feed": "orders"}) == {"ok": True}
 
 
-def test_who_has_gone_takes_no_turn_at_the_database() -> None:
-    """Thousands that come back at once wait at the door, some of them for longer than they live."""
-    rooms = object.__new__(SocketIOHandlers)
-    rooms._connections = Connections(most=1, per_user=1)
-    watcher = object.__new__(SocketWatcher)
-    watcher._socket = EngineIOSession(None, "sid", {})  # type: ignore[arg-type]
-    with rooms._door(watcher):
-        pass
-    watcher._socket.closing = True
-    with pytest.raises(Unavailable), rooms._door(watcher):
-        pytest.fail("a turn was given to nobody")
+def test_a_connection_that_has_ended_takes_no_turn_at_the_database(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Thousands may wait at the gate, some of them for longer than their clients do."""
+    asked: list[object] = []
+    monkeypatch.setattr(callers, "identify", asked.append)
+    gate = DatabaseGate(1, Budget())
+    watcher = FakeWatcher()
+    gate.identify(watcher)
+    watcher.is_alive = False
+    with pytest.raises(Unavailable):
+        gate.identify(watcher)
+    assert len(asked) == 1
 
 
 # --- subscribing to one order ------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What depends on the time that passes, by a clock that the test turns."""
+"""What depends on time: draining, and whether the relay counts as following. The clock is fake."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.mark.safety("drain")
-def test_sockets_are_sent_away_evenly_over_the_time_given(
+def test_draining_closes_connections_evenly_over_the_time_given(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[float] = []
@@ -62,15 +62,15 @@ def test_a_relay_whose_turn_takes_too_long_does_not_count_as_following(clock: Cl
     following = Relay(
         "",
         publish=nothing,
-        end_access=nothing,
-        reading=nothing,
+        revoke=nothing,
+        before_read=nothing,
         caught_up=nothing,
-        start_over=nothing,
+        on_gap=nothing,
         poll=poll,
     )
     assert not following.is_following  # nothing was read yet
     following._last_turn = clock.now
-    clock.now += poll + relay._PATIENCE - 0.01
+    clock.now += poll + relay._LONGEST_TURN - 0.01
     assert following.is_following
     clock.now += 0.02
     assert not following.is_following

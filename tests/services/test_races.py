@@ -13,8 +13,8 @@ from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack import app as application
 from ordertrack.app import create_app
-from ordertrack.eventlog import AccessEnded
 from ordertrack.extensions import db
+from ordertrack.log_tail import Revoked
 from ordertrack.policy import Actor, Caller
 from ordertrack.realtime.setup import Realtime
 from ordertrack.services import callers, orders
@@ -189,6 +189,7 @@ class FakeSocket:
     """What a Socket.IO client's connection is told; the real one needs the event loop."""
 
     closed: list[Any] = field(default_factory=list)
+    application: Any = None
     alive = True
 
     def enqueue(self, message: object) -> None:
@@ -206,11 +207,11 @@ def handlers(house: House, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, A
     return server.handlers["/"], socket
 
 
-def ended(person: Person, house: House) -> AccessEnded:
+def ended(person: Person, house: House) -> Revoked:
     """End the person's newest session, as the relay will tell of it."""
     [(session,)] = house.execute("SELECT max(id) FROM sessions WHERE user_id = %s", person.id)
     person.api.post("/api/logout")
-    return AccessEnded(0, int(person.id), session, "signed_out")
+    return Revoked(0, int(person.id), session, "signed_out")
 
 
 @pytest.mark.safety("ended-rights-close-sockets")
@@ -224,7 +225,7 @@ def test_a_right_that_ends_between_the_question_and_the_door_opens_nothing(
 
     def just_before_it_ends(caller: Caller) -> Actor:
         found = identify(caller)
-        house.live.connections.end_access(ended(person, house))
+        house.live.connections.revoke(ended(person, house))
         return found
 
     monkeypatch.setattr(callers, "identify", just_before_it_ends)
@@ -250,7 +251,7 @@ def test_a_right_that_ends_while_a_socket_takes_it_up_ends_the_socket(
         found = identify(caller)
         asked.append(caller)
         if len(asked) == 1:  # nobody is here on the new session yet: nobody is told
-            house.live.connections.end_access(ended(renewed, house))
+            house.live.connections.revoke(ended(renewed, house))
         return found
 
     monkeypatch.setattr(callers, "identify", just_before_it_ends)

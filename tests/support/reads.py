@@ -8,9 +8,8 @@ from itertools import islice
 
 import psycopg2
 
-from ordertrack import eventlog
-from ordertrack.eventlog import Cursor
 from ordertrack.lifecycle import Status
+from ordertrack.log_tail import Cursor, Tail
 from ordertrack.policy import Caller, DriverScope
 from ordertrack.services import accounts, audit, callers, order_lists, orders
 from ordertrack.services.order_query import Filters
@@ -155,13 +154,13 @@ def other_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
 
 def tail_reads(cursor: object, transactions: int) -> Iterator[tuple[str, Read]]:
     """The relay's reads, on a DB-API cursor in autocommit: of nothing, and of *transactions*."""
-    events, access = eventlog.events(), eventlog.ended_access()
-    yield "tail: open", lambda: (events.open(cursor), access.open(cursor))
-    yield "tail: nothing new", lambda: (events.read(cursor), access.read(cursor))
+    tail = Tail()
+    yield "tail: open", lambda: tail.open(cursor)
+    yield "tail: nothing new", lambda: tail.read(cursor)
 
     def behind() -> None:
-        assert events.place is not None
-        events.place = Cursor(max(events.place.last - transactions, 3), frozenset())
-        events.read(cursor)
+        assert tail.position is not None
+        tail.position = Cursor(max(tail.position.last - transactions, 3), frozenset())
+        tail.read(cursor)
 
     yield f"tail: {transactions} transactions behind", behind

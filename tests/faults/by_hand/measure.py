@@ -19,7 +19,7 @@ import psycopg2
 import websocket
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
-from ordertrack import eventlog
+from ordertrack.log_tail import Tail
 from tests.faults.cluster import Cluster, running_cluster
 from tests.support.events import insert_order
 from tests.support.servers import Server, running_server
@@ -173,12 +173,12 @@ class Run:
                     self._woken.set()
 
     def _read(self) -> None:
-        tail = eventlog.events()
+        tail = Tail()
         with contextlib.closing(self._connect()) as connection, connection.cursor() as cursor:
             cursor.execute("SET enable_seqscan = off")
             tail.open(cursor)
             while not self._over.is_set():
-                found = tail.read(cursor)
+                _, found = tail.read(cursor)
                 now = time.monotonic()
                 self.reads += 1
                 for event in found:
