@@ -23,7 +23,7 @@ DEADLINE = 20
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> None:
-    missing.node(HERE)
+    missing.node()
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def watching(
     if transports:
         options["transports"] = transports
     process = subprocess.Popen(
-        ["node", "js/watcher.mjs", server.url, json.dumps(options)],  # noqa: S607
+        ["node", "watcher.mjs", server.url, json.dumps(options)],  # noqa: S607
         cwd=HERE,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

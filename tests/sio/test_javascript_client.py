@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> None:
-    missing.node(HERE)
+    missing.node()
 
 
 @pytest.fixture(scope="module")
