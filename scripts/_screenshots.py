@@ -1,4 +1,4 @@
-"""Pictures of every page, for the documentation and for whoever changes a style sheet."""
+"""Takes pictures of every page, for the documentation and for reviewing changes of style sheets."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ WIDTHS = {390: 844, 1440: 900}
 
 
 class Scene:
-    """The demo's company on one of its days, and the pages that show it."""
+    """The demo's users with some orders, and the pages to take pictures of."""
 
     def __init__(self, server: Server) -> None:
         people = server.people
@@ -126,7 +126,7 @@ def take(browser: Browser, server: Server, name: str, person: Person | None, pat
 
 
 def make_small(file: Path) -> None:
-    """256 colours make a picture half as large. Left alone where Pillow is missing."""
+    """Reduces a picture to 256 colours, which halves its size; does nothing without Pillow."""
     try:
         image_module = import_module("PIL.Image")
     except ImportError:
@@ -137,7 +137,7 @@ def make_small(file: Path) -> None:
 
 
 def settle(page: Page) -> None:
-    """Until what comes by itself has come."""
+    """Waits until the page is connected and has loaded its live data."""
     if page.locator("link[rel=modulepreload]").count():
         page.wait_for_selector('#link-state[data-state="live"]', timeout=60_000)
 

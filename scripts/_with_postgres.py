@@ -1,7 +1,7 @@
-"""Run a command beside a throw-away PostgreSQL: python scripts/_with_postgres.py BINARIES COMMAND…
+"""Runs a command with a temporary PostgreSQL: python scripts/_with_postgres.py BINARIES COMMAND…
 
 BINARIES is the folder with initdb and pg_ctl. The server listens on a Unix socket in a temporary
-folder; the command finds it by TEST_DB_DSN and its exit code is this program's.
+folder. TEST_DB_DSN tells the command where; the command's exit code is also this program's.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def main(binaries: str, *command: str) -> int:
-    # PostgreSQL refuses root. `postgres` comes with the operating system's package.
+    # PostgreSQL does not run as root. The operating system's package creates the user `postgres`.
     owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
 
     folder = Path(tempfile.mkdtemp(prefix="ordertrack-postgres-"))
@@ -34,9 +34,9 @@ def main(binaries: str, *command: str) -> int:
             stdout=subprocess.DEVNULL,
         )
 
-    # Not durable: it lives as long as the command. The settings do not change what tests see.
+    # Without fsync: the data is temporary, and the tests do not see the difference.
     options = f"-c listen_addresses= -c max_connections=200 -c fsync=off -k {folder}"
-    # A terminal's Ctrl-C reaches the command as well; it ends, and then this tidies up.
+    # Ctrl-C in a terminal reaches the command as well: it ends, and then this program cleans up.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

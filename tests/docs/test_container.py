@@ -1,4 +1,4 @@
-"""The Containerfile copies all that a server needs. Building it takes an engine, this does not."""
+"""The Containerfile copies every file that a server needs; checked without a container engine."""
 
 import re
 import shutil

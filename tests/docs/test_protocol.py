@@ -1,14 +1,13 @@
-"""docs/protocol.md speaks of what the server has: every code, every route, the lifecycle."""
+"""docs/protocol.md agrees with the code: every error code, route, limit, example, the lifecycle."""
 
-import ast
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 from flask import Flask
 
+from docs.layers import modules
 from ordertrack import errors, problems
 from ordertrack.schemas import MAX_SUBSCRIPTIONS
 from ordertrack.server.websocket import CONTROL_COST
@@ -17,7 +16,6 @@ from ordertrack.services.orders import REPLAY_LIMIT, Budget, Reset
 from tests.support.people import People
 from tests.support.servers import ROOT
 
-PACKAGE = ROOT / "ordertrack"
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 
 
@@ -31,43 +29,31 @@ def test_the_picture_of_the_lifecycle_is_drawn_from_its_table() -> None:
     assert f"```mermaid\n{drawn}```\n" in PROTOCOL
 
 
-def test_every_code_that_is_sent_is_in_the_table_with_its_status() -> None:
+def test_every_code_is_in_the_table_with_its_status() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\d{3}) \|", PROTOCOL, re.MULTILINE)
     assert len(rows) == len(dict(rows))
-    assert {(code, int(status)) for code, status in rows} == sent_by_name() | set(sent_as_text())
+    assert {(code, int(status)) for code, status in rows} == {
+        (code, problems.STATUS[code].value) for code in codes()
+    }
+    assert codes() == problems.STATUS.keys(), "a code that nothing raises"
 
 
-def sent_by_name() -> set[tuple[str, int]]:
-    """What the application's errors become."""
-    classes, known = [errors.DomainError], set()
+def codes() -> set[str]:
+    """The codes of all errors."""
+    classes, found = [errors.DomainError], set()
     while classes:
         one = classes.pop()
         classes += one.__subclasses__()
-        known.add((one.code, problems.STATUS[one.code].value))
-    assert {code for code, _ in known} == problems.STATUS.keys(), "a code that nothing raises"
-    return known
+        found.add(one.code)
+    return found
 
 
-def sent_as_text() -> Iterator[tuple[str, int]]:
-    """What the server below the application refuses by itself, read from its source."""
-    found = 0
-    for path in [
-        *PACKAGE.glob("realtime/*.py"),
-        *PACKAGE.glob("server/*.py"),
-        *PACKAGE.glob("sio/*.py"),
-    ]:
-        source = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Refused", "BadRequest"):
-                texts = [one.value for one in node.args if isinstance(one, ast.Constant)]
-                if re.fullmatch(r"\d{3} .*", str(texts[:1][0] if texts else "")):
-                    found += 1
-                    yield str(texts[1]), int(str(texts[0])[:3])
-        # `malformed_request` is what the HTTP server calls everything that it cannot read.
-        for code in re.findall(r'"code":\s*"(\w+)"', source):
-            found += 1
-            yield code, problems.STATUS[code].value
-    assert found >= 8, "they are written in another way now: read that here"
+def test_problems_are_encoded_in_one_module() -> None:
+    """So the errors' classes have every code that a client can get."""
+    for path in modules():
+        if path.name != "problems.py":
+            text = path.read_text(encoding="utf-8")
+            assert '"code":' not in text, f"{path.relative_to(ROOT)} encodes a problem itself"
 
 
 def test_the_tables_of_routes_are_the_routes(app: Flask) -> None:
@@ -82,14 +68,14 @@ def test_the_tables_of_routes_are_the_routes(app: Flask) -> None:
     assert described == routes
 
 
-def test_what_operators_ask_is_described(app: Flask) -> None:
+def test_the_endpoints_for_operators_are_described(app: Flask) -> None:
     asked = {rule.rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("ops.")}
     assert asked
     for path in asked:
         assert f"`{path}`" in PROTOCOL, path
 
 
-def test_answers_look_like_the_examples(people: People) -> None:
+def test_responses_look_like_the_examples(people: People) -> None:
     examples = re.findall(r"^```json\n(.*?)^```$", PROTOCOL, re.DOTALL | re.MULTILINE)
     order, event, problem = (json.loads(example) for example in examples)
     customer, driver = people.customer(), people.driver()

@@ -1,4 +1,4 @@
-"""The README says nothing that is not so: its programs run word for word, its tables are whole."""
+"""The README is correct: its programs run as they are printed, its tables match the code."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tests.support.servers import ROOT, Server, running_server
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-# The one thing that is exchanged: where the server is.
+# The only text that is replaced before a program runs.
 ADDRESS = "http://localhost:8080"
 
 
@@ -29,7 +29,7 @@ def programs(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def fresh_server(postgres: object) -> Iterator[Server]:
-    """A server on a database in which nobody has an account, as the reader's is."""
+    """A server on a database without users, as the reader has it."""
     dsn = postgres.clone()  # type: ignore[attr-defined]
     with running_server(dsn) as server:
         yield server
@@ -37,7 +37,7 @@ def fresh_server(postgres: object) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def run(fresh_server: Server) -> Callable[..., str]:
-    """Runs a program of the README against the server; what it printed."""
+    """Runs a program of the README against the server, and returns its output."""
 
     def run(*command: str, program: str, cwd: Path = ROOT) -> str:
         ran = subprocess.run(
@@ -58,7 +58,7 @@ def run(fresh_server: Server) -> Callable[..., str]:
 
 @pytest.fixture(scope="module")
 def walked(run: Callable[..., str]) -> str:
-    """What the walk with curl printed; afterwards its two people exist."""
+    """The output of the walk with curl; afterwards its two users exist."""
     missing.program("curl", "apt install curl")
     if not (ROOT / ".venv" / "bin" / "flask").exists():
         missing.cannot("no .venv", "sh scripts/test makes it")
@@ -83,7 +83,7 @@ def test_the_walk_with_curl_does_what_it_says(walked: str) -> None:
 
 
 def objects(line: str) -> list[dict[str, object]]:
-    """curl ends no line, so answers stand one behind the other."""
+    """The JSON objects in a line: curl prints no line end after a response."""
     found, decoder, at = [], json.JSONDecoder(), 0
     while at < len(line):
         value, at = decoder.raw_decode(line, at)
@@ -111,7 +111,7 @@ def test_the_python_program_sees_the_change(walked: str, run: Callable[..., str]
 
 
 def table(heading: str) -> list[list[str]]:
-    """The cells of the table under a heading, without its head."""
+    """The cells of the table under a heading, without its header."""
     section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip("|"))] for row in rows[2:]]
@@ -120,7 +120,7 @@ def table(heading: str) -> list[list[str]]:
 def test_the_table_of_settings_is_the_settings() -> None:
     rows = {name.strip("`"): default for name, default, _ in table("Settings")}
     assert list(rows) == [field.name.upper() for field in fields(Settings)]
-    # What is computed from elsewhere is described in words.
+    # These defaults depend on other settings and are described in words.
     computed = {"DATA_DIR", "COOKIE_SECURE"}
     for field in fields(Settings):
         name, default = field.name.upper(), field.default

@@ -1,4 +1,4 @@
-"""docs/safety.md and the tests agree: each row names the files whose tests carry its marker."""
+"""docs/safety.md matches the tests: each row names the files whose tests carry its marker."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ def test_every_row_is_there_once() -> None:
 
 
 def marked() -> dict[str, set[str]]:
-    """The files that have a test for each row, read from their sources: whichever tests run now."""
+    """The test files of each row, read from the sources, whichever tests are selected."""
     found = defaultdict(set)
     for path in (ROOT / "tests").glob("*/test_*.py"):
         for row in _markers(path):
