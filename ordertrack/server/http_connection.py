@@ -15,6 +15,7 @@ from ordertrack.networks import network_of
 from ordertrack.server.http_reader import RequestReader
 from ordertrack.server.http_request import TAKE_OVER, BadRequest, Environ
 from ordertrack.server.http_response import ClientGone, Response, http_date
+from ordertrack.server.loop import pause
 from ordertrack.server.waiting_connections import WaitingConnections
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,6 @@ class ServerProtocol(Protocol):
     waiting: "WaitingConnections[Connection]"
     max_body_bytes: int
 
-    def pause(self) -> None: ...
     def ended(self, connection: "Connection") -> None: ...
 
 
@@ -80,7 +80,7 @@ class Connection:
         self.taken = False
         self._server = server
         self._socket = client
-        self._reader = RequestReader(self._receive, server.max_body_bytes, server.pause)
+        self._reader = RequestReader(self._receive, server.max_body_bytes, pause)
         self._deadline = 0.0
         self._patience = 0.0  # seconds that we still wait for the client to read the response
         self._in_a_row = 0
@@ -95,7 +95,7 @@ class Connection:
     def _receive(self) -> bytes:
         """The next bytes from the client, by the deadline. Raises `ClientGone`."""
         if not self.idle:
-            self._server.pause()  # a client whose bytes have always arrived must not block the loop
+            pause()  # a client whose bytes have always arrived must not block the loop
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise ClientGone
@@ -137,9 +137,6 @@ class Connection:
             self._server.waiting.discard(self)
             self._patience -= time.monotonic() - began
 
-    def pause(self) -> None:
-        self._server.pause()
-
     def take_over(self) -> tuple[Any, bytes]:
         """Give the socket away, with the bytes that were read beyond the request."""
         self.taken = True
@@ -171,7 +168,7 @@ class Connection:
         self._in_a_row += 1
         if self._reader.has_more or self._in_a_row >= REQUESTS_IN_A_ROW:
             self._in_a_row = 0
-            self._server.pause()
+            pause()
 
     def _serve_one(self) -> bool:
         """Serve a request; True if another one may follow."""

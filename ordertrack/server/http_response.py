@@ -11,6 +11,7 @@ from wsgiref.types import WSGIApplication
 from ordertrack import problems
 from ordertrack.errors import DomainError
 from ordertrack.server.http_request import Environ
+from ordertrack.server.loop import pause
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,6 @@ class ConnectionProtocol(Protocol):
     @property
     def stopping(self) -> bool: ...
     def send(self, data: bytes) -> None: ...
-    def pause(self) -> None: ...
 
 
 def http_date() -> str:
@@ -128,7 +128,7 @@ class Response:
                 self._write(b"".join(gathered))
                 gathered.clear()
                 size = 0
-                self._connection.pause()  # a client that reads fast must not block the loop
+                pause()  # a client that reads fast must not block the loop
         self._finish(gathered[0] if len(gathered) == 1 else b"".join(gathered))
 
     def _send_internal_error(self) -> None:

@@ -192,10 +192,6 @@ class Server:
                 break
             pause()
 
-    def pause(self) -> None:
-        """Let everything else that is ready run."""
-        pause()
-
     def ended(self, connection: Connection) -> None:
         """A connection is closed, or has become a WebSocket."""
         self.connections.discard(connection)
@@ -203,7 +199,7 @@ class Server:
     def stop(self) -> None:
         """Close the listening sockets and idle connections; requests in flight go on.
 
-        Their answers say that the connection is closed afterwards.
+        Their responses say that the connection is closed afterwards.
         """
         self.stopping = True
         for accepting in self._accepting:
@@ -215,7 +211,7 @@ class Server:
                 connection.hang_up()
 
     def finish(self, seconds: float) -> bool:
-        """Wait until every request in flight has been answered; False if some were not in time."""
+        """Wait until every request in flight has been answered; False if *seconds* were too few."""
         end = time.monotonic() + seconds
         while self.connections and time.monotonic() < end:
             sleep(0.01)

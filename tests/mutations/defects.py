@@ -588,12 +588,12 @@ DEFECTS = [
     Defect(
         "lengths-may-be-longer-than-needed", FRAMES,
         "if length < (126 if width == 2 else 65_536) or length >> 63:", "if length >> 63:",
-        only(TRANSPORT_TESTS, "test_who_breaks_the_rules_is_told_which"),
+        only(TRANSPORT_TESTS, "test_a_protocol_violation_is_closed_with_its_code"),
     ),
     Defect(
         "frames-need-no-mask", FRAMES,
         "if not data[at + 1] & _MASKED:", "if data[at + 1] < 0:",
-        only(TRANSPORT_TESTS, "test_who_breaks_the_rules_is_told_which"),
+        only(TRANSPORT_TESTS, "test_a_protocol_violation_is_closed_with_its_code"),
     ),
     Defect(
         "messages-are-of-any-size", FRAMES,
@@ -601,14 +601,14 @@ DEFECTS = [
         only(
             TRANSPORT_TESTS,
             "test_endless_fragments_take_no_memory",
-            "test_who_breaks_the_rules_is_told_which",
+            "test_a_protocol_violation_is_closed_with_its_code",
         ),
     ),
     Defect(
         "floods-are-not-ended", TRANSPORT,
         "return full_at if full_at - now <= self.message_burst / self.messages_per_second else None",
         "return full_at",
-        only(TRANSPORT_TESTS, "test_a_flood_of_messages_is_ended"),
+        only(TRANSPORT_TESTS, "test_a_flood_of_messages_is_closed"),
     ),
     Defect(
         "raw-sockets-hold-back-any-number", WEBSOCKET,

@@ -1,4 +1,4 @@
-"""A small application on the real server (echo_app.py), as a process of its own."""
+"""Runs echo_app.py, a small application on the real server, as a process of its own."""
 
 import contextlib
 import json
@@ -39,13 +39,13 @@ class Echo:
 
 
 def running(**settings: Any) -> AbstractContextManager[Echo]:
-    """The application as a process. `settings` are `Limits`, and what echo_app takes out first."""
+    """The application as a process. `settings` are those of echo_app.py."""
     return running_module("tests.server.echo_app", json.dumps(settings))
 
 
 @contextlib.contextmanager
 def running_module(name: str, *arguments: str) -> Iterator[Echo]:
-    """A program that prints its port first, as a process."""
+    """A module that prints its port first, as a process."""
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", name, *arguments],
         cwd=ROOT,

@@ -1,8 +1,8 @@
 """A small application on the real server: `python -m tests.server.echo_app '{}'`.
 
-Raw WebSockets at /ws obey text commands; Socket.IO has a few events; /stats tells what the
-transport counts. Nothing here is OrderTrack's own but the transport, the engine and the server.
-The argument is JSON: fields of `Limits`, and what is popped from `settings` below.
+Raw WebSockets at /ws obey text commands; Socket.IO has a few events; /stats returns the counters.
+Only the HTTP server, the WebSockets and Socket.IO are OrderTrack's own. The argument is JSON:
+fields of `Limits`, and the settings that are popped below.
 """
 
 # ruff: noqa: E402 (patching comes first)
@@ -60,7 +60,7 @@ if "close_seconds" in settings:
 if "flush_chunk" in settings:
     loop.FLUSH_CHUNK = settings.pop("flush_chunk")  # type: ignore[misc]
 if settings.pop("portable", False):
-    epoll.EpollPoller = epoll.HubPoller  # type: ignore[misc,assignment]  # as where there is no epoll
+    epoll.EpollPoller = epoll.HubPoller  # type: ignore[misc,assignment]  # as on a system without epoll
 if "pings" in settings:
     interval, timeout = settings.pop("pings")
     faults.ping_every(interval, timeout)
@@ -211,7 +211,7 @@ def stats() -> Any:
 
 @app.get("/alive")
 def alive() -> Any:
-    """How many requests' environs are still referred to, this one's included."""
+    """The number of requests' environs that are still alive, this one's included."""
     gc.collect()
     environs = [one for one in gc.get_objects() if type(one) is dict and "wsgi.input" in one]
     return {"environs": len(environs)}
@@ -243,7 +243,7 @@ def slow(seconds: float) -> Any:
 
 @app.get("/freeze/<float:seconds>")
 def freeze(seconds: float) -> Any:
-    """Soon nothing at all runs, for a while."""
+    """In a moment, block the whole process for a while."""
     eventlet.spawn_after(0.1, eventlet.patcher.original("time").sleep, seconds)
     return {}
 
@@ -276,7 +276,7 @@ def pieces(count: int, *, fails: bool = False) -> Any:
 
 
 def odd(environ: dict[str, Any], start_response: Any) -> Any:
-    """What an application should not do, and what few do."""
+    """An application that breaks the rules of WSGI, or uses them in unusual ways."""
     what = environ["PATH_INFO"].removeprefix("/odd/")
     plain = [("Content-Type", "text/plain")]
     if what == "split":

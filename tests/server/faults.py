@@ -1,7 +1,7 @@
-"""Exceptions put into the transport's callbacks, in the process of echo_app.py.
+"""Injects exceptions into the callbacks of WebSockets and the loop, in echo_app.py's process.
 
-Each fault strikes once: the first time that its callback runs for the connection that it is meant
-for (None: whichever is first).
+Each fault is raised once: the first time that its callback runs for the given connection (None: for
+any connection).
 """
 
 import itertools
@@ -14,7 +14,7 @@ from ordertrack.server import heartbeat, loop, websocket
 from ordertrack.server.loop import event_loop
 from ordertrack.server.websocket import WebSocket
 
-# Where the connection that it happens to ends, and everybody else goes on.
+# Faults after which only their own connection ends.
 ONE_CONNECTION = (
     "flush",
     "on_readable",
@@ -31,7 +31,7 @@ ONE_CONNECTION = (
 )
 HEARTBEAT = ("ping", "heartbeat's expire")
 
-# Where nobody would be told anything any more.
+# Faults of the loop itself, after which no callback would run any more.
 THE_LOOP = ("_on_ready", "abort", "_sweep", "poll", "attachment")
 
 
@@ -61,7 +61,7 @@ def inject(what: str, ws: WebSocket | None, handler: type) -> None:
 
 
 def _detach() -> None:
-    """As the hub does by itself to a descriptor whose callback raises."""
+    """Do what the hub does to a descriptor whose callback raises."""
     poller: Any = event_loop._poller
     poller._hub.remove_descriptor(poller._epoll.fileno())
 
@@ -78,7 +78,7 @@ def _break_abort(ws: WebSocket | None) -> None:
 
 
 _OTHERS: dict[str, Callable[[WebSocket | None, type], object]] = {
-    # Which is no Exception.
+    # Not an `Exception`.
     "timeout in on_message": lambda ws, handler: _break(
         handler, "on_message", ws, eventlet.Timeout(60)
     ),
@@ -99,7 +99,7 @@ def _fail(_now: float) -> None:
 
 
 def ping_every(interval: float, timeout: float) -> None:
-    """Instead of every 25 seconds."""
+    """Ping at this interval instead of every 25 seconds."""
     there = websocket._pings
     websocket._pings = heartbeat.Heartbeat(
         interval, timeout, ping=there._ping, expire=there._expire, pause=loop.pause

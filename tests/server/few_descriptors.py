@@ -1,6 +1,6 @@
-"""wsgi.py with as many open files allowed as FEW_DESCRIPTORS says, as under `ulimit -n`.
+"""Runs wsgi.py with a limit of FEW_DESCRIPTORS on open files, as under `ulimit -n`.
 
-FEW_PER_ADDRESS replaces the number of waiting connections that one address may have.
+FEW_PER_ADDRESS is the number of waiting connections that one address may have.
 """
 
 # ruff: noqa: E402 (patched before everything else, as wsgi.py does it)

@@ -1,4 +1,4 @@
-"""Requests of a seeded generator: mostly proper ones, and then something is done to them."""
+"""Generates HTTP requests from a seed: mostly valid ones, some of them mutated."""
 
 import itertools
 import random
@@ -57,7 +57,7 @@ class Generator:
         self._random = random.Random(seed)
 
     def stream(self) -> bytes:
-        """One to three requests, and one more behind them that is always proper."""
+        """One to three requests, and after them one that is always valid."""
         rng = self._random
         count = rng.choice((1, 1, 1, 2, 3))
         data = b"".join(self._request() for _ in range(count)) + FOLLOWING
@@ -131,7 +131,7 @@ Mutation = Callable[[random.Random, bytes], bytes]
 
 
 def _place(rng: random.Random, data: bytes) -> int:
-    """Somewhere; more often where a line ends or a word begins."""
+    """A random position, more often where a line ends or a word begins."""
     if rng.random() < 0.5:
         near = [at for at, byte in enumerate(data) if byte in b"\r\n :;,"]
         if near:

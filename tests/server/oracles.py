@@ -1,6 +1,6 @@
-"""Requests as three parsers read them: ours, h11 and httptools (llhttp, which Node uses).
+"""Reads requests with three parsers: ours, h11 and httptools (llhttp, which Node uses).
 
-Each reader answers the requests that it could read, in order, and whether it refused what came
+Each reader returns the requests that it could read, in order, and whether it refused the bytes
 after them. All give a request the same form, so that they can be compared.
 """
 
@@ -45,7 +45,7 @@ class Request:
 
 @dataclass
 class Reading:
-    """left: the last request asks for an upgrade; its body was left to whoever grants that."""
+    """left: the last request asks for an upgrade, and its body was not read."""
 
     requests: list[Request] = field(default_factory=list)
     refused: str | None = None
@@ -56,7 +56,7 @@ class Reading:
 
 
 def ours(pieces: list[bytes]) -> tuple[list[Environ], str | None]:
-    """What arrives in these pieces, as the application would get it."""
+    """The requests in these pieces, as the application would get them."""
     arriving = iter(pieces)
 
     def receive() -> bytes:
@@ -84,7 +84,7 @@ def ours(pieces: list[bytes]) -> tuple[list[Environ], str | None]:
 
 
 def as_environ(request: Request) -> Environ:
-    """What our environ must be for a request that another parser has read."""
+    """The environ that ours must be, for a request that another parser has read."""
     environ: Environ = {
         "REQUEST_METHOD": request.method,
         "RAW_URI": request.target,
@@ -103,7 +103,7 @@ def as_environ(request: Request) -> Environ:
 
 
 def _apply_rfc(environ: Environ, request: Request) -> None:
-    """What a server does with a request beyond parsing it, as our environ shows it."""
+    """Apply what a server does beyond parsing, as our environ shows it."""
     if request.target.lower().startswith("http://"):
         rest = request.target[len("http://") :]
         authority = rest.replace("?", "/").split("/")[0]
@@ -151,7 +151,7 @@ def by_h11(data: bytes) -> Reading:
 
 
 def _h11_events(connection: h11.Connection) -> Iterator[h11.Request | h11.Data | h11.EndOfMessage]:
-    """Until the end of a message, or of what there is."""
+    """The events until the end of a message, or of the bytes."""
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA or event is h11.PAUSED:

@@ -1,4 +1,4 @@
-"""One budget of file descriptors, for HTTP, WebSockets and the database."""
+"""File descriptors are shared out between HTTP, WebSockets and the database."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 SCRIPT = "tests/server/few_descriptors.py"
 
 
-def test_what_was_asked_for_is_given_where_there_is_enough(
+def test_with_enough_descriptors_the_capacity_is_what_was_asked_for(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -30,7 +30,7 @@ def test_what_was_asked_for_is_given_where_there_is_enough(
 
 @pytest.mark.parametrize("descriptors", [200, 256, 1024, 4096, 10_000, 65_536])
 @pytest.mark.parametrize("wanted", [1, 1000, 10_000, 1_000_000])
-def test_http_and_the_database_have_their_share(
+def test_http_and_the_database_keep_their_share_of_descriptors(
     descriptors: int, wanted: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     capacity = capacity_for(wanted, descriptors=descriptors, database=12)
@@ -41,12 +41,12 @@ def test_http_and_the_database_have_their_share(
     assert (capacity.websockets < wanted) == limited
 
 
-def test_too_few_are_refused_with_what_to_do() -> None:
+def test_too_few_descriptors_are_refused_with_what_to_do() -> None:
     with pytest.raises(TooFewDescriptors, match=r"at most 150 .* at least 176 .*ulimit -n"):
         capacity_for(10, descriptors=150, database=12)
 
 
-def test_who_may_open_too_few_files_does_not_start(database: str) -> None:
+def test_with_too_few_descriptors_the_server_does_not_start(database: str) -> None:
     with (
         pytest.raises(RuntimeError, match=r"ended with 1:[^~]*raise the limit \(ulimit -n\)"),
         running_server(database, script=SCRIPT, FEW_DESCRIPTORS="120"),
@@ -85,7 +85,7 @@ def test_sockets_leave_http_and_the_database_their_descriptors(
         assert "MAX_CONNECTIONS is 10000, but at most 300 files may be open" in server.log
         assert "156 connections are taken" in server.log
 
-        # What connects anew now: the relay, the pool, and 200 clients who come and idle.
+        # New connections now: the relay's, the pool's, and 200 idle clients'.
         for _ in range(200):
             idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 20))
             idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -104,7 +104,7 @@ def test_sockets_leave_http_and_the_database_their_descriptors(
 
 @pytest.mark.safety("pipelining-and-idling")
 @pytest.mark.parametrize(("proxies", "left"), [("0", 10), ("1", 40)])
-def test_an_address_is_bounded_unless_it_is_a_proxy(
+def test_connections_per_address_are_bounded_unless_it_is_a_proxy(
     small: Callable[..., contextlib.AbstractContextManager[Server]], proxies: str, left: int
 ) -> None:
     with (
@@ -123,8 +123,8 @@ def test_an_address_is_bounded_unless_it_is_a_proxy(
         assert 40 - left <= closed <= (0 if left == 40 else 42 - left)
 
 
-def test_a_port_that_is_taken_is_said_before_anything_else(database: str) -> None:
-    """And not what may be wrong besides: whoever starts it twice has a database that runs."""
+def test_a_taken_port_is_reported_before_anything_else(database: str) -> None:
+    """Started twice, the server says this, and not that the database is in use as well."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -139,8 +139,8 @@ def test_a_port_that_is_taken_is_said_before_anything_else(database: str) -> Non
     assert f"HOST and PORT name 127.0.0.1 and {port}, which cannot be listened on" in told[0]
 
 
-def test_nobody_is_let_in_before_it_is_ready() -> None:
-    """A bound port refuses, so that a balancer goes elsewhere while a migration runs."""
+def test_a_bound_port_refuses_connections_until_the_server_is_ready() -> None:
+    """So a load balancer uses another instance while a migration runs."""
     (bound,) = bind("127.0.0.1", 0)
     with socket.socket() as client, pytest.raises(ConnectionRefusedError):
         client.connect(bound.getsockname())

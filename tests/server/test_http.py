@@ -18,7 +18,7 @@ def server() -> Iterator[Echo]:
 
 
 def talk(server: Echo, *sent: str | bytes) -> bytes:
-    """Send each piece on one connection; everything that comes back until the server closes it."""
+    """Send each piece on one connection; returns all bytes until the server closes it."""
     with socket.create_connection(("127.0.0.1", server.port), 10) as client:
         for piece in sent:
             client.sendall(piece.encode("latin-1") if isinstance(piece, str) else piece)
@@ -29,7 +29,7 @@ def talk(server: Echo, *sent: str | bytes) -> bytes:
 
 
 def received_before_the_reset(server: Echo, sent: str) -> bytes:
-    """What comes back on a connection that the server must break off, not close."""
+    """The bytes received on a connection that the server must reset, not close."""
     with socket.create_connection(("127.0.0.1", server.port), 10) as client:
         client.sendall(sent.encode())
         answer = b""
@@ -38,7 +38,7 @@ def received_before_the_reset(server: Echo, sent: str) -> bytes:
                 answer += data
         except ConnectionResetError:
             return answer
-        pytest.fail(f"closed as if this were everything: {answer[:200]!r}")
+        pytest.fail(f"closed as if this were the whole response: {answer[:200]!r}")
 
 
 def request(*lines: str, body: str = "") -> str:
@@ -62,7 +62,7 @@ def test_a_request_is_answered_with_a_length_and_a_date(server: Echo) -> None:
     assert b'"REMOTE_ADDR":"127.0.0.1"' in body
 
 
-def test_connections_are_kept_and_requests_may_be_pipelined(server: Echo) -> None:
+def test_connections_are_kept_alive_and_requests_may_be_pipelined(server: Echo) -> None:
     first = request("GET /environ HTTP/1.1", "Host: x")
     post = request("POST /body HTTP/1.1", "Host: x", "Content-Length: 5", body="hello")
     answer = talk(server, first + post + request("GET /environ HTTP/1.1", *LAST))
@@ -78,7 +78,7 @@ def test_http_1_0_closes_unless_told_otherwise(server: Echo) -> None:
     assert b"Connection: keep-alive" in answer
 
 
-def test_an_answer_without_a_length_is_chunked(server: Echo) -> None:
+def test_a_response_without_a_length_is_chunked(server: Echo) -> None:
     answer = talk(server, request("GET /stream HTTP/1.1", *LAST))
     head, body = answer.split(b"\r\n\r\n", 1)
     assert b"Transfer-Encoding: chunked" in head
@@ -131,7 +131,7 @@ def test_a_refusal_arrives_although_the_client_is_still_sending(server: Echo) ->
     assert answer.endswith(b"}")
 
 
-def test_a_client_may_ask_before_it_sends_a_body(server: Echo) -> None:
+def test_a_client_may_wait_for_100_continue_before_it_sends_a_body(server: Echo) -> None:
     with socket.create_connection(("127.0.0.1", server.port), 10) as client:
         head = request("POST /body HTTP/1.1", *LAST, "Content-Length: 2", "Expect: 100-continue")
         client.sendall(head.encode())
@@ -150,7 +150,7 @@ def test_a_body_that_the_application_ignores_does_not_become_a_request(server: E
 
 
 @pytest.mark.parametrize("body", ["ok", "2\r\nok\r\n0\r\n\r\n"], ids=["plain", "chunked"])
-def test_who_sends_the_body_at_once_is_not_told_to(server: Echo, body: str) -> None:
+def test_a_client_that_sends_the_body_at_once_gets_no_100_continue(server: Echo, body: str) -> None:
     kind = "Content-Length: 2" if body == "ok" else "Transfer-Encoding: chunked"
     answer = talk(server, request(POST, *LAST, kind, "Expect: 100-continue", body=body))
     assert answer.endswith(b'"length":2}\n')
@@ -158,11 +158,11 @@ def test_who_sends_the_body_at_once_is_not_told_to(server: Echo, body: str) -> N
         assert answer.startswith(b"HTTP/1.1 200 OK")
 
 
-def test_expect_means_nothing_in_http_1_0(server: Echo) -> None:
+def test_expect_is_ignored_in_http_1_0(server: Echo) -> None:
     head = request("POST /body HTTP/1.0", "Content-Length: 2", "Expect: 100-continue")
     with socket.create_connection(("127.0.0.1", server.port), 10) as client:
         client.sendall(head.encode())
-        client.settimeout(0.3)  # bounds how long a server that is right lets us wait
+        client.settimeout(0.3)  # the time that passes when the server is right
         with pytest.raises(TimeoutError):
             client.recv(100)
         client.settimeout(10)
@@ -185,7 +185,7 @@ def test_an_error_of_the_application_is_a_problem_without_details(server: Echo, 
     ("what", "version", "received"),
     [("fails", "1.1", 40_000), ("fails", "1.0", 40_000), ("less", "1.1", 2)],
 )
-def test_part_of_an_answer_does_not_pass_for_the_whole(
+def test_a_partial_response_ends_with_a_reset(
     server: Echo, what: str, version: str, received: int
 ) -> None:
     answer = received_before_the_reset(
@@ -197,7 +197,7 @@ def test_part_of_an_answer_does_not_pass_for_the_whole(
     assert answer.partition(b"\r\n\r\n")[2].count(b"x") <= received
 
 
-def test_an_application_may_think_again_until_it_has_answered(server: Echo) -> None:
+def test_an_application_may_replace_its_status_until_the_head_is_sent(server: Echo) -> None:
     answer = talk(server, request("GET /odd/instead HTTP/1.1", *LAST))
     assert answer.startswith(b"HTTP/1.1 404 Not Found\r\n")
     assert answer.endswith(b"\r\n\r\ninstead")
@@ -234,13 +234,14 @@ HANDSHAKE = (
         ("1.1", ("Transfer-Encoding: chunked",), "0\r\n\r\n"),
     ],
 )
-def test_upgrade_counts_neither_in_http_1_0_nor_with_a_body(
+def test_upgrade_is_ignored_in_http_1_0_and_with_a_body(
     server: Echo, version: str, extra: tuple[str, ...], body: str
 ) -> None:
     sent = request(f"GET /ws HTTP/{version}", *HANDSHAKE, *extra, body=body)
     answer = talk(server, sent + request("GET /odd/ok HTTP/1.1", *LAST))
     assert answer.startswith(b"HTTP/1.1 426 ")
-    with socket.create_connection(("127.0.0.1", server.port), 10) as client:  # and else it does
+    # Otherwise it counts.
+    with socket.create_connection(("127.0.0.1", server.port), 10) as client:
         client.sendall(request("GET /ws HTTP/1.1", *HANDSHAKE, "Content-Length: 0").encode())
         assert client.recv(12) == b"HTTP/1.1 101"
 
@@ -343,11 +344,13 @@ def test_repeated_headers_are_joined_and_underscores_are_not_dashes(server: Echo
         (request(POST, "Host: x", "Content-Length: 1", "Expect: something", body="x"), 417),
     ],
 )
-def test_what_could_be_read_in_two_ways_is_refused(server: Echo, sent: str, status: int) -> None:
+def test_a_request_that_could_be_read_in_two_ways_is_refused(
+    server: Echo, sent: str, status: int
+) -> None:
     answer = talk(server, sent)
     assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer[:200]
     assert b"Connection: close" in answer
-    assert answer.count(b"HTTP/1.1 ") == 1, "nothing behind it is read as a request"
+    assert answer.count(b"HTTP/1.1 ") == 1, "nothing after it is read as a request"
 
 
 @pytest.mark.parametrize(
@@ -358,7 +361,7 @@ def test_what_could_be_read_in_two_ways_is_refused(server: Echo, sent: str, stat
         ("http://[::1]:80/environ?", "[::1]:80", "/environ", ""),
     ],
 )
-def test_an_absolute_address_counts_and_host_does_not(
+def test_an_absolute_target_replaces_the_host_header(
     server: Echo, target: str, host: str, path: str, query: str
 ) -> None:
     answer = talk(server, request(f"GET {target} HTTP/1.1", *LAST))
@@ -369,7 +372,7 @@ def test_an_absolute_address_counts_and_host_does_not(
 @pytest.mark.parametrize(
     ("target", "path", "query"), [("http://x?a=1", "/", "a=1"), ("http://x", "/", "")]
 )
-def test_an_absolute_address_needs_no_path(target: str, path: str, query: str) -> None:
+def test_an_absolute_target_needs_no_path(target: str, path: str, query: str) -> None:
     environ: dict[str, str] = {}
     parse_head(f"GET {target} HTTP/1.1\r\nHost: y", environ)
     assert (environ["HTTP_HOST"], environ["PATH_INFO"], environ["QUERY_STRING"]) == (

@@ -1,4 +1,4 @@
-"""What a stranger may take of the HTTP server: turns, connections, time. On real sockets."""
+"""Limits of the HTTP server on connections, time and turns of the loop, on real sockets."""
 
 import contextlib
 import socket
@@ -32,13 +32,13 @@ def connect(server: Echo, *, window: int | None = None) -> socket.socket:
 
 
 def ask(client: socket.socket, request: bytes = GET) -> bytes:
-    """One small answer."""
+    """The response to a small request."""
     client.sendall(request)
     return client.recv(65536)
 
 
 def is_closed(client: socket.socket) -> bool:
-    """Whether the server has hung up, with nothing said before."""
+    """Whether the server has closed the connection without sending anything more."""
     client.setblocking(False)
     try:
         return client.recv(1) == b""
@@ -51,7 +51,7 @@ def is_closed(client: socket.socket) -> bool:
 
 
 class Flood:
-    """Sends requests on one connection without waiting for answers, until the block ends."""
+    """Sends requests on one connection without waiting for responses, until the block ends."""
 
     def __init__(self, server: Echo, request: bytes) -> None:
         self._client = connect(server)
@@ -95,8 +95,8 @@ def took(client: socket.socket, count: int) -> list[float]:
 
 @pytest.mark.safety("pipelining-and-idling")
 @pytest.mark.parametrize("request_", [NOT_FOUND, CRUMBS], ids=["404s", "chunks of one byte"])
-def test_who_pipelines_leaves_the_others_their_turns(request_: bytes) -> None:
-    """No clock: others' requests are answered one by one while the flood is going on."""
+def test_a_pipelining_flood_does_not_starve_other_connections(request_: bytes) -> None:
+    """Without a clock: others' requests are answered one by one during the flood."""
     with running() as server, connect(server) as other:
         before = took(other, 100)
         with Flood(server, request_) as flood:
@@ -106,7 +106,7 @@ def test_who_pipelines_leaves_the_others_their_turns(request_: bytes) -> None:
             for _ in range(10):
                 during += took(other, 10)
                 seen.append(flood.answers)
-            eventually(lambda: flood.answers > seen[-1])  # it has not ended meanwhile
+            eventually(lambda: flood.answers > seen[-1])  # it still goes on
         per_request = (seen[-1] - seen[0]) / 100
         assert per_request < 50, f"{per_request} of the flood's for one of the others'"
         shown = [statistics.quantiles(times, n=100)[98] for times in (before, during)]
@@ -126,7 +126,7 @@ def crowd() -> Iterator[list[socket.socket]]:
 
 @pytest.mark.safety("pipelining-and-idling")
 @pytest.mark.parametrize("said", [b"", b"GET / HT"], ids=["idle", "half a request"])
-def test_connections_that_wait_are_bounded_per_address(
+def test_waiting_connections_are_bounded_per_address(
     crowd: list[socket.socket], said: bytes
 ) -> None:
     with running(per_address=30, drain_seconds=0.2) as server:
@@ -139,7 +139,7 @@ def test_connections_that_wait_are_bounded_per_address(
 
 
 @pytest.mark.safety("pipelining-and-idling")
-def test_when_full_the_oldest_idle_connection_is_given_up(crowd: list[socket.socket]) -> None:
+def test_at_capacity_the_oldest_idle_connection_is_evicted(crowd: list[socket.socket]) -> None:
     with running(capacity=20, per_address=None) as server:
         busy = connect(server)
         busy.sendall(b"GET /slow/1.0 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -147,13 +147,15 @@ def test_when_full_the_oldest_idle_connection_is_given_up(crowd: list[socket.soc
         for _ in range(100):
             crowd.append(connect(server))
             assert ask(crowd[-1]).startswith(b"HTTP/1.1 200")
-        assert busy.recv(65536).startswith(b"HTTP/1.1 200"), "a request under way is not given up"
+        assert busy.recv(65536).startswith(b"HTTP/1.1 200"), "a request in flight is not evicted"
         assert not is_closed(crowd[-1])
         assert all(is_closed(client) for client in crowd[:70])
         busy.close()
 
 
-def test_when_all_are_busy_new_connections_wait_for_their_turn(crowd: list[socket.socket]) -> None:
+def test_at_capacity_new_connections_wait_while_all_others_are_busy(
+    crowd: list[socket.socket],
+) -> None:
     slow = b"GET /slow/0.3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     with running(capacity=3, per_address=None) as server:
         for _ in range(9):
@@ -164,7 +166,7 @@ def test_when_all_are_busy_new_connections_wait_for_their_turn(crowd: list[socke
 
 
 @pytest.mark.safety("pipelining-and-idling")
-def test_a_request_has_to_arrive_in_time_however_it_trickles() -> None:
+def test_a_request_has_to_arrive_whole_in_time() -> None:
     sent = 0
     with running(REQUEST_SECONDS=0.5) as server, connect(server) as client:
         client.sendall(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n")
@@ -184,7 +186,7 @@ def test_an_idle_connection_is_closed_after_a_while() -> None:
 
 
 def read_slowly(client: socket.socket, query: int) -> int:
-    """How much comes of an answer of 20 KB times *query*, read at 200 KB/s at most."""
+    """The bytes received of a response of 20 KB times *query*, read at 200 KB/s at most."""
     client.sendall(b"GET /odd/large?%d HTTP/1.0\r\n\r\n" % query)
     received = 0
     with contextlib.suppress(ConnectionResetError):
@@ -195,7 +197,7 @@ def read_slowly(client: socket.socket, query: int) -> int:
 
 
 @pytest.mark.safety("pipelining-and-idling")
-def test_an_answer_has_to_be_taken_in_time_not_each_piece_of_it() -> None:
+def test_a_response_has_to_be_read_whole_in_time() -> None:
     with running(RESPONSE_SECONDS=0.5, RESPONSE_BYTES_PER_SECOND=1e7) as server:
         with connect(server, window=4096) as client:
             assert read_slowly(client, 50) < 1_000_000
@@ -203,7 +205,7 @@ def test_an_answer_has_to_be_taken_in_time_not_each_piece_of_it() -> None:
             assert ask(another).startswith(b"HTTP/1.1 200")
 
 
-def test_a_long_answer_has_long_to_be_taken() -> None:
+def test_a_long_response_may_be_read_for_longer() -> None:
     with (
         running(RESPONSE_SECONDS=1.0, RESPONSE_BYTES_PER_SECOND=10_000) as server,
         connect(server, window=4096) as client,
@@ -211,20 +213,20 @@ def test_a_long_answer_has_long_to_be_taken() -> None:
         assert read_slowly(client, 30) > 600_000
 
 
-def test_a_connection_that_failed_before_it_was_accepted_stops_nobody() -> None:
+def test_a_connection_that_failed_before_accept_affects_no_other() -> None:
     """One listening socket fails at every call, which must not starve the others."""
     with running(accept_error="ECONNABORTED") as server, connect(server) as client:
         assert ask(client).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("error", ["EMFILE", "ENOBUFS"])
-def test_a_shortage_at_accept_stops_nobody(error: str) -> None:
+def test_a_shortage_of_descriptors_at_accept_passes(error: str) -> None:
     with running(accept_error=error) as server, connect(server) as client:
         assert ask(client).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("error", ["ENOTSOCK", "something unheard of"])
-def test_a_server_that_cannot_accept_any_more_ends_loudly(
+def test_a_server_that_cannot_accept_any_more_exits_with_an_error(
     error: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with running(accept_error=error) as server:
@@ -233,8 +235,8 @@ def test_a_server_that_cannot_accept_any_more_ends_loudly(
 
 
 @pytest.mark.safety("full-for-an-hour")
-def test_who_comes_to_a_full_server_for_an_hour_leaves_nothing_behind() -> None:
-    """Also not those who hang up while they wait, or in the middle of a request."""
+def test_a_full_server_keeps_nothing_of_the_clients_it_turns_away() -> None:
+    """Nor of those that close while they wait, or in the middle of a request."""
     with running(capacity=20, per_address=None, drain_seconds=0.2) as server:
         open_files = Path(f"/proc/{server.process.pid}/fd")
         memory = 0

@@ -1,8 +1,9 @@
-"""Our reader of requests against two that we did not write, on generated and mutated requests.
+"""Compares our request reader with h11 and httptools, on generated and mutated requests.
 
 Whatever h11 or httptools refuses, ours refuses; whatever ours accepts, all three read alike:
-method, target, version, headers, body, and where the next request begins. Each run tries others; a
-failure names the seed (`LONG_SEED` repeats it) and the bytes. `scripts/test-long` tries more.
+method, target, version, headers, body, and where the next request begins. Each run tries other
+requests; a failure names the seed (`LONG_SEED` repeats it) and the bytes. `scripts/test-long` tries
+more.
 """
 
 import os
@@ -20,7 +21,7 @@ PART = 5_000  # cases of one test, each with a generator of its own
 
 
 def excepted(which: str, refusal: str, before: Request) -> str | None:
-    """Why a request that an oracle refuses is accepted all the same. Each is a choice of theirs."""
+    """Why a request that an oracle refuses may be accepted: each is a choice of the oracle."""
     if which == "httptools" and "InvalidMethod" in refusal:
         # It knows a list of methods. RFC 9110, 9.1: a method is any token; ours answers 405.
         return "a method that llhttp does not list"
@@ -34,7 +35,7 @@ def excepted(which: str, refusal: str, before: Request) -> str | None:
 
 
 def compare(which: str, reading: Reading, read: list[dict[str, object]]) -> str | None:
-    """Answers the exception that applied. Fails where ours has read something else."""
+    """Returns the exception that applied. Fails where our reader has read something else."""
     for number, environ in enumerate(read):
         if number >= len(reading.requests):
             assert reading.refused is not None, f"{which} waits for more of request {number}"
@@ -57,7 +58,7 @@ def compare(which: str, reading: Reading, read: list[dict[str, object]]) -> str 
 
 @pytest.mark.safety("request-smuggling")
 @pytest.mark.parametrize("part", range(examples(3)))
-def test_what_they_refuse_we_refuse_and_what_we_accept_all_read_alike(part: int) -> None:
+def test_requests_are_refused_and_read_as_by_two_other_parsers(part: int) -> None:
     generator = Generator(SEED + part)
     seen: Counter[str] = Counter()
     for case in range(PART):
@@ -80,7 +81,7 @@ def test_what_they_refuse_we_refuse_and_what_we_accept_all_read_alike(part: int)
         if refused is not None:
             seen[refused[:3]] += 1
     print(f"seed {SEED + part}: {dict(seen.most_common())}")  # noqa: T201
-    # The generator reaches what the comparison is about.
+    # The generator reaches what is to be compared.
     for what in ("refused by ours", "refused by h11", "refused by httptools"):
         assert PART * 0.1 < seen[what] < PART * 0.9, what
     assert seen["accepted requests"] > PART * 0.8
@@ -89,8 +90,8 @@ def test_what_they_refuse_we_refuse_and_what_we_accept_all_read_alike(part: int)
         assert seen[status], f"no case was answered {status}"
 
 
-def test_the_oracles_can_tell_a_difference() -> None:
-    """They refuse, and read, what this comparison is there for."""
+def test_the_oracles_refuse_smuggling_and_read_valid_requests() -> None:
+    """So their agreement with our reader means something."""
     smuggled = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello"
     assert by_h11(smuggled).refused
     assert by_httptools(smuggled).refused

@@ -1,4 +1,4 @@
-"""A server that refuses, for an hour if need be, keeps nothing of what it refused."""
+"""A server at its limit keeps nothing of the requests that it refuses, however many."""
 
 import importlib
 import pkgutil
@@ -16,7 +16,7 @@ REFUSALS = 3000
 
 
 def answers(port: int, request: bytes, count: int, *, batch: int = 50) -> Iterator[bytes]:
-    """The heads of *count* answers to the same request, over one connection."""
+    """The heads of *count* responses to the same request, over one connection."""
     with socket.create_connection(("127.0.0.1", port), 20) as connection:
         reading = connection.makefile("rb")
         for _ in range(count // batch):
@@ -53,8 +53,8 @@ def test_refusals_keep_no_request_alive() -> None:
             client.close()
 
 
-def test_no_exception_is_made_before_it_is_raised() -> None:
-    """One that is raised again and again keeps the frames of every time."""
+def test_no_exception_is_created_before_it_is_raised() -> None:
+    """An exception that is raised again and again keeps the stack frames of each time."""
     kept = []
     for found in pkgutil.walk_packages(ordertrack.__path__, "ordertrack."):
         module = importlib.import_module(found.name)

@@ -8,6 +8,7 @@ import eventlet.hubs
 import pytest
 
 from ordertrack.networks import network_of
+from ordertrack.server import http_connection
 from ordertrack.server.http_connection import Connection
 from ordertrack.server.waiting_connections import WaitingConnections
 
@@ -21,14 +22,14 @@ class Peer:
         self.ended = True
 
 
-def test_the_oldest_of_an_address_goes_first() -> None:
+def test_the_oldest_connection_of_an_address_is_evicted_first() -> None:
     waiting: WaitingConnections[Peer] = WaitingConnections(most=100, per_address=2)
     other = Peer("192.0.2.9")
     waiting.add(other)
     own = [Peer("192.0.2.1") for _ in range(4)]
     waiting.add(own[0])
     waiting.add(own[1])
-    waiting.discard(own[0])  # it has its request, and waits anew
+    waiting.discard(own[0])  # its request has arrived, and it waits again
     waiting.add(own[0])
     waiting.add(own[2])
     assert [peer.ended for peer in own] == [False, True, False, False]
@@ -36,7 +37,7 @@ def test_the_oldest_of_an_address_goes_first() -> None:
     assert list(waiting) == [other, own[0], own[2]]
 
 
-def test_the_oldest_of_all_goes_when_there_are_too_many() -> None:
+def test_the_oldest_of_all_connections_is_evicted_at_the_limit() -> None:
     waiting: WaitingConnections[Peer] = WaitingConnections(most=2, per_address=None)
     peers = [Peer(f"192.0.2.{number}") for number in range(3)]
     for peer in peers:
@@ -62,8 +63,8 @@ def test_the_oldest_of_all_goes_when_there_are_too_many() -> None:
         ("2001:db8:1:2:3:4:5::", "2001:db8:1:2::", True),
     ],
 )
-def test_who_has_a_network_has_one_address(one: str, other: str, same: bool) -> None:
-    """An IPv6 client chooses half of its address itself."""
+def test_one_ipv6_network_counts_as_one_address(one: str, other: str, same: bool) -> None:
+    """An IPv6 client chooses half of its address by itself."""
     assert (network_of(one) == network_of(other)) is same
 
 
@@ -81,25 +82,21 @@ class _Server:
     def __init__(self) -> None:
         self.waiting: WaitingConnections[Connection] = WaitingConnections()
         self.gone: list[Connection] = []
-        self.pauses = 0
-
-    def pause(self) -> None:
-        self.pauses += 1
 
     def ended(self, connection: Connection) -> None:
         self.gone.append(connection)
 
 
-def test_a_descriptor_that_somebody_else_closes_is_no_failure(
+def test_a_descriptor_closed_by_another_greenlet_is_no_failure(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Eventlet tells who waits for it with an EOFError."""
+    """Eventlet raises EOFError in the greenlet that waits for it."""
     one, other = socket.socketpair()
     server = _Server()
     connection = Connection(server, eventlet.greenio.GreenSocket(one), ("192.0.2.1", 1))
     serving = eventlet.spawn(connection.serve)
     eventlet.sleep(0)  # it waits now
-    eventlet.hubs.notify_opened(one.fileno())  # the number has been given out anew
+    eventlet.hubs.notify_opened(one.fileno())  # the number was given to another file
     eventlet.sleep(0)  # the loop looks for such descriptors once a turn
     with eventlet.Timeout(10):
         serving.wait()
@@ -123,10 +120,12 @@ CRUMBS = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b
     ],
     ids=["pipelined", "one after the other", "in small chunks", "byte by byte"],
 )
-def test_who_always_has_bytes_ready_gives_the_others_their_turn(
-    sent: list[bytes], turns: int
+def test_a_client_with_bytes_always_ready_does_not_block_the_loop(
+    sent: list[bytes], turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A socket that need not wait does not give up the loop."""
+    """A `recv` that need not wait does not let other greenlets run."""
+    pauses: list[None] = []
+    monkeypatch.setattr(http_connection, "pause", lambda: pauses.append(None))
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps pieces apart
     for piece in sent:
         other.send(piece)
@@ -137,5 +136,5 @@ def test_who_always_has_bytes_ready_gives_the_others_their_turn(
     while data := other.recv(65536):
         answers += data
     assert answers.count(b"HTTP/1.1 204") == b"".join(sent).count(b"HTTP/1.1")
-    assert server.pauses >= turns
+    assert len(pauses) >= turns
     other.close()

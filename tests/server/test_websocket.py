@@ -1,4 +1,4 @@
-"""The transport, on real sockets against a real server process, frame by frame."""
+"""WebSocket connections, on real sockets against a real server process, frame by frame."""
 
 import contextlib
 import socket
@@ -26,9 +26,9 @@ from tests.server.wire import (
 from tests.support.waiting import eventually
 
 
-@pytest.fixture(scope="module", params=["best", "portable"])
+@pytest.fixture(scope="module", params=["epoll", "portable"])
 def server(request: pytest.FixtureRequest) -> Iterator[Echo]:
-    """Both ways to learn which sockets are ready: the best here, and the one for any system."""
+    """With both pollers: epoll, and the one that works on every system."""
     with running(
         portable=request.param == "portable",
         max_queue_bytes=300_000,
@@ -116,12 +116,12 @@ def test_a_bad_handshake_gets_a_problem_before_any_upgrade(
 
 
 @pytest.mark.parametrize("origin", ["https://shop.example.com", "https://SHOP.example.com:443"])
-def test_an_allowed_origin_gets_in(server: Echo, origin: str) -> None:
+def test_an_allowed_origin_is_accepted(server: Echo, origin: str) -> None:
     with peer(server.port, opening=handshake("/ws", server.port, Origin=origin)) as client:
         assert client.status == 101
 
 
-def test_the_servers_own_origin_gets_in(server: Echo) -> None:
+def test_the_servers_own_origin_is_accepted(server: Echo) -> None:
     own = f"http://localhost:{server.port}"
     with peer(server.port, opening=handshake("/ws", server.port, Origin=own)) as client:
         assert client.status == 101
@@ -133,7 +133,7 @@ def test_a_subprotocol_is_answered(server: Echo) -> None:
         assert client.headers["sec-websocket-protocol"] == "ordertrack.v1"
 
 
-def test_what_is_sent_together_with_the_handshake_is_not_lost(server: Echo) -> None:
+def test_frames_sent_together_with_the_handshake_are_not_lost(server: Echo) -> None:
     early = frame(TEXT, b"first") + frame(TEXT, b"second") + frame(TEXT, b"third")[:4]
     with peer(server.port, early=early) as client:
         assert [client.read_text(), client.read_text()] == ["first", "second"]
@@ -200,11 +200,11 @@ def test_a_failing_handler_closes_its_own_connection_only(server: Echo) -> None:
 def test_frames_handed_over_in_different_ways_keep_their_order(server: Echo) -> None:
     with peer(server.port, receive_buffer=4096) as client:
         client.text("mixed 2000 100")
-        eventually(lambda: server.stats()["queued_bytes"])  # some of it has piled up
+        eventually(lambda: server.stats()["queued_bytes"])  # some of them are queued
         assert [int(client.read_text().split()[0]) for _ in range(2000)] == list(range(2000))
 
 
-def test_what_goes_to_more_than_one_turn_serves_reaches_all_of_them() -> None:
+def test_a_broadcast_to_more_sockets_than_one_turn_flushes_reaches_all() -> None:
     with running(flush_chunk=4) as server, contextlib.ExitStack() as stack:
         clients = []
         for _ in range(15):
@@ -217,7 +217,7 @@ def test_what_goes_to_more_than_one_turn_serves_reaches_all_of_them() -> None:
         assert [client.read_text() for client in clients] == ['42["number",0]'] * 15
 
 
-# Rules ------------------------------------------------------------------------------------------
+# Protocol violations and floods -----------------------------------------------------------------
 
 
 RULES = [
@@ -251,7 +251,7 @@ RULES = [
 
 # Numbered: frames are masked at random, and every worker must see the same tests.
 @pytest.mark.parametrize(("sent", "code"), RULES, ids=map(str, range(len(RULES))))
-def test_who_breaks_the_rules_is_told_which(server: Echo, sent: bytes, code: int) -> None:
+def test_a_protocol_violation_is_closed_with_its_code(server: Echo, sent: bytes, code: int) -> None:
     with peer(server.port) as client:
         client.send(sent)
         assert client.read_close() == code
@@ -261,7 +261,7 @@ def test_who_breaks_the_rules_is_told_which(server: Echo, sent: bytes, code: int
 @pytest.mark.safety("oversized-messages")
 @pytest.mark.parametrize("where", ["raw", "before CONNECT", "after CONNECT"])
 def test_endless_fragments_take_no_memory(server: Echo, where: str) -> None:
-    """Of 60 MB that are sent the server keeps less than a message, and says at once why."""
+    """Of 60 MB that are sent the server keeps less than one message, and it closes at once."""
     path = "/ws" if where == "raw" else "/socket.io/?EIO=4&transport=websocket"
     with peer(server.port, path) as client:
         if where == "after CONNECT":
@@ -280,14 +280,14 @@ def test_endless_fragments_take_no_memory(server: Echo, where: str) -> None:
 
 
 @pytest.mark.safety("floods-and-hoarding")
-def test_a_flood_of_messages_is_ended(server: Echo) -> None:
+def test_a_flood_of_messages_is_closed(server: Echo) -> None:
     with peer(server.port) as client:
         client.send(frame(TEXT, b"quick") * 2000)
         assert client.read_close() == 1008
 
 
-def test_what_is_over_the_allowance_is_not_looked_at(server: Echo) -> None:
-    """Frames are so small that one read holds them all, and many more than are allowed."""
+def test_messages_over_the_rate_limit_are_not_handled(server: Echo) -> None:
+    """The frames are so small that one read holds many more than the rate limit allows."""
     before = server.stats()["messages_in"]
     with peer(server.port) as client:
         client.send(frame(TEXT) * 5000)
@@ -295,7 +295,7 @@ def test_what_is_over_the_allowance_is_not_looked_at(server: Echo) -> None:
     assert server.stats()["messages_in"] - before < 450
 
 
-def test_a_flood_of_pings_or_fragments_is_ended_too(server: Echo) -> None:
+def test_a_flood_of_pings_or_fragments_is_closed_too(server: Echo) -> None:
     for piece in (frame(PING), frame(0, b"", fin=False)):
         with peer(server.port) as client:
             with contextlib.suppress(ConnectionError):
@@ -311,8 +311,8 @@ def test_pings_cost_less_than_messages(server: Echo) -> None:
         assert client.read_text() == "still here"
 
 
-def test_an_inbox_is_bounded_within_one_read_too(server: Echo) -> None:
-    """While a handler is busy only so many messages are taken; the rest stays in the network."""
+def test_the_inbox_is_bounded_within_one_read_too(server: Echo) -> None:
+    """While a handler is busy, the messages beyond the inbox stay in the network."""
     with peer(server.port) as client:
         before = server.stats()["messages_in"]
         client.send(frame(TEXT, b"nap 0.7"), *(frame(TEXT, b"%d" % n) for n in range(300)))
@@ -324,7 +324,7 @@ def test_an_inbox_is_bounded_within_one_read_too(server: Echo) -> None:
 # Closing ----------------------------------------------------------------------------------------
 
 
-def test_the_client_closes_and_its_code_comes_back(server: Echo) -> None:
+def test_the_clients_close_frame_is_answered_with_its_code(server: Echo) -> None:
     with peer(server.port) as client:
         client.send(frame(CLOSE, (4001).to_bytes(2, "big") + b"bye"))
         assert client.read_close() == 4001
@@ -332,7 +332,7 @@ def test_the_client_closes_and_its_code_comes_back(server: Echo) -> None:
         eventually(lambda: [4001, "bye"] in server.stats()["ended"])
 
 
-def test_the_server_closes_behind_what_it_has_sent(server: Echo) -> None:
+def test_the_servers_close_frame_comes_after_everything_sent(server: Echo) -> None:
     with peer(server.port) as client:
         client.text("close 1012")
         assert client.read_text() == "last words"
@@ -341,15 +341,15 @@ def test_the_server_closes_behind_what_it_has_sent(server: Echo) -> None:
         assert client.at_end()
 
 
-def test_a_client_that_never_answers_a_close_is_dropped(server: Echo) -> None:
+def test_a_client_that_never_answers_a_close_frame_is_closed(server: Echo) -> None:
     with peer(server.port) as client:
         client.text("close 1000")
         assert client.read_text() == "last words"
         assert client.read_close() == 1000
-        assert client.at_end()  # within the socket's timeout, though we never sent a close
+        assert client.at_end()  # within the socket's timeout, though no close frame was sent
 
 
-def test_a_client_that_vanishes_is_noticed(server: Echo) -> None:
+def test_a_client_that_closes_its_socket_is_noticed(server: Echo) -> None:
     before = server.stats()["open"]
     client = Peer(server.port)
     assert server.stats()["open"] == before + 1
@@ -396,10 +396,10 @@ def test_a_reader_that_stops_is_closed_when_its_queue_is_full(server: Echo) -> N
             got.append(int(payload.split()[0]))
             opcode, payload = client.read()
         assert payload[:2] == (1013).to_bytes(2, "big")
-        assert got == list(range(len(got))), "what did arrive is a prefix, in order"
+        assert got == list(range(len(got))), "what has arrived is a prefix, in order"
 
 
-def test_a_reader_that_never_reads_again_is_cut_off(server: Echo) -> None:
+def test_a_reader_that_never_reads_again_is_aborted(server: Echo) -> None:
     before = server.stats()["open"]
     with peer(server.port, receive_buffer=4096) as client:
         client.text("flood 3000 1000")
@@ -418,7 +418,7 @@ def test_a_reader_that_stops_is_closed_when_its_queue_is_old(server: Echo) -> No
 def test_a_steady_reader_gets_a_message_that_takes_longer_than_a_queue_may_be_old(
     server: Echo,
 ) -> None:
-    """Its one frame is as old as the transfer takes: what counts is that it goes on."""
+    """Its one frame grows old in the transfer; the rate at which it is read is what counts."""
     size, pace, closes = 400_000, 80_000, server.stats()["slow_closes"]
     with peer(server.port, receive_buffer=4096) as client:
         client.text(f"flood 1 {size}")
@@ -432,20 +432,20 @@ def test_a_steady_reader_gets_a_message_that_takes_longer_than_a_queue_may_be_ol
     assert server.stats()["slow_closes"] == closes
 
 
-def test_a_reader_that_only_sips_is_cut_off(server: Echo) -> None:
+def test_a_reader_below_the_minimum_rate_is_closed(server: Echo) -> None:
     closes = server.stats()["slow_closes"]
     with peer(server.port, receive_buffer=4096) as client:
         client.text("flood 1 400000")
 
-        def sip() -> bool:
+        def read_a_little() -> bool:
             client.socket.recv(50)  # 100 times a second
             return bool(server.stats()["slow_closes"] > closes)
 
-        eventually(sip)
+        eventually(read_a_little)
 
 
 def test_answers_wait_until_the_client_has_read_those_before(server: Echo) -> None:
-    """Each is within the bound, all together are not."""
+    """Each answer is within the bound of the send queue, all together are not."""
     with peer(server.port, receive_buffer=4096) as client:
         for _ in range(10):
             client.text("flood 1 140000")
@@ -453,7 +453,7 @@ def test_answers_wait_until_the_client_has_read_those_before(server: Echo) -> No
         assert [len(client.read_text()) for _ in range(10)] == [140_000] * 10
 
 
-def test_a_message_larger_than_the_bound_is_delivered_to_who_reads_it(server: Echo) -> None:
+def test_a_message_larger_than_the_bound_reaches_a_client_that_reads(server: Echo) -> None:
     with peer(server.port) as client:
         client.text("flood 1 2000000")
         assert len(client.read_text()) == 2_000_000
@@ -467,7 +467,7 @@ def test_slow_readers_do_not_hold_up_the_others(server: Echo) -> None:
             assert quick.read_text() == str(number)
 
 
-def test_what_is_due_more_often_than_every_second_is_done_as_often() -> None:
+def test_a_sweep_with_a_short_period_runs_as_often() -> None:
     loop = loop_module.Loop()
     done: dict[float, list[float]] = {0.05: [], 1.0: []}
     for period, times in done.items():
@@ -479,10 +479,10 @@ def test_what_is_due_more_often_than_every_second_is_done_as_often() -> None:
     assert len(done[1.0]) >= 12
 
 
-def test_those_who_are_told_to_come_back_are_told_evenly_over_the_time_there_is(
+def test_sockets_are_closed_evenly_over_the_drain_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By a clock of the test's own: whoever waits longer than told, and whoever hurries, shows."""
+    """By a clock of the test's own, which shows every wait that is too long or too short."""
     clock = 0.0
     closed: dict[int, float] = {}
 
@@ -522,7 +522,7 @@ def test_those_who_are_told_to_come_back_are_told_evenly_over_the_time_there_is(
 # The end ----------------------------------------------------------------------------------------
 
 
-def test_sigterm_tells_every_socket_to_come_back_and_ends_in_time() -> None:
+def test_sigterm_closes_every_socket_with_service_restart_in_time() -> None:
     with running(drain_seconds=3.0) as server:
         clients = [Peer(server.port) for _ in range(20)]
         began = time.monotonic()

@@ -1,8 +1,8 @@
-"""What we read off a WebSocket, beside two implementations that are not ours.
+"""Compares our WebSocket parser with `websockets` and `wsproto`.
 
-`websockets` and `wsproto` get the same bytes, in the same pieces: whole messages, fragments,
-control frames, and mutations of them. What they refuse we refuse, with the same close code; what
-they accept we read alike. Then the client of `websockets` talks to a real server.
+All get the same bytes, in the same pieces: whole messages, fragments, control frames, and mutations
+of them. What they refuse we refuse, with the same close code; what they accept we read alike. Then
+the client of `websockets` talks to a real server.
 """
 
 import os
@@ -105,7 +105,7 @@ def read_by_websockets(pieces: list[bytes], limit: int = LIMIT) -> Reading:
                 message, kind = b"", frame.opcode.name.lower()
             message += data
             if frame.fin:
-                try:  # it leaves this to what stands above it
+                try:  # it leaves decoding to the layer above
                     got.append((kind, message.decode() if kind == "text" else message))
                 except UnicodeDecodeError:
                     return got, 1007
@@ -116,7 +116,7 @@ def read_by_websockets(pieces: list[bytes], limit: int = LIMIT) -> Reading:
     return got, None
 
 
-# --- what clients send, and what nobody should --------------------------------------------------
+# --- valid and invalid input ---------------------------------------------------------------------
 
 
 def frame(opcode: int, payload: bytes, first_bits: int, width: int, mask: bytes | None) -> bytes:
@@ -147,7 +147,7 @@ payloads = st.one_of(
 
 @st.composite
 def a_frame(draw: st.DrawFn) -> bytes:
-    """Mostly right, now and then wrong in one way."""
+    """Mostly valid, sometimes invalid in one way."""
     payload = draw(payloads)
     opcode = draw(st.sampled_from([0, 0, 1, 1, 2, 8, 9, 10]))
     if opcode >= 8:
@@ -193,7 +193,7 @@ REACHED: set[tuple[str, int | None]] = set()
 def differential(pieces: list[bytes]) -> None:
     ours, our_code = read_by_us(pieces)
     other, code = read_by_wsproto(pieces)
-    if our_code == 1002 and code is None:  # a header was enough for us: let it have what follows
+    if our_code == 1002 and code is None:  # a header was enough for us; wsproto waits for the rest
         other, code = read_by_wsproto([*pieces, bytes(200)])
     REACHED.update((kind, None) for kind, _ in ours)
     REACHED.add(("end", our_code))
@@ -219,7 +219,7 @@ def differential(pieces: list[bytes]) -> None:
         assert ours == third
 
 
-def test_two_other_implementations_read_the_same() -> None:
+def test_two_other_implementations_read_the_same_frames() -> None:
     differential()
     reached = {("end", code) for code in (None, 1002, 1007, 1009)}
     reached |= {(kind, None) for kind in ("text", "binary", "ping", "pong", "close")}
@@ -246,11 +246,11 @@ def some_message(chance: random.Random) -> str | bytes:
     if chance.random() < 0.5:
         return chance.randbytes(size)
     letters = chance.choice(["x", "é", "🚚"])
-    # Not a word that the echo obeys, and within the limit in bytes.
+    # Not a command of the echo server, and within the limit in bytes.
     return ("#" + letters * (size // len(letters.encode())))[: max(size, 1)]
 
 
-def test_another_client_is_echoed_whole_or_in_fragments_with_pings_in_between(
+def test_another_clients_messages_are_echoed_whole_or_in_fragments(
     client: ClientConnection,
 ) -> None:
     seed = int(os.environ.get("ORACLE_SEED") or random.randrange(2**32))
@@ -278,14 +278,14 @@ def test_another_client_is_echoed_whole_or_in_fragments_with_pings_in_between(
             assert pong.wait(10)
 
 
-def test_messages_larger_than_any_of_ours_arrive_whole(client: ClientConnection) -> None:
+def test_very_large_messages_arrive_whole(client: ClientConnection) -> None:
     for size in (70_000, 1_000_000, 5_000_000):
         client.send(f"flood 1 {size}")
         assert client.recv(timeout=30) == "0 ".ljust(size, ".")
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1008, 3000, 4999])
-def test_closing_is_a_handshake_whoever_begins(server: Echo, code: int) -> None:
+def test_either_side_may_begin_the_closing_handshake(server: Echo, code: int) -> None:
     url = f"ws://127.0.0.1:{server.port}/ws"
     with connect(url) as client:
         client.close(code, "as I please")

@@ -1,4 +1,4 @@
-"""A WebSocket client by hand: it can send what no library would, and stop reading."""
+"""A raw WebSocket client: it can send bytes that no library would send, and stop reading."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ DEADLINE = 10.0
 def frame(
     opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool = True, rsv: int = 0
 ) -> bytes:
-    """A client's frame, or something like one."""
+    """A client's frame, valid or not."""
     first = (0x80 if fin else 0) | rsv | opcode
     bit = 0x80 if masked else 0
     size = len(payload)
