@@ -463,7 +463,7 @@ class EngineIOSession:
             deadline = monotonic() + self.server.ping_interval + self.server.ping_timeout
             while not polling.packets and self.state is State.OPEN and not self.holds_websocket:
                 if not polling.ready.wait(deadline - monotonic()):
-                    raise MalformedRequest("No ping was due, so the session is broken")
+                    raise MalformedRequest("No ping was sent in time, so the session is broken")
         finally:
             polling.fetching = False
         packets = polling.take()

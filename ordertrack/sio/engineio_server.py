@@ -156,9 +156,9 @@ class EngineIOServer:
     ) -> EngineIOSession:
         """A session for a new client, not registered yet. See "Handshake"."""
         if environ["REQUEST_METHOD"] != "GET":
-            raise MalformedRequest("A session begins with GET")
+            raise MalformedRequest("A session starts with GET")
         if query.get("EIO") != ["4"]:
-            raise MalformedRequest("Only EIO=4 is spoken here")
+            raise MalformedRequest("Only Engine.IO 4 (EIO=4) is supported")
         self._check_cookie(environ)
         loop.start()
         authenticated = len(self.sockets) - len(self._pending)
@@ -187,12 +187,12 @@ class EngineIOServer:
         self._heartbeat.sweep(monotonic())
         session = self.sockets.get(query["sid"][-1])
         if session is None or session.state is State.CLOSED:
-            raise MalformedRequest("This session is not known, or over")
+            raise MalformedRequest("The session is unknown or has ended")
         upgrades = transport is Transport.WEBSOCKET
         if session.ws is not None or (session.holds_websocket and upgrades):
-            raise MalformedRequest("This session has moved to a WebSocket")
+            raise MalformedRequest("The session has moved to a WebSocket")
         if session.state is not State.OPEN and (upgrades or environ["REQUEST_METHOD"] == "POST"):
-            raise MalformedRequest("This session is over")
+            raise MalformedRequest("The session has ended")
         return session
 
     def _exchange_packets(self, session: EngineIOSession, environ: Environ) -> str:
@@ -202,7 +202,7 @@ class EngineIOServer:
                 payload = self._read_payload(environ)
                 # It may have changed while the body was on its way.
                 if session.state is not State.OPEN or session.ws is not None:
-                    raise MalformedRequest("This session is over")
+                    raise MalformedRequest("The session has ended")
                 session.handle(payload)
                 return "ok"
             return session.fetch()
@@ -361,7 +361,7 @@ class EngineIOServer:
 def _requested_transport(environ: Environ, query: Mapping[str, list[str]]) -> Transport:
     """POLLING or WEBSOCKET. Raises `MalformedRequest`. See "Query parameters"."""
     if environ["REQUEST_METHOD"] not in ("GET", "POST"):
-        raise MalformedRequest("Only GET and POST are used here")
+        raise MalformedRequest("Only GET and POST are supported")
     if "j" in query:
         raise MalformedRequest("There is no JSONP in this version of the protocol")
     transport = query.get("transport")
