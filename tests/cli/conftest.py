@@ -1,4 +1,4 @@
-"""The command line on databases of a test's own."""
+"""The command line, on databases of each test's own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""``flask --app wsgi audit verify``: what the triggers cannot stop a superuser from, it finds."""
+"""``flask --app wsgi audit verify`` finds changes of the log that a superuser made."""
 
 import re
 from collections.abc import Iterator
@@ -52,13 +52,13 @@ def copy(postgres: Postgres, story: Story) -> Iterator[Own]:
     postgres.drop(dsn)
 
 
-def test_a_log_that_only_the_application_wrote_is_whole(whole: Own) -> None:
+def test_a_log_that_only_the_application_wrote_is_valid(whole: Own) -> None:
     result = whole.flask("audit", "verify")
     assert result.exit_code == 0, result.output
     assert result.stdout == "5 orders, 12 events: the log is whole.\n"
 
 
-def test_an_empty_log_is_whole(own: Own) -> None:
+def test_an_empty_log_is_valid(own: Own) -> None:
     assert own.flask("audit", "verify").stdout == "0 orders, 0 events: the log is whole.\n"
 
 
@@ -69,7 +69,7 @@ def test_batches_end_anywhere(whole: Own, size: int, monkeypatch: pytest.MonkeyP
         assert list(audit.verify())[-1] == audit.Checked(orders=5, events=12, upto=5)
 
 
-def test_a_bar_shows_how_far_a_long_check_has_come(
+def test_a_progress_bar_shows_how_far_a_long_check_is(
     whole: Own, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert whole.flask("audit", "verify").stderr == ""
@@ -77,7 +77,7 @@ def test_a_bar_shows_how_far_a_long_check_has_come(
     assert "Checking" in whole.flask("audit", "verify").stderr
 
 
-def test_how_much_there_is_to_check_is_known_at_once(own: Own, postgres: Postgres) -> None:
+def test_the_last_order_is_known_without_counting(own: Own, postgres: Postgres) -> None:
     """By the index, however many orders there are."""
     with own.app.app_context():
         assert audit.last_order() == 0
@@ -228,7 +228,9 @@ TAMPERINGS = {
 @pytest.mark.safety("tampering")
 @pytest.mark.safety("serving-role")
 @pytest.mark.parametrize("case", TAMPERINGS)
-def test_the_first_bad_row_is_named(copy: Own, postgres: Postgres, story: Story, case: str) -> None:
+def test_the_first_invalid_row_is_named(
+    copy: Own, postgres: Postgres, story: Story, case: str
+) -> None:
     sql, told = TAMPERINGS[case]
     superuser = postgres.as_superuser(copy.dsn)
     for table in ("order_events", "orders"):
@@ -264,9 +266,7 @@ def test_an_actor_may_have_had_another_role_before(own: Own) -> None:
     assert own.flask("audit", "verify").exit_code == 0
 
 
-def test_roles_of_before_changes_were_told_are_not_held_against_anybody(
-    own: Own, postgres: Postgres
-) -> None:
+def test_a_change_of_role_without_its_roles_allows_any_role(own: Own, postgres: Postgres) -> None:
     admin, person = own.people.admin(), own.people.driver()
     person.move(own.people.customer().order(), "Processing")
     admin.api.patch(f"/api/admin/users/{person.id}", json={"role": "user"})
@@ -276,7 +276,7 @@ def test_roles_of_before_changes_were_told_are_not_held_against_anybody(
     assert own.flask("audit", "verify").exit_code == 0
 
 
-def test_damage_in_two_orders_is_told_of_the_first(
+def test_of_two_damaged_orders_the_first_is_named(
     copy: Own, postgres: Postgres, story: Story
 ) -> None:
     superuser = postgres.as_superuser(copy.dsn)

@@ -26,7 +26,7 @@ def all_orders(admin: Api) -> list[dict[str, Any]]:
     return orders
 
 
-def test_the_printed_credentials_sign_three_people_in(own: Own) -> None:
+def test_the_printed_credentials_log_three_users_in(own: Own) -> None:
     result = own.flask("demo")
     assert result.exit_code == 0, result.output
     for role, (email, password) in credentials(result.output).items():
@@ -39,7 +39,7 @@ def test_a_password_may_be_chosen(own: Own) -> None:
     signed_in(own, "driver@example.org", "for my screenshots")
 
 
-def test_orders_stand_in_every_state_with_histories_that_can_be_believed(own: Own) -> None:
+def test_orders_have_every_status_with_plausible_histories(own: Own) -> None:
     admin = signed_in(own, *credentials(own.flask("demo").output)["admin"])
     orders = all_orders(admin)
     assert {order["status"] for order in orders} == set(Status)
@@ -58,14 +58,14 @@ def test_orders_stand_in_every_state_with_histories_that_can_be_believed(own: Ow
     assert own.flask("audit", "verify").exit_code == 0
 
 
-def test_it_is_made_once(own: Own) -> None:
+def test_the_demo_is_created_once(own: Own) -> None:
     own.flask("demo")
     again = own.flask("demo", "--beside-others")
     assert again.exit_code == 1
     assert "The demo is here already" in again.output
 
 
-def test_beside_other_users_it_is_made_only_when_told(own: Own) -> None:
+def test_the_demo_is_created_beside_other_users_only_with_the_option(own: Own) -> None:
     admin = own.people.admin()
     refused = own.flask("demo")
     assert refused.exit_code == 1
@@ -76,6 +76,6 @@ def test_beside_other_users_it_is_made_only_when_told(own: Own) -> None:
     assert all_orders(admin.api) != []
 
 
-def test_a_password_that_is_too_short_makes_nothing(own: Own) -> None:
+def test_a_password_that_is_too_short_creates_nothing(own: Own) -> None:
     assert own.flask("demo", "--password", "short").exit_code == 1
     assert own.flask("users", "list").output == ""

@@ -40,7 +40,7 @@ def sign_in(own: Own, email: str = "dewi@example.org", password: str = PASSWORD)
 
 
 @pytest.mark.parametrize("role", ["user", "driver", "admin"])
-def test_a_user_of_any_role_is_made_and_can_sign_in(own: Own, role: str) -> None:
+def test_a_user_of_any_role_is_created_and_can_log_in(own: Own, role: str) -> None:
     code, output = create(own, role=role)
     assert code == 0, output
     user = sign_in(own)
@@ -67,7 +67,7 @@ def test_a_password_that_is_left_out_is_asked_for_twice_and_not_shown(own: Own) 
         ({"role": "boss"}, "'boss' is not one of"),
     ],
 )
-def test_what_cannot_be_is_refused_and_nothing_is_stored(
+def test_invalid_values_are_refused_and_nothing_is_stored(
     own: Own, options: dict[str, str], told: str
 ) -> None:
     code, output = create(own, **options)
@@ -77,7 +77,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_stored(
     assert own.flask("users", "list").output == ""
 
 
-def test_an_address_is_one_persons_whatever_its_case(own: Own) -> None:
+def test_an_address_belongs_to_one_user_in_any_case(own: Own) -> None:
     create(own)
     code, output = create(own, email="DEWI@Example.org")
     assert code == 1
@@ -95,7 +95,7 @@ def test_the_list_shows_everybody_with_role_and_activity(own: Own) -> None:
     ]
 
 
-def test_a_new_role_counts_at_once_also_for_those_signed_in(own: Own) -> None:
+def test_a_new_role_takes_effect_at_once_also_for_open_sessions(own: Own) -> None:
     customer = own.people.customer()
     assert customer.api.get("/api/admin/users").status_code == 403
     result = own.flask("users", "role", customer.email.upper(), "admin")
@@ -103,7 +103,7 @@ def test_a_new_role_counts_at_once_also_for_those_signed_in(own: Own) -> None:
     assert customer.api.get("/api/admin/users").status_code == 200
 
 
-def test_nobody_with_that_address_is_said_so(own: Own) -> None:
+def test_an_unknown_address_is_reported(own: Own) -> None:
     result = own.flask("users", "role", "nobody@example.org", "admin")
     assert result.exit_code == 1
     assert result.output == "Error: There is no user with the address nobody@example.org.\n"
@@ -120,7 +120,7 @@ def run(**environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_runs_as_the_documentation_says(own: Own) -> None:
+def test_users_can_be_created_as_the_documentation_says(own: Own) -> None:
     admin = own.people.admin()
     ran = run(DB_DSN=own.dsn, JWT_SECRET=JWT_SECRET)
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -135,7 +135,7 @@ def data_dir() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_the_embedded_database_that_it_started_ends_with_it(data_dir: Path) -> None:
+def test_a_command_stops_the_embedded_database_that_it_started(data_dir: Path) -> None:
     ran = run(DATA_DIR=str(data_dir))
     assert ran.returncode == 1
     assert "this command only reads" in ran.stderr
@@ -154,7 +154,7 @@ def test_a_reset_link_sets_a_new_password(own: Own) -> None:
     sign_in(own, password="an entirely new password")
 
 
-def test_a_reset_link_leads_to_where_this_server_listens(own: Own) -> None:
+def test_a_reset_link_has_this_servers_address(own: Own) -> None:
     create(own)
     own_state = state(own.app)
     own_state.settings = replace(own_state.settings, port=8931)

@@ -96,7 +96,7 @@ LOG_TESTS = ["tests/services/test_eventlog.py"]
 HTTP_LIST_TESTS = ["tests/web/test_order_lists.py"]
 AUTHORISATION_TESTS = ["tests/web/test_authorisation.py"]
 PASSING_TESTS = only(
-    CONNECTION_TESTS, "test_what_passes_by_itself_is_unavailable_and_the_rest_a_defect"
+    CONNECTION_TESTS, "test_transient_errors_are_unavailable_and_others_are_defects"
 )
 RELAY_TESTS = ["tests/realtime/test_relay.py"]
 REPLAY_TESTS = ["tests/realtime/test_replay_bounds.py"]
@@ -178,7 +178,7 @@ DEFECTS = [
     Defect(
         "changes-take-the-transactions-time", STAMPS,
         "coalesce(appended, greatest(clock_timestamp(),", "coalesce(appended, greatest(now(),",
-        only(WAIT_TESTS, "test_a_change_that_waited_is_of_the_time_when_it_was_made"),
+        only(WAIT_TESTS, "test_a_change_that_waited_is_dated_after_the_wait"),
     ),
     Defect(
         "events-take-a-time-of-their-own", STAMPS,
@@ -186,8 +186,8 @@ DEFECTS = [
         "SELECT CASE WHEN version = NEW.version THEN NULL\n",
         only(
             WAIT_TESTS,
-            "test_a_change_that_waited_is_of_the_time_when_it_was_made",
-            "test_an_order_and_its_first_event_are_of_one_time",
+            "test_a_change_that_waited_is_dated_after_the_wait",
+            "test_an_order_and_its_first_event_have_the_same_time",
         ),
     ),
     Defect(
@@ -246,17 +246,17 @@ DEFECTS = [
         "changes-do-not-lock-the-row", ORDERS,
         '    t.execute(text(_LOCK_ROW), {"id": order_id})\n    actor', "    actor",
         LIFECYCLE_TESTS
-        + only(WAIT_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_of_now"),
+        + only(WAIT_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
     ),
     Defect(
         "moves-wait-within-their-statement", ORDERS,
         "free AS ({_LOCK_ROW} SKIP LOCKED),", "free AS ({_LOCK_ROW}),",
-        only(WAIT_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_of_now"),
+        only(WAIT_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
     ),
     Defect(
         "moves-do-not-wait", ORDERS,
         '        t.execute(text(_LOCK_ROW), {"id": parameters["id"]})\n', "",
-        only(WAIT_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_of_now"),
+        only(WAIT_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
     ),
     Defect(
         "newer-versions-match", ORDERS,
@@ -278,8 +278,8 @@ DEFECTS = [
         "        .with_for_update(read=True)\n", "",
         only(
             WAIT_TESTS,
-            "test_a_driver_is_not_deactivated_in_the_middle_of_getting_an_order",
-            "test_a_driver_who_is_being_deactivated_gets_no_order",
+            "test_a_driver_is_not_deactivated_in_the_middle_of_an_assignment",
+            "test_a_driver_who_is_being_deactivated_is_assigned_no_order",
         ),
     ),
     Defect(
@@ -714,14 +714,14 @@ DEFECTS = [
         "user = t.get(User, user_id, populate_existing=True)",
         only(
             WAIT_TESTS,
-            "test_a_login_that_meets_a_deactivation_makes_no_session",
-            "test_a_login_just_before_a_deactivation_ends_with_it",
+            "test_a_login_during_a_change_of_the_account_is_refused",
+            "test_the_session_of_a_login_just_before_a_deactivation_is_revoked",
         ),
     ),
     Defect(
         "logins-by-a-password-that-was-changed", ACCOUNTS,
         "or not user.active or user.password_hash != stored:", "or not user.active:",
-        only(WAIT_TESTS, "test_a_login_by_the_old_password_fails_when_it_was_changed_meanwhile"),
+        only(WAIT_TESTS, "test_a_login_during_a_change_of_the_account_is_refused"),
     ),
     Defect(
         "reset-links-work-twice", PASSWORDS,
@@ -788,7 +788,7 @@ DEFECTS = [
         "self._reads = not _WRITES.search(sql)", "self._reads = True",
         only(
             CONNECTION_TESTS,
-            "test_a_read_whose_connection_dies_under_it_is_done_again_and_a_write_is_not",
+            "test_a_read_that_loses_its_connection_is_retried_and_a_write_is_not",
         ),
     ),
     Defect(
@@ -796,7 +796,7 @@ DEFECTS = [
         "if isinstance(original, NoAnswer) or not _is_lost_connection(original):", "if original:",
         only(
             CONNECTION_TESTS,
-            "test_a_read_whose_connection_dies_under_it_is_done_again_and_a_write_is_not",
+            "test_a_read_that_loses_its_connection_is_retried_and_a_write_is_not",
         ),
     ),
     Defect(
@@ -804,25 +804,25 @@ DEFECTS = [
         "(connection.closed or has_input(connection.fileno()))", "connection.closed",
         only(
             CONNECTION_TESTS,
-            "test_a_connection_that_died_in_the_pool_is_noticed_before_anything_is_sent",
+            "test_a_connection_that_died_in_the_pool_is_replaced_before_anything_is_sent",
         ),
     ),
     Defect(
         "reads-are-compiled", CONNECTING, '    "jit": "off",\n', "",
         only(
             CONNECTION_TESTS,
-            "test_sessions_compile_nothing_and_are_what_statements_are_written_for",
+            "test_sessions_have_the_settings_that_statements_rely_on_and_compile_nothing",
         ),
     ),
     Defect(
         "standbys-are-served-from", CONNECTING,
         '            "target_session_attrs": "read-write",\n', "",
-        only(CONNECTION_TESTS, "test_without_a_word_in_the_dsn_it_is_a_primary_that_is_wanted"),
+        only(CONNECTION_TESTS, "test_a_dsn_without_target_session_attrs_asks_for_a_primary"),
     ),
     Defect(
         "poolers-by-transaction-are-not-found-out", CONNECTING,
         'if shared or _ask(first, "SELECT pg_backend_pid()") != before:', "if not before:",
-        only(CONNECTION_TESTS, "test_a_pooler_by_transaction_is_found_out"),
+        only(CONNECTION_TESTS, "test_a_pooler_that_pools_by_transaction_is_detected"),
     ),
     # --- old rows -------------------------------------------------------------------------------
     Defect(

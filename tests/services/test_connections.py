@@ -1,4 +1,4 @@
-"""Connections to the database: the session they are, what becomes of them, what an error means."""
+"""Database connections: their session settings, hosts and poolers, lost connections, retries."""
 
 import contextlib
 import logging
@@ -64,7 +64,7 @@ def session(connect: Callable[[], Any], *names: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("whose", ["the pool's", "the relay's"])
-def test_sessions_compile_nothing_and_are_what_statements_are_written_for(
+def test_sessions_have_the_settings_that_statements_rely_on_and_compile_nothing(
     fresh_database: Callable[[], str], postgres: Postgres, whose: str
 ) -> None:
     dsn = fresh_database()
@@ -97,7 +97,7 @@ def test_the_pools_waits_are_bounded_by_the_settings(database: str) -> None:
     assert session(connector(settings), *wanted) == wanted
 
 
-def test_the_pool_is_as_large_and_as_patient_as_the_settings_say(database: str) -> None:
+def test_the_pools_size_and_timeout_are_those_of_the_settings(database: str) -> None:
     settings = settings_for(database, DB_POOL_SIZE="3", DB_POOL_TIMEOUT="0.2", RELAY_POLL_MS="123")
     made = create_app(settings)
     assert state(made).relay._poll == 0.123
@@ -113,7 +113,7 @@ def test_the_pool_is_as_large_and_as_patient_as_the_settings_say(database: str) 
         db.engine.dispose()
 
 
-def test_what_a_dsn_says_itself_stays(database: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_options_in_a_dsn_are_kept(database: str, caplog: pytest.LogCaptureFixture) -> None:
     dsn = make_dsn(
         database,
         options="-c work_mem=7MB -c JIT=on --lock_timeout=1",
@@ -137,7 +137,7 @@ def test_what_a_dsn_says_itself_stays(database: str, caplog: pytest.LogCaptureFi
             assert (said["connect_timeout"], said["keepalives_idle"]) == ("3", "77")
 
 
-def test_without_a_word_in_the_dsn_it_is_a_primary_that_is_wanted(database: str) -> None:
+def test_a_dsn_without_target_session_attrs_asks_for_a_primary(database: str) -> None:
     for connect, name in (
         (connector(settings_for(database)), "ordertrack"),
         (relay_of(database)._connect, "ordertrack relay"),
@@ -155,7 +155,7 @@ def test_a_statement_has_the_same_name_in_every_process_and_another_for_another_
     assert len({one._name, other._name, typed._name}) == 3
 
 
-def test_a_statement_that_the_session_knows_already_is_used(own: Flask) -> None:
+def test_a_statement_that_the_session_has_prepared_already_is_used(own: Flask) -> None:
     """As behind a pooler, whose session somebody else has had before."""
     other = Statement("SELECT 5 AS five")
     with db.engine.connect() as connection:
@@ -167,7 +167,7 @@ def test_a_statement_that_the_session_knows_already_is_used(own: Flask) -> None:
 # What is in between ---------------------------------------------------------------------------
 
 
-def test_a_pooler_by_transaction_is_found_out(database: str) -> None:
+def test_a_pooler_that_pools_by_transaction_is_detected(database: str) -> None:
     with Pooler(database, by_transaction=True) as pooler:
         # As far as that goes the pooler passes on what was asked for.
         connect = Connector(pooler.dsn, session={})
@@ -176,7 +176,7 @@ def test_a_pooler_by_transaction_is_found_out(database: str) -> None:
             require_dedicated_sessions(connect)
 
 
-def test_a_pooler_that_ignores_what_was_asked_for_is_found_out(database: str) -> None:
+def test_a_pooler_that_ignores_session_settings_is_detected(database: str) -> None:
     with Pooler(database, by_transaction=False) as pooler:
         with pytest.raises(SettingsError, match="leads to sessions whose"):
             require_dedicated_sessions(connector(settings_for(pooler.dsn)))
@@ -193,7 +193,7 @@ def test_a_server_does_not_start_behind_such_a_pooler(database: str) -> None:
         running_server(pooler.dsn).__enter__()
 
 
-def test_a_host_that_is_silent_does_not_keep_a_server_from_the_next_one(database: str) -> None:
+def test_a_host_that_does_not_answer_is_followed_by_the_next_one(database: str) -> None:
     with TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as silent:
         port = parse_dsn(database).get("port", "5432")
         silent.bind(str(Path(folder, f".s.PGSQL.{port}")))
@@ -223,7 +223,7 @@ def end_the_pool(own: Flask, postgres: Postgres) -> Callable[[], None]:
     return end
 
 
-def test_a_connection_that_died_in_the_pool_is_noticed_before_anything_is_sent(
+def test_a_connection_that_died_in_the_pool_is_replaced_before_anything_is_sent(
     own: Flask, end_the_pool: Callable[[], None]
 ) -> None:
     before = _WHO.one().pid
@@ -237,7 +237,7 @@ def test_a_connection_that_died_in_the_pool_is_noticed_before_anything_is_sent(
     assert _WHO.one().pid != before
 
 
-def test_a_read_whose_connection_dies_under_it_is_done_again_and_a_write_is_not(
+def test_a_read_that_loses_its_connection_is_retried_and_a_write_is_not(
     own: Flask, end_the_pool: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Between the look and the question.
@@ -266,14 +266,14 @@ DEFECTS = ("22P02", "23505", "25001", "25P02", "40002", "42501", "42601", "55000
 
 
 @pytest.mark.parametrize("state", [*NOT_NOW, *DEFECTS])
-def test_what_passes_by_itself_is_unavailable_and_the_rest_a_defect(app: Flask, state: str) -> None:
+def test_transient_errors_are_unavailable_and_others_are_defects(app: Flask, state: str) -> None:
     failing = f"DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{state}'; END $$"
     expected: Any = Unavailable if state in NOT_NOW else exc.DBAPIError
     with app.app_context(), pytest.raises(expected), transaction() as t:
         t.execute(text(failing))
 
 
-def test_a_session_that_only_reads_is_not_now(app: Flask) -> None:
+def test_a_read_only_session_is_a_transient_error(app: Flask) -> None:
     """As on a primary that has become a standby meanwhile."""
 
     def write() -> None:
@@ -288,7 +288,7 @@ def test_a_session_that_only_reads_is_not_now(app: Flask) -> None:
 # A log of any size ----------------------------------------------------------------------------
 
 
-def test_the_look_at_the_log_before_serving_does_not_grow_with_it(
+def test_the_check_of_the_log_before_serving_does_not_grow_with_it(
     own: Flask, postgres: Postgres
 ) -> None:
     """On tables that were never analysed, as after a restore."""

@@ -1,4 +1,4 @@
-"""Old rows go, in bounded batches and by one process at a time; everything else stays."""
+"""Housekeeping: old rows are deleted in batches, by one process at a time; others are kept."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ def turn(own: Own) -> int:
         return housekeeping.run()
 
 
-def test_what_is_over_goes_and_the_rest_stays(own: Own, postgres: Postgres) -> None:
+def test_old_rows_are_deleted_and_others_are_kept(own: Own, postgres: Postgres) -> None:
     admin, person = own.people.admin(), own.people.customer()
     person.api.post("/api/orders", json={"description": "x"}, headers={"Idempotency-Key": "young"})
     person.api.post("/api/orders", json={"description": "y"}, headers={"Idempotency-Key": "old"})
@@ -81,7 +81,7 @@ def test_what_is_over_goes_and_the_rest_stays(own: Own, postgres: Postgres) -> N
     assert turn(own) == 0
 
 
-def test_a_backlog_is_worked_off_in_batches(
+def test_many_old_rows_are_deleted_in_batches(
     own: Own, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(housekeeping, "BATCH", 10)
@@ -96,7 +96,7 @@ def test_a_backlog_is_worked_off_in_batches(
     assert [turn(own) for _ in range(3)] == [30, 15, 0]
 
 
-def test_one_process_at_a_time(own: Own, postgres: Postgres) -> None:
+def test_one_process_at_a_time_does_housekeeping(own: Own, postgres: Postgres) -> None:
     person = own.people.customer()
     aged(
         postgres,
@@ -115,7 +115,7 @@ def test_one_process_at_a_time(own: Own, postgres: Postgres) -> None:
         other.close()
 
 
-def test_the_indexes_find_what_is_over(own: Own, postgres: Postgres) -> None:
+def test_old_rows_are_found_by_an_index(own: Own, postgres: Postgres) -> None:
     """However many rows there are, a turn that finds nothing reads none of the others."""
     for table, conditions in housekeeping._DELETED.items():
         for condition in conditions:
@@ -145,7 +145,7 @@ class FailsOnce:
         return self._own.app.app_context()
 
 
-def test_an_error_is_logged_and_tried_again_until_it_is_stopped(
+def test_housekeeping_logs_an_error_and_runs_again_until_it_is_stopped(
     own: Own, caplog: pytest.LogCaptureFixture
 ) -> None:
     context = FailsOnce(own)
@@ -160,7 +160,7 @@ def test_an_error_is_logged_and_tried_again_until_it_is_stopped(
     assert "housekeeping failed" in caplog.text
 
 
-def test_a_server_counts_it(server: Server) -> None:
+def test_a_server_counts_its_housekeeping(server: Server) -> None:
     shown = server.api.get("/metrics").text
     for name in ("turns_total", "failures_total", 'deleted_total{table="sessions"}'):
         assert f"ordertrack_housekeeping_{name} " in shown

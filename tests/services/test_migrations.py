@@ -1,4 +1,4 @@
-"""Migrations and models describe the same database, and every migration can be undone."""
+"""Migrations: they create the tables of the models, can be undone, and let old code serve."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ from ordertrack.services import schema
 from ordertrack.services.schema import SchemaTooNew
 from tests.cli.conftest import opened
 from tests.support.databases import OWNER_ROLE, Postgres, as_owner, migrate, settings_for
-from tests.support.servers import ROOT, Server, environment
+from tests.support.servers import ROOT, Server, environment, refusal_to_start
 from tests.support.sockets import watching
 from tests.support.waiting import eventually
 
@@ -126,7 +126,7 @@ def of_a_newer_release(postgres: Postgres, dsn: str, oldest_code: str) -> Iterat
         yield app
 
 
-def test_old_code_starts_on_newer_tables_that_are_marked_as_suiting_it(
+def test_old_code_starts_on_newer_tables_that_are_marked_as_fitting_it(
     postgres: Postgres,
     fresh_database: Callable[[], str],
     start_server: Callable[..., Server],
@@ -153,22 +153,6 @@ def test_old_code_refuses_newer_tables_that_are_not_marked(
     assert "Start a newer release" in refusal_to_start(dsn)
 
 
-def refusal_to_start(dsn: str) -> str:
-    """What a server says that does not start on the database."""
-    refused = subprocess.run(
-        [sys.executable, "wsgi.py"],
-        cwd=ROOT,
-        env=environment(dsn),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert refused.returncode == 1
-    assert "Traceback" not in refused.stderr
-    return refused.stderr
-
-
 def test_a_role_that_may_not_migrate_refuses_to_start_and_says_what_to_set(
     postgres: Postgres, fresh_database: Callable[[], str]
 ) -> None:
@@ -178,7 +162,7 @@ def test_a_role_that_may_not_migrate_refuses_to_start_and_says_what_to_set(
     assert "MIGRATE_DSN must name the role that owns the tables" in refusal_to_start(dsn)
 
 
-def test_each_migration_notes_which_code_works_on_its_tables(
+def test_each_migration_stores_which_code_fits_its_tables(
     postgres: Postgres, fresh_database: Callable[[], str]
 ) -> None:
     dsn = fresh_database()
@@ -202,7 +186,7 @@ def test_commands_that_read_do_not_migrate(
     assert postgres.execute("SELECT to_regclass('users')", dsn=empty_database) == [(None,)]
 
 
-def test_what_a_newer_release_calls_things_is_shown(
+def test_statuses_and_events_of_a_newer_release_are_shown(
     postgres: Postgres, fresh_database: Callable[[], str], start_server: Callable[..., Server]
 ) -> None:
     """A status and a type of event that this code does not know: shown, leading nowhere."""
@@ -347,7 +331,7 @@ def test_an_index_that_an_interrupted_migration_left_is_built_anew(
     assert "(status, id) WHERE (deleted_at IS NULL)" in definition
 
 
-def test_without_pg_trgm_the_rest_is_migrated_and_that_is_said(
+def test_without_pg_trgm_the_rest_is_migrated_and_a_warning_is_logged(
     postgres: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Trusted extensions want CREATE on the database, which its owner has; another role has not.

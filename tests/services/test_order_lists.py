@@ -1,6 +1,6 @@
-"""Lists that end before they are full: nothing is lost, nothing comes twice, and it is said.
+"""Lists whose pages are cut short: every order is on one page, once, and the page says so.
 
-With bounds of a few orders, so that a handful behaves as millions do.
+The bounds are lowered to a few orders, so that a handful behaves as millions do.
 """
 
 from collections.abc import Callable, Iterator
@@ -226,7 +226,7 @@ def test_short_pages_join_to_the_whole_list(shop: Shop, name: str, limit: int) -
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("limit", [3, 100])
 @pytest.mark.parametrize("name", [name for name in NAMES if "deleted" not in name])
-def test_short_pages_join_for_drivers_who_see_what_is_theirs(
+def test_short_pages_join_for_drivers_who_see_only_assigned_orders(
     shop: Shop, name: str, limit: int
 ) -> None:
     filters, where = narrowed(shop.numbers)[name]
@@ -248,7 +248,7 @@ def test_short_pages_join_for_drivers_who_see_what_is_theirs(
 
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("text", [None, "7", "unicorn"])
-def test_short_pages_of_ones_own_orders_join(shop: Shop, text: str | None) -> None:
+def test_short_pages_of_own_orders_join(shop: Shop, text: str | None) -> None:
     customer = shop.people["Carl"]
     found = pages(
         lambda before: order_lists.own_page(customer, Filters(text=text), before=before, limit=4),
@@ -259,7 +259,7 @@ def test_short_pages_of_ones_own_orders_join(shop: Shop, text: str | None) -> No
 
 
 @pytest.mark.usefixtures("few")
-def test_a_page_that_looked_at_enough_says_so_and_the_last_does_not(shop: Shop) -> None:
+def test_a_page_that_was_cut_short_says_so_and_the_last_does_not(shop: Shop) -> None:
     def read(before: int | None) -> Page:
         return order_lists.staff_page(
             shop.people["Ada"],
@@ -349,7 +349,7 @@ def search(shop: Shop, wanted: Filters) -> Page:
         (Filters(words="unicorn"), "false"),
     ],
 )
-def test_rare_text_is_found_beyond_the_bound_where_pg_trgm_can_be_had(
+def test_rare_text_is_found_beyond_the_bound_where_pg_trgm_is_available(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, wanted: Filters, where: str
 ) -> None:
     monkeypatch.setattr(order_walk, "SCANNED", 12)
@@ -362,7 +362,7 @@ def test_rare_text_is_found_beyond_the_bound_where_pg_trgm_can_be_had(
         assert page.cut_short
 
 
-def test_names_are_found_beyond_the_bound_and_counted_where_pg_trgm_can_be_had(
+def test_names_are_found_beyond_the_bound_and_counted_where_pg_trgm_is_available(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(order_walk, "SCANNED", 12)
@@ -375,7 +375,7 @@ def test_names_are_found_beyond_the_bound_and_counted_where_pg_trgm_can_be_had(
         assert sum(board.counts.values(), start=Count(0)) == Count(len(shop.ids(zoes)))
 
 
-def test_a_text_that_too_many_have_is_not_collected(
+def test_a_text_in_too_many_orders_is_not_searched_by_index(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(order_walk, "SCANNED", 12)

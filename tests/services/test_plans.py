@@ -1,6 +1,6 @@
-"""Each page, endpoint and background read looks at a bounded part of the tables.
+"""Query plans: each page, endpoint and background read reads a bounded part of the tables.
 
-On two hundred thousand orders: enough for PostgreSQL to weigh its plans as it does with more.
+On two hundred thousand orders, enough for PostgreSQL to choose the plans that it has for more.
 `tests/faults/by_hand/plans.py` does the same at any size, and measures the time as well.
 """
 
@@ -56,7 +56,7 @@ def large(postgres: Postgres) -> Iterator[Large]:
     postgres.drop(dsn)
 
 
-def test_no_read_goes_through_a_whole_table_or_a_large_part_of_it(large: Large) -> None:
+def test_no_read_scans_a_whole_table_or_a_large_part_of_it(large: Large) -> None:
     asked = (
         *reads.list_reads(large.callers, SIZE),
         *reads.order_reads(large.callers, SIZE),
@@ -117,7 +117,7 @@ def _no_order(plans: list[Plan]) -> bool:
     ],
     ids=["list", "list by number", "list by two filters", "board", "deliveries", "export"],
 )
-def test_for_a_customer_who_asks_for_a_staff_list_no_order_is_looked_at(
+def test_a_customer_who_asks_for_a_staff_list_makes_no_order_be_read(
     large: Large, ask: Callable[..., object], scope: DriverScope
 ) -> None:
     with recorded(db.engine) as plans:
@@ -126,7 +126,7 @@ def test_for_a_customer_who_asks_for_a_staff_list_no_order_is_looked_at(
         assert _no_order(plans)
 
 
-def test_for_a_driver_who_asks_for_deleted_orders_no_order_is_looked_at(large: Large) -> None:
+def test_a_driver_who_asks_for_deleted_orders_makes_no_order_be_read(large: Large) -> None:
     wanted = Filters(deleted=True, words=ABSENT)
     with recorded(db.engine) as plans:
         with pytest.raises(Forbidden):

@@ -1,4 +1,4 @@
-"""The role that serves may append to the log, and may not do anything else to it."""
+"""The serving role may append to the log, and may not change it."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -67,7 +67,7 @@ def test_the_serving_role_cannot(case: str, database: str, people: People) -> No
 
 
 @pytest.mark.safety("serving-role")
-def test_whoever_inserts_an_event_does_not_choose_its_time_or_transaction(
+def test_an_insert_cannot_choose_an_events_time_or_transaction(
     postgres: Postgres, database: str, people: People
 ) -> None:
     """Also not the owner or a superuser, while the triggers are on."""
@@ -129,7 +129,7 @@ def names(postgres: Postgres) -> Iterator[tuple[str, str]]:
         postgres.execute(f"DROP ROLE IF EXISTS {role}")
 
 
-def test_one_command_makes_both_roles_and_the_database(
+def test_one_command_creates_both_roles_and_the_database(
     postgres: Postgres, names: tuple[str, str]
 ) -> None:
     serving, owning = names
@@ -186,7 +186,9 @@ def test_tables_that_the_serving_role_owned_are_taken_from_it(
         ({"MIGRATE_DSN": "host=x dbname=d"}, "MIGRATE_DSN must name a user and a dbname"),
     ],
 )
-def test_settings_that_name_no_two_roles_are_refused(changes: dict[str, str], told: str) -> None:
+def test_settings_that_do_not_name_two_roles_are_refused(
+    changes: dict[str, str], told: str
+) -> None:
     settings = settings_for("host=x user=a dbname=d", **changes)
     with pytest.raises(SettingsError, match=told):
         database_roles.make("host=nowhere", settings)
@@ -203,7 +205,9 @@ def test_a_demo_says_that_it_needs_the_owner(fresh_database: Callable[[], str]) 
         db.engine.dispose()
 
 
-def test_what_the_owner_made_passes_the_audit(fresh_database: Callable[[], str]) -> None:
+def test_demo_data_that_the_owner_created_passes_the_audit(
+    fresh_database: Callable[[], str],
+) -> None:
     with opened(fresh_database()) as own:
         assert own.flask("demo").exit_code == 0
         result = own.flask("audit", "verify")

@@ -1,4 +1,4 @@
-"""Signing in and staying so: the same work for whoever asks, and an end to every session."""
+"""Logins take the same work for every address, and sessions and tokens expire."""
 
 import time
 from types import SimpleNamespace
@@ -38,9 +38,7 @@ def test_a_login_computes_one_hash_whoever_it_is_for(
     assert len(set(computed)) == 1, computed
 
 
-def test_a_session_ends_by_itself(
-    app: Flask, people: People, postgres: Postgres, database: str
-) -> None:
+def test_a_session_expires(app: Flask, people: People, postgres: Postgres, database: str) -> None:
     person = people.customer()
     renewing = Api(people.transport, person.refresh_token)
     assert renewing.post("/api/refresh").status_code == 200
@@ -55,7 +53,7 @@ def test_a_session_ends_by_itself(
 
 
 @pytest.mark.safety("forged-tokens")
-def test_a_token_that_was_good_before_expires_all_the_same(
+def test_a_cached_token_still_expires(
     app: Flask, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was verified once is remembered; the time is not."""

@@ -1,4 +1,4 @@
-"""Which of PostgreSQL's errors mean "not now": those pass by themselves, others are defects."""
+"""Which of PostgreSQL's errors are transient, and become 503; others are defects."""
 
 import pytest
 from flask import Flask
@@ -33,7 +33,7 @@ def raising(state: str) -> str:
 
 
 @pytest.mark.parametrize("state", PASSING, ids=PASSING.get)
-def test_what_passes_by_itself_is_unavailable(app: Flask, state: str) -> None:
+def test_a_transient_error_is_unavailable(app: Flask, state: str) -> None:
     with app.app_context():
         with pytest.raises(Unavailable), transaction() as t:
             t.execute(text(raising(state)))
@@ -44,7 +44,7 @@ def test_what_passes_by_itself_is_unavailable(app: Flask, state: str) -> None:
 
 
 @pytest.mark.parametrize("state", DEFECTS, ids=DEFECTS.get)
-def test_every_other_error_stays_what_it_is(app: Flask, state: str) -> None:
+def test_every_other_error_is_raised_unchanged(app: Flask, state: str) -> None:
     with app.app_context(), pytest.raises(exc.DBAPIError) as raised, transaction() as t:
         t.execute(text(raising(state)))
     assert getattr(raised.value.orig, "pgcode", None) == state
@@ -56,7 +56,7 @@ def raise_on_a_bare_connection(state: str) -> None:
         connection.cursor().execute(raising(state))
 
 
-def test_a_statement_says_so_too(app: Flask) -> None:
+def test_a_prepared_statement_raises_unavailable_too(app: Flask) -> None:
     slow = Statement("SELECT pg_sleep(:seconds)", seconds="double precision")
     with app.app_context():
         with transaction() as t:

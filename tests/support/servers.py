@@ -78,6 +78,23 @@ def environment(dsn: str, **changes: str) -> dict[str, str]:
     return {**kept, **settings, **changes}
 
 
+def refusal_to_start(dsn: str) -> str:
+    """The error output of a server that does not start on the database."""
+    refused = subprocess.run(
+        [sys.executable, "wsgi.py"],
+        cwd=ROOT,
+        env=environment(dsn),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert "serves on" not in refused.stdout
+    assert "Traceback" not in refused.stderr
+    return refused.stderr
+
+
 @contextlib.contextmanager
 def running_server(dsn: str, *, script: str = "wsgi.py", **changes: str) -> Iterator[Server]:
     """A server on *dsn* that serves; *changes* are further settings, in capitals.

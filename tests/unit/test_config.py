@@ -28,7 +28,7 @@ def url(dsn: str) -> dict[str, object]:
     return chosen.get_dialect()().create_connect_args(chosen)[1]
 
 
-def test_nothing_has_to_be_set() -> None:
+def test_no_setting_is_required() -> None:
     settings = load({})
     assert (settings.host, settings.port) == ("127.0.0.1", 8080)
     assert settings.db_dsn is None
@@ -39,7 +39,7 @@ def test_an_empty_variable_counts_as_not_set() -> None:
     assert load({"PORT": "", "DB_DSN": "", "JWT_SECRET": ""}) == load({})
 
 
-def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
+def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_text("PORT=1000\nDRIVER_SCOPE=assigned\n", encoding="utf-8")
     settings = load({"PORT": "2000"}, dotenv=file)
@@ -100,7 +100,7 @@ def test_a_dsn_that_libpq_cannot_read_is_refused(dsn: str, hint: str) -> None:
     assert hint in str(refusal)
 
 
-def test_neither_a_refusal_nor_a_representation_shows_a_password() -> None:
+def test_neither_an_error_nor_a_repr_shows_a_password() -> None:
     badly_quoted = "host=db user=u password=two words"
     with pytest.raises(psycopg2.ProgrammingError, match="words"):
         parse_dsn(badly_quoted)
@@ -112,18 +112,18 @@ def test_neither_a_refusal_nor_a_representation_shows_a_password() -> None:
     assert SECRET not in shown
 
 
-def test_the_embedded_database_fills_in_what_was_left_out() -> None:
+def test_the_embedded_database_supplies_dsn_and_secret() -> None:
     settings = load({}).with_embedded("host=/somewhere dbname=ordertrack", SECRET)
     assert settings.database_url.database == "ordertrack"
     assert settings.signing_secret == SECRET
 
 
-def test_a_given_secret_stays_with_the_embedded_database() -> None:
+def test_a_given_secret_is_kept_with_the_embedded_database() -> None:
     settings = load({"JWT_SECRET": SECRET}).with_embedded("dbname=ordertrack", "another")
     assert settings.signing_secret == SECRET
 
 
-def test_an_unfinished_setting_is_not_handed_out() -> None:
+def test_a_missing_dsn_or_secret_raises() -> None:
     with pytest.raises(SettingsError, match="DB_DSN"):
         _ = load({}).database_url
     with pytest.raises(SettingsError, match="JWT_SECRET"):
@@ -135,7 +135,7 @@ def test_an_unfinished_setting_is_not_handed_out() -> None:
 
 @pytest.mark.safety("unsafe-settings")
 @pytest.mark.parametrize("secret", ["", "short", EXAMPLE_JWT_SECRET, "x" * 31])
-def test_a_real_database_wants_a_real_secret(secret: str) -> None:
+def test_with_db_dsn_a_good_secret_is_required(secret: str) -> None:
     assert refused(DB_DSN=DSN, JWT_SECRET=secret).setting == "JWT_SECRET"
 
 
@@ -144,7 +144,7 @@ def test_a_secret_is_measured_in_bytes() -> None:
 
 
 @pytest.mark.parametrize("secret", ["short", EXAMPLE_JWT_SECRET])
-def test_a_bad_secret_is_no_better_with_the_embedded_database(secret: str) -> None:
+def test_a_bad_secret_is_refused_with_the_embedded_database_too(secret: str) -> None:
     assert refused(JWT_SECRET=secret).setting == "JWT_SECRET"
 
 
@@ -255,16 +255,18 @@ def test_origins_are_kept_in_the_form_in_which_browsers_send_them() -> None:
         ({"COOKIE_SECURE": "no", "HOST": "0.0.0.0"}, False),  # noqa: S104
     ],
 )
-def test_cookies_are_secure_wherever_tls_may_be(environ: dict[str, str], secure: bool) -> None:
+def test_cookies_are_secure_wherever_tls_may_be_in_front(
+    environ: dict[str, str], secure: bool
+) -> None:
     assert load(environ).cookie_secure is secure
 
 
-def test_case_does_not_matter_for_words() -> None:
+def test_the_case_of_a_choice_does_not_matter() -> None:
     settings = load({"LOG_LEVEL": "debug", "DRIVER_SCOPE": "ASSIGNED"})
     assert (settings.log_level, settings.driver_scope) == ("DEBUG", "assigned")
 
 
-def test_the_data_directory_does_not_depend_on_where_one_stands_later(
+def test_the_data_directory_does_not_depend_on_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The lifecycle's table and what is derived from it; what it answers over REST is in tests/http."""
+"""The table of transitions and what is derived from it; over REST it is tested in tests/web."""
 
 from itertools import pairwise, product
 
@@ -26,12 +26,12 @@ def test_the_statuses_are_those_of_the_protocol() -> None:
     assert tuple(status.value for status in Status) == STATUSES
 
 
-def test_every_status_has_a_row_also_those_without_an_exit() -> None:
+def test_every_status_has_a_row_also_the_final_ones() -> None:
     assert set(STEPS) == set(Status)
     assert {Status.COMPLETED, Status.CANCELLED} == TERMINAL
 
 
-def test_an_order_begins_where_nothing_leads() -> None:
+def test_no_transition_leads_to_the_initial_status() -> None:
     assert not any(INITIAL in steps for steps in STEPS.values())
     assert MAIN_FLOW[0] is INITIAL
 
@@ -49,7 +49,7 @@ def test_next_statuses_are_what_the_table_allows(held: frozenset[Standing]) -> N
 
 
 @callers
-def test_predecessors_are_next_statuses_seen_from_the_other_end(held: frozenset[Standing]) -> None:
+def test_predecessors_are_the_inverse_of_next_statuses(held: frozenset[Standing]) -> None:
     for status, target in product(Status, Status):
         leads_there = any(status in lifecycle.predecessors(target, standing) for standing in held)
         assert leads_there == (target in lifecycle.next_statuses(status, held))
@@ -68,7 +68,7 @@ def test_without_a_standing_nothing_may_be_set() -> None:
         assert not lifecycle.may_ever_set(status, ())
 
 
-def test_an_edge_is_a_step_that_anybody_may_take() -> None:
+def test_an_edge_is_a_transition_that_some_standing_may_make() -> None:
     for status, target in product(Status, Status):
         anybody = any(target in may_set(grid, status) for grid in CALLERS.values())
         assert lifecycle.is_edge(status, target) == anybody

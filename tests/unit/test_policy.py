@@ -1,4 +1,4 @@
-"""Who may see and do what, as pure facts; what each route makes of it is in tests/http."""
+"""The rules of who may see and change an order; over REST they are tested in tests/web."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -42,7 +42,7 @@ SIGHT = [
 
 
 @pytest.mark.parametrize(("role", "own", "mine", "scope", "expected"), SIGHT)
-def test_what_somebody_is_to_an_order(
+def test_the_standings_of_a_user_to_an_order(
     role: Role, own: bool, mine: bool, scope: DriverScope, expected: set[Standing]
 ) -> None:
     order = Facts(ME if own else SOMEBODY, ME if mine else SOMEBODY)
@@ -52,7 +52,7 @@ def test_what_somebody_is_to_an_order(
 
 
 @pytest.mark.parametrize(("role", "scope"), list(product(Role, DriverScope)))
-def test_a_deleted_order_is_gone_and_its_history_is_for_admins(
+def test_a_deleted_order_is_invisible_and_admins_read_its_history(
     role: Role, scope: DriverScope
 ) -> None:
     order = Facts(ME, ME, is_deleted=True)
