@@ -142,7 +142,7 @@ def test_what_comes_and_stays_for_a_while_is_legible_too(
         page.click("text=Edit the description")
         page.fill("#description", "too late")
         driver.move(order, "Processing")
-        window.see(".kept")
+        window.see(".unsent")
         found += defects(page, axe)
         page.evaluate(
             "() => document.querySelector('#description').value = 'written when signed out'"

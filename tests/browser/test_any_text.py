@@ -122,7 +122,7 @@ def test_each_text_runs_its_own_way(visit: Visit, server: Server) -> None:
         ("h1", "rtl"),
         ("#history .note", "rtl"),
         ("#driver-name", "rtl"),
-        (".stop[data-stop='Pending'] .stop-who", "ltr"),
+        (".step[data-step='Pending'] .step-who", "ltr"),
         ("textarea", "rtl"),
     ):
         assert page.eval_on_selector(selector, way) == direction, selector

@@ -59,7 +59,7 @@ def test_an_order_from_sign_up_to_delivery(visit: Visit, server: Server) -> None
     eventually(lambda: phone.page.locator(job).count() == 0)
 
     for status in ("Processing", "Shipped", "Completed"):
-        assert "Dewi" in customers.text(f'.stop[data-stop="{status}"]')
+        assert "Dewi" in customers.text(f'.step[data-step="{status}"]')
     assert "Left at the front desk" in customers.text("#history .entry:first-child")
 
 
@@ -80,9 +80,9 @@ def test_a_customer_edits_and_cancels_while_it_is_pending(visit: Visit, server: 
     page.click("summary:has-text('Cancel the order')")
     page.fill("#note-Cancelled", "Bought one myself")
     page.click("text=Yes, cancel it")
-    window.see('.stop[data-stop="Cancelled"]')
-    places = page.eval_on_selector_all(".stop", "all => all.map(one => one.dataset.place)")
-    assert places == ["behind", "here", "skipped", "skipped", "skipped"]
+    window.see('.step[data-step="Cancelled"]')
+    places = page.eval_on_selector_all(".step", "all => all.map(one => one.dataset.progress)")
+    assert places == ["done", "current", "skipped", "skipped", "skipped"]
 
     other = customer.order("a chair")
     driver.move(other, "Processing")

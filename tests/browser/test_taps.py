@@ -128,11 +128,11 @@ def test_what_is_undone_in_one_window_is_sent_by_none(visit: Visit, server: Serv
     second = window.another_tab()  # while the tap is held
     second.goto(server.url + "/deliveries?show=mine")
     second.wait_for_selector(f"{card(orders[0])} .undo")
-    page.wait_for_selector(f"{card(orders[0])}:not([data-settling])")
+    page.wait_for_selector(f"{card(orders[0])}:not([data-taps-blocked])")
     page.tap(f"{card(orders[0])} .undo")
     second.wait_for_selector(f"{card(orders[0])}:not([data-pending])")
     # A later tap is seen, and sent, in both; by then the first would have been, too.
-    second.wait_for_selector(f"{card(orders[1])}:not([data-settling])")
+    second.wait_for_selector(f"{card(orders[1])}:not([data-taps-blocked])")
     second.tap(f"{card(orders[1])} .btn-job")
     window.see(f"{card(orders[1])} .undo")
     eventually(lambda: driver.read(orders[1])["status"] == "Processing")
@@ -147,7 +147,7 @@ def test_taps_of_two_windows_without_a_network_are_all_kept(visit: Visit, server
     second.wait_for_selector('#link-state[data-state="live"]')
     window.context.set_offline(True)
     for page, order in zip((first, second), orders, strict=True):
-        page.wait_for_selector(f"{card(order)}:not([data-settling])")
+        page.wait_for_selector(f"{card(order)}:not([data-taps-blocked])")
         page.tap(f"{card(order)} .btn-job")
         page.wait_for_selector(f'{card(order)} >> text="Processing – waiting for the network …"')
     for page in (first, second):
@@ -168,7 +168,7 @@ def test_a_deleted_order_and_a_changed_one_are_explained(visit: Visit, server: S
     admin.delete(orders[0])
     admin.edit(orders[1], "another parcel")
     window.context.set_offline(False)
-    window.see("#tap-bar >> text=It has been deleted, or it is not yours any more.")
+    window.see("#tap-bar >> text=It has been deleted, or you are not allowed to see it any more.")
     window.see("#tap-bar >> text=Amir changed the description")
     # The card is back as it is now, and can be tapped again.
     window.see(f"{card(orders[1])} >> text=another parcel")

@@ -42,7 +42,7 @@ def test_a_change_appears_is_announced_and_told_in_the_title(visit: Visit, serve
 
     driver.move(order, "Processing", note="Packed with care")
     window.see('#state .chip[data-status="Processing"]')
-    assert "Dewi" in window.text('.stop[data-stop="Processing"]')
+    assert "Dewi" in window.text('.step[data-step="Processing"]')
     assert "Packed with care" in window.text("#history .entry:first-child")
     toasts = page.locator("#toasts")
     assert toasts.get_attribute("role") == "status"
@@ -183,8 +183,8 @@ def _shown(page: Page) -> dict[str, object]:
             fields: [...document.querySelectorAll("#order input, #order select, #order textarea")]
                 .map((field) => `${field.name}=${field.value}`),
             hidden: [...document.querySelectorAll("#order *")].map((part) => part.hidden),
-            places: [...document.querySelectorAll(".stop")]
-                .map((stop) => `${stop.dataset.stop} ${stop.dataset.place} ${stop.ariaCurrent}`),
+            places: [...document.querySelectorAll(".step")]
+                .map((step) => `${step.dataset.step} ${step.dataset.progress} ${step.ariaCurrent}`),
             times: [...document.querySelectorAll("#order time")]
                 .map((time) => `${time.dateTime} ${time.title}`),
         })"""
@@ -216,7 +216,9 @@ def test_a_list_converges_whatever_happens_to_its_orders(
         window.context.set_offline(chance.random() < 0.3)
         change()
     window.context.set_offline(False)
-    shown = "() => [...document.querySelectorAll('[data-swap]')].map((one) => one.innerText).join()"
+    shown = (
+        "() => [...document.querySelectorAll('[data-refresh]')].map((one) => one.innerText).join()"
+    )
     fresh = visit(watcher)
 
     def is_what_a_reload_would_show() -> bool:

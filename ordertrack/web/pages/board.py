@@ -219,7 +219,7 @@ def _ask(order_ids: list[int], question: Question, can_be: Callable[[OrderView],
     found = bulk.chosen(auth.caller(), order_ids)
     changing = [order for order in found.orders if can_be(order)]
     return render(
-        "bulk_ask.html",
+        "bulk_confirm.html",
         viewer=found.actor,
         before_name=question.ask.format(_orders(len(changing))),
         question=question,

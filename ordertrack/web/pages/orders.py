@@ -27,7 +27,7 @@ from ordertrack.services import order_lists, orders
 from ordertrack.services.order_query import Filters
 from ordertrack.services.orders import OrderPage
 from ordertrack.web.http import integer
-from ordertrack.web.pages.progress import stops
+from ordertrack.web.pages.progress import steps
 from ordertrack.web.pages.rendering import (
     back,
     fields,
@@ -126,9 +126,9 @@ def _show(order_id: int, refused: DomainError | None = None) -> Response:
         viewer=screen.actor,
         order=order,
         events=screen.events,
-        stops=stops(screen.events),
+        progress=steps(screen.events),
         earlier=order.version - len(screen.events),
-        steps=_steps(screen),
+        transitions=_transitions(screen),
         when=_when(screen),
         drivers=screen.drivers,
         is_owner=order.customer_id == screen.actor.id,
@@ -156,8 +156,8 @@ def _reason(refused: DomainError | None, typed: str | None) -> str:
     return " ".join(messages(refused).values())
 
 
-def _steps(screen: OrderPage) -> list[tuple[Status, Status]]:
-    """Every step of the table that the viewer may take with this order, some day or now."""
+def _transitions(screen: OrderPage) -> list[tuple[Status, Status]]:
+    """Every transition that the viewer may make with this order, in its present status or later."""
     return [
         (current, target)
         for current, targets in STEPS.items()
@@ -186,7 +186,7 @@ def trail(order_id: int) -> Response:
     screen = orders.history_page(auth.caller(), order_id, after=after)
     last = screen.events[-1].version if screen.events else screen.order.version
     return render(
-        "trail.html",
+        "history.html",
         viewer=screen.actor,
         order=screen.order,
         events=screen.events,

@@ -63,7 +63,7 @@ def init_app(app: Flask) -> None:
     env.trim_blocks = env.lstrip_blocks = True
     env.globals.update(
         moment=moment,
-        entry_templates=cache(lambda: Markup(env.get_template("entries.html").render())),  # noqa: S704
+        entry_templates=cache(lambda: Markup(env.get_template("history_entries.html").render())),  # noqa: S704
         STATUSES=tuple(Status),
         TERMINAL=TERMINAL,
         ROLES=ROLES,

@@ -49,4 +49,4 @@ def make_reset(user_id: int) -> Response:
     caller = auth.caller()
     reset = passwords.reset_by_admin(caller, user_id)
     link = url_for("account.reset_form", token=auth.sign_reset(reset), _external=True)
-    return render("reset-link.html", viewer=callers.identify(caller), link=link)
+    return render("reset_link.html", viewer=callers.identify(caller), link=link)
