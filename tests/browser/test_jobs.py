@@ -1,4 +1,4 @@
-"""Each person's whole job, with the others at work beside them."""
+"""The whole job of each role, while others work beside it."""
 
 from tests.browser.conftest import Visit, Visitor
 from tests.support.servers import Server
@@ -91,7 +91,7 @@ def test_a_customer_edits_and_cancels_while_it_is_pending(visit: Visit, server: 
     assert not page.is_visible("text=Cancel the order")
 
 
-def test_a_stale_form_overwrites_nothing_and_keeps_what_was_typed(
+def test_a_stale_form_overwrites_nothing_and_keeps_the_typed_text(
     visit: Visit, server: Server
 ) -> None:
     customer, admin = server.people.customer(), server.people.admin()
@@ -114,7 +114,7 @@ def test_a_stale_form_overwrites_nothing_and_keeps_what_was_typed(
     assert customer.read(order)["description"] == "tea and milk"
 
 
-def test_taps_without_a_network_are_kept_and_sent_when_it_is_back(
+def test_taps_without_a_network_are_queued_and_sent_when_it_is_back(
     visit: Visit, server: Server
 ) -> None:
     customer, driver, admin = (
@@ -157,7 +157,7 @@ def test_taps_without_a_network_are_kept_and_sent_when_it_is_back(
     assert not window.page.is_visible("#tap-bar")
 
 
-def test_a_tap_outlives_a_reload(visit: Visit, server: Server) -> None:
+def test_a_queued_tap_survives_a_reload(visit: Visit, server: Server) -> None:
     customer, driver = server.people.customer(), server.people.driver()
     order = customer.order()
     window = visit(driver)
@@ -247,7 +247,7 @@ def test_a_dispatcher_filters_assigns_moves_exports_and_audits(
     assert "deleted" in window.text("tbody tr:last-child")
 
 
-def test_an_admin_changes_a_role_and_it_counts_at_once(visit: Visit, server: Server) -> None:
+def test_a_changed_role_takes_effect_at_once(visit: Visit, server: Server) -> None:
     people = server.people
     customer, admin = people.customer(), people.admin()
     theirs = visit(customer)

@@ -1,4 +1,4 @@
-"""What somebody was writing is not lost, whatever happens to the order or the session meanwhile."""
+"""Unsent text is kept, whatever happens to its order or session meanwhile."""
 
 from tests.browser.conftest import Visit, Visitor
 from tests.support.servers import Server
@@ -12,7 +12,7 @@ def unsent(window: Visitor) -> list[str]:
     )
 
 
-def test_an_edit_that_came_too_late_can_be_copied(visit: Visit, server: Server) -> None:
+def test_the_text_of_an_edit_that_is_too_late_can_be_copied(visit: Visit, server: Server) -> None:
     customer, driver = server.people.customer(), server.people.driver("Dewi")
     order = customer.order("tea")
     window = visit(customer, permissions=["clipboard-read", "clipboard-write"])
@@ -37,7 +37,7 @@ def test_an_edit_that_came_too_late_can_be_copied(visit: Visit, server: Server) 
     assert unsent(window) == []
 
 
-def test_a_deleted_order_leaves_what_was_being_written(visit: Visit, server: Server) -> None:
+def test_unsent_text_is_kept_when_the_order_is_deleted(visit: Visit, server: Server) -> None:
     customer, admin = server.people.customer(), server.people.admin("Amir")
     order = customer.order("tea")
     window = visit(customer)
@@ -49,9 +49,7 @@ def test_a_deleted_order_leaves_what_was_being_written(visit: Visit, server: Ser
     assert unsent(window) == ["tea and milk"]
 
 
-def test_signing_out_in_another_tab_leaves_what_was_being_written(
-    visit: Visit, server: Server
-) -> None:
+def test_unsent_text_is_kept_when_another_tab_signs_out(visit: Visit, server: Server) -> None:
     customer = server.people.customer()
     order = customer.order("a secret wish")
     window = visit(customer)
@@ -67,7 +65,7 @@ def test_signing_out_in_another_tab_leaves_what_was_being_written(
     assert "a secret wish" not in window.text("body")
 
 
-def test_a_drivers_note_goes_along_with_its_order(visit: Visit, server: Server) -> None:
+def test_a_drivers_note_moves_with_its_order(visit: Visit, server: Server) -> None:
     people = server.people
     customer, driver, admin = people.customer(), people.driver(), people.admin()
     order, doomed = customer.order("one"), customer.order("two")
@@ -90,7 +88,7 @@ def test_a_drivers_note_goes_along_with_its_order(visit: Visit, server: Server) 
     assert page.input_value(f"#note-{order['id']}") == "ring twice"
 
 
-def test_a_lost_right_leaves_what_was_being_written(visit: Visit, server: Server) -> None:
+def test_unsent_text_is_kept_when_the_order_is_hidden(visit: Visit, server: Server) -> None:
     people = server.people
     customer, driver, admin = people.customer(), people.driver(), people.admin()
     order = customer.order("one")
