@@ -1,12 +1,14 @@
 /**
- * The page for when there is no network. A service worker sees every request of this site, so this
- * one answers as little as it can: pages that cannot be reached, and the files of that one page.
- * What anybody is shown, what is sent, and all live traffic pass it by; it keeps nothing private.
+ * The service worker: shows the offline page where a page cannot be reached.
+ *
+ * A service worker sees every request of its site, so this one handles as few as it can: navigations
+ * that fail, and the files of the offline page. All other requests go to the network, and nothing
+ * private is cached.
  */
 
 const PAGE = "/offline";
 const FILES = [{% for file in files %}"{{ asset(file) }}"{{ ", " if not loop.last }}{% endfor %}];
-const CACHE = `offline ${FILES.join(" ")}`; // another release has other addresses
+const CACHE = `offline ${FILES.join(" ")}`; // another release has other URLs
 
 addEventListener("install", (event) => {
   skipWaiting();
@@ -14,7 +16,7 @@ addEventListener("install", (event) => {
 });
 
 addEventListener("activate", (event) => {
-  // Pages need not wait until this worker has started.
+  // Fetch pages while this worker is still starting.
   event.waitUntil(Promise.all([removeOthers(), registration.navigationPreload?.enable()]));
 });
 
@@ -32,8 +34,8 @@ async function page({ request, preloadResponse }) {
   try {
     return (await preloadResponse) ?? (await fetch(request));
   } catch (error) {
-    const kept = await caches.match(PAGE);
-    if (kept) return kept;
+    const cached = await caches.match(PAGE);
+    if (cached) return cached;
     throw error;
   }
 }

@@ -1,1 +1,1 @@
-"""The HTTP edges: each view parses, calls the service of the same name, presents the result."""
+"""HTTP views: each parses a request, calls the service of its name, and presents the result."""

@@ -1,20 +1,20 @@
 /**
- * A driver's screen: the server's list with the taps that are under way laid over it. A card stays
- * where it was tapped, with a way back, until the server has confirmed the step. What became of a
- * tap is said at the lower edge, where the thumb is; a refusal stays there until it has been read.
+ * A driver's page: the server's list, with unconfirmed taps shown on their cards. A tapped card stays
+ * in its place, with an undo button, until the server has confirmed the transition. The result is
+ * shown at the bottom of the screen; a refusal stays there until the driver has closed it.
  */
 
-import { deed, stream } from "./live.js";
+import { describeAction, stream } from "./connection.js";
+import { refresher } from "./refresh.js";
 import { get, viewer } from "./session.js";
-import { isSettling, settle, settleAround } from "./settle.js";
-import { refresher } from "./swap.js";
+import { blockMoved, blockTaps, isBlocked } from "./tap-guard.js";
 import { Taps } from "./taps.js";
 import { setTime } from "./times.js";
 
 const CARDS = ".job";
 
-/** Milliseconds for which a success is said. */
-const SAID = 6000;
+/** Milliseconds for which a success is shown. */
+const SHOWN = 6000;
 
 const taps = new Taps();
 
@@ -22,10 +22,10 @@ const card = (id) => document.querySelector(`${CARDS}[data-order="${id}"]`);
 const soon = refresher({
   pause: 250,
   around: (change) =>
-    settleAround(CARDS, () => {
+    blockMoved(CARDS, () => {
       change();
-      forgetWhatIsShown();
-      overlay();
+      forgetShownTaps();
+      showTaps();
     }),
 });
 
@@ -43,7 +43,7 @@ document.addEventListener("submit", (event) => {
     note: form.elements.note.value.trim(),
     version: Number(form.elements.version.value),
   });
-  settle(job); // the second tap of a double one must not undo the first
+  blockTaps(job); // the second tap of a double tap must not undo the first
   job.querySelector(".undo")?.focus({ preventScroll: true });
 });
 
@@ -51,13 +51,13 @@ document.addEventListener("click", (event) => {
   const undo = event.target.closest(".undo");
   if (!undo) return;
   const job = undo.closest(CARDS);
-  if (isSettling(job)) return;
+  if (isBlocked(job)) return;
   taps.undo(job.dataset.order);
-  settle(job);
+  blockTaps(job);
   job.querySelector(".btn-job")?.focus({ preventScroll: true });
 });
 
-taps.addEventListener("changed", () => settleAround(CARDS, overlay));
+taps.addEventListener("changed", () => blockMoved(CARDS, showTaps));
 
 // --- the cards -----------------------------------------------------------------------------------
 
@@ -69,14 +69,14 @@ const WORDS = {
   refused: " – not changed",
 };
 
-/** Show what was tapped as tapped. */
-function overlay() {
+/** Show each unconfirmed tap on its card. */
+function showTaps() {
   for (const job of document.querySelectorAll(CARDS)) {
     const tap = taps.get(job.dataset.order);
     const line = job.querySelector('[data-slot="pending"]');
     const shown = tap ? `${tap.status}${WORDS[tap.state]}` : "";
-    // As high as what it stands for, so that what is below stays where it is.
-    if (tap && line.hidden) line.style.minHeight = `${acts(job)?.offsetHeight ?? 0}px`;
+    // As high as the button that it replaces, so that the cards below do not move.
+    if (tap && line.hidden) line.style.minHeight = `${actions(job)?.offsetHeight ?? 0}px`;
     job.toggleAttribute("data-pending", tap !== undefined);
     line.hidden = !tap;
     if (line.dataset.shown === `${shown} ${tap?.state}`) continue;
@@ -87,11 +87,11 @@ function overlay() {
   showWaiting();
 }
 
-/** What moves the order, as the server rendered it. */
-const acts = (job) => job.querySelector(":scope > form, :scope > .confirm");
+/** The form that changes the order's status, as the server rendered it. */
+const actions = (job) => job.querySelector(":scope > form, :scope > .confirm");
 
-/** An answered tap is of no use once the list shows the order as the answer left it. */
-function forgetWhatIsShown() {
+/** Forget answered taps whose orders the list shows in a later version, or not any more. */
+function forgetShownTaps() {
   for (const { id, version, state } of taps.all) {
     const job = card(id);
     const isShown = !job || Number(job.dataset.version) > version;
@@ -110,7 +110,7 @@ function button(classes, text, more) {
   return made;
 }
 
-// --- the lower edge ------------------------------------------------------------------------------
+// --- results, at the bottom of the screen --------------------------------------------------------
 
 const STORE = `ordertrack-refusals-${viewer}`;
 const bar = document.getElementById("tap-bar");
@@ -121,28 +121,28 @@ taps.addEventListener("confirmed", ({ detail: { tap } }) => {
   const line = item("done");
   line.append(`Order #${tap.id} is ${tap.status}.`);
   add(line);
-  setTimeout(() => remove(line), SAID);
+  setTimeout(() => remove(line), SHOWN);
   soon();
 });
 
 taps.addEventListener("refused", async ({ detail: { tap, problem } }) => {
   const head = `Order #${tap.id} was not set to ${tap.status}.`;
-  // Said at once and kept, in case there is no second answer; then in full.
-  refuse(tap.id, { head, events: [], detail: plain(problem) });
+  // Shown and stored at once, in case the history cannot be read; then with the history.
+  refuse(tap.id, { head, events: [], detail: reason(problem) });
   soon();
-  const events = await happenedSince(tap);
+  const events = await eventsSince(tap);
   if (events.length > 0) refuse(tap.id, { head, events, detail: "" });
 });
 
-/** Why, as far as the refusal itself tells. */
-function plain({ status, detail }) {
-  if (status === 404) return "It has been deleted, or it is not yours any more.";
+/** The reason, as far as the refusal itself tells it. */
+function reason({ status, detail }) {
+  if (status === 404) return "It has been deleted, or you are not allowed to see it any more.";
   if (status === 409 || status === 412) return "It was changed before your tap arrived.";
   return detail;
 }
 
-/** What others did with the order while the tap was on its way; nothing when that cannot be had. */
-async function happenedSince({ id, version }) {
+/** The latest events after the version that was tapped; none if they cannot be read. */
+async function eventsSince({ id, version }) {
   try {
     const response = await get(`/api/orders/${id}/history?after=${version}&limit=500`);
     if (!response.ok) return [];
@@ -174,7 +174,7 @@ function refusalLine(id, { head, events, detail }) {
     what.dir = "auto";
     const time = document.createElement("time");
     setTime(time, event.updated_at);
-    what.append(`${deed(event)}, `, time);
+    what.append(`${describeAction(event)}, `, time);
     if (event.note) what.append(`: “${event.note}”`);
     text.append(what);
   }
@@ -200,15 +200,15 @@ function item(kind) {
 
 function add(line) {
   news.append(line);
-  const said = [...news.querySelectorAll('[data-kind="done"]')];
-  for (const old of said.slice(0, -2)) old.remove();
-  settle(bar);
+  const done = [...news.querySelectorAll('[data-kind="done"]')];
+  for (const old of done.slice(0, -2)) old.remove();
+  blockTaps(bar);
   showBar();
 }
 
 function remove(line) {
   line.remove();
-  settle(bar);
+  blockTaps(bar);
   showBar();
 }
 
@@ -227,5 +227,5 @@ function showBar() {
 }
 
 for (const [id, parts] of refusals) add(refusalLine(id, parts));
-overlay();
+showTaps();
 taps.flush();

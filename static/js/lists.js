@@ -1,11 +1,11 @@
 /**
- * Lists that follow the feed: a row changes at once, and soon after the list is what the server says
- * (a new order, one that a filter lets in or out, the counts).
+ * Lists that follow the feed: a row changes at once, and soon after the whole list is refreshed from
+ * the server (new orders, orders that a filter adds or removes, the counts).
  */
 
-import { announce, highlight, sentence, setChip, stream } from "./live.js";
+import { announce, describe, highlight, setChip, stream } from "./connection.js";
+import { refresher } from "./refresh.js";
 import { viewer } from "./session.js";
-import { refresher } from "./swap.js";
 import { setTime } from "./times.js";
 
 const isBoard = document.querySelector(".board, .filters") !== null;
@@ -18,11 +18,11 @@ const soon = refresher({
 
 stream.feed({
   onEvent(event) {
-    const row = document.querySelector(`[data-swap="orders"] [data-order="${event.order_id}"]`);
+    const row = document.querySelector(`[data-refresh="orders"] [data-order="${event.order_id}"]`);
     if (row) apply(row, event);
     const isOurs = row !== null || event.actor.id === viewer;
     if (isBoard || isOurs) soon();
-    if (!isBoard && isOurs && event.actor.id !== viewer) announce(sentence(event), event.status);
+    if (!isBoard && isOurs && event.actor.id !== viewer) announce(describe(event), event.status);
   },
   onResume: soon,
 });
@@ -36,7 +36,7 @@ function apply(row, event) {
   highlight(row);
 }
 
-// --- what is selected ----------------------------------------------------------------------------
+// --- the selected orders -------------------------------------------------------------------------
 
 const boxes = () => [...document.querySelectorAll('[name="order"]')];
 const pickAll = document.getElementById("pick-all");
@@ -51,7 +51,7 @@ function countSelected() {
   for (const button of document.querySelectorAll(".bulk button")) button.disabled = number === 0;
 }
 
-/** With the shift key, a click does to every order from the last clicked one on what it does to its own. */
+/** With the shift key, a click selects or deselects the whole range from the last clicked order. */
 let last = null;
 function pickRange(event) {
   const box = event.target;
@@ -72,6 +72,6 @@ if (pickAll) {
   });
   document.addEventListener("change", countSelected);
   document.addEventListener("click", pickRange);
-  addEventListener("pageshow", countSelected); // browsers bring back what was ticked
+  addEventListener("pageshow", countSelected); // browsers restore ticked boxes
   countSelected();
 }

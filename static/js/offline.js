@@ -1,4 +1,4 @@
-/** On the page that stands for one that could not be reached: load that one as soon as it can be. */
+/** The offline page, shown in place of a page that cannot be reached: loads that one when it can. */
 
 const PAUSE = 3000;
 

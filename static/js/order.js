@@ -1,21 +1,23 @@
 /**
- * One order's page: what the server rendered, plus each event after it, is what a reload would show.
+ * One order's page: applies each new event to what the server has rendered, so that the page always
+ * shows what a reload would show.
  */
 
-import { announce, glyph, highlight, sentence, setChip, setTitle, stream } from "./live.js";
-import { keep, renewPage, typedIn } from "./kept.js";
+import { announce, describe, glyph, highlight, setChip, setTitle, stream } from "./connection.js";
 import { viewer } from "./session.js";
 import { setTime } from "./times.js";
+import { reloadPage, showUnsent, unsentTexts } from "./unsent-text.js";
 
 const page = document.getElementById("order");
 const slot = (root, name) => root.querySelector(`[data-slot="${name}"]`);
 
 stream.watch(page.dataset.order, Number(page.dataset.version), {
   onEvent: apply,
-  onReset: () => renewPage("So much has changed that this page has to be loaded again."),
-  // Not ours to see any more: the server's page says so.
+  onReset: () => reloadPage("So much has changed that this page has to be loaded again."),
+  // The server's page says what happened.
   onError: ({ status }) =>
-    (status === 403 || status === 404) && renewPage("This order is not yours to see any more."),
+    (status === 403 || status === 404) &&
+    reloadPage("You are not allowed to see this order any more."),
 });
 
 function apply(event) {
@@ -24,10 +26,11 @@ function apply(event) {
   setTime(document.querySelector("#changed time"), event.updated_at);
   if (event.type === "status_changed") moveTo(event);
   if (event.type === "driver_assigned") setDriver(event.changes.driver);
-  const kept = event.type === "description_changed" && !setDescription(event.changes.description);
-  if (!kept) bringFormsUpTo(event.version);
-  if (event.type === "deleted") showGone(event);
-  if (event.actor.id !== viewer) announce(sentence(event), event.status);
+  const isEditing =
+    event.type === "description_changed" && !setDescription(event.changes.description);
+  if (!isEditing) setFormVersions(event.version);
+  if (event.type === "deleted") showDeleted(event);
+  if (event.actor.id !== viewer) announce(describe(event), event.status);
 }
 
 // --- the history ---------------------------------------------------------------------------------
@@ -60,52 +63,55 @@ function addEntry(event) {
   highlight(entry);
 }
 
-// --- the line ------------------------------------------------------------------------------------
+// --- progress ------------------------------------------------------------------------------------
 
 function moveTo({ status, updated_at, actor, order_id }) {
   page.dataset.status = status;
   setChip(document.querySelector("#state .chip"), status);
   setTitle(`#${order_id} ${status} – OrderTrack`);
-  const route = document.getElementById("route");
-  const left = route.querySelector('[data-place="here"]');
-  const reached = route.querySelector(`[data-stop="${status}"]`) ?? addStopAfter(left, status);
-  left.dataset.place = "behind";
+  const flow = document.getElementById("flow");
+  const left = flow.querySelector('[data-progress="current"]');
+  const reached = flow.querySelector(`[data-step="${status}"]`) ?? addStepAfter(left, status);
+  left.dataset.progress = "done";
   left.removeAttribute("aria-current");
-  reached.dataset.place = "here";
+  reached.dataset.progress = "current";
   reached.setAttribute("aria-current", "step");
   const time = document.createElement("time");
   setTime(time, updated_at);
-  reached.querySelector(".stop-when").replaceChildren(time);
-  reached.querySelector(".stop-who").textContent = actor.name;
+  reached.querySelector(".step-when").replaceChildren(time);
+  reached.querySelector(".step-who").textContent = actor.name;
   if (status === "Cancelled") {
-    for (const stop of route.querySelectorAll('[data-place="ahead"]')) {
-      stop.dataset.place = "skipped";
-      stop.querySelector(".stop-who").textContent = "not reached";
+    for (const step of flow.querySelectorAll('[data-progress="upcoming"]')) {
+      step.dataset.progress = "skipped";
+      step.querySelector(".step-who").textContent = "not reached";
     }
   }
   const lost = [];
   for (const part of document.querySelectorAll("[data-when]")) {
     part.hidden = !part.dataset.when.split(" ").includes(status);
-    if (part.hidden) lost.push(...typedIn(part));
+    if (part.hidden) lost.push(...unsentTexts(part));
   }
   const what = status === "Cancelled" ? "cancelled the order" : `moved the order to ${status}`;
-  keep(lost, `${actor.name} ${what}, so this cannot be sent any more.`);
+  showUnsent(lost, `${actor.name} ${what}, so this cannot be sent any more.`);
   if (status !== "Cancelled") page.dataset.mover = actor.name;
   showDriver();
 }
 
-function addStopAfter(stop, status) {
-  const added = stop.cloneNode(true);
-  added.dataset.stop = status;
+function addStepAfter(step, status) {
+  const added = step.cloneNode(true);
+  added.dataset.step = status;
   added.querySelector(".dot").replaceChildren(glyph(status));
-  added.querySelector(".stop-name").textContent = status;
-  stop.after(added);
+  added.querySelector(".step-name").textContent = status;
+  step.after(added);
   return added;
 }
 
 // --- the rest ------------------------------------------------------------------------------------
 
-/** False: somebody is writing another one here, and keeps it; sending it will be refused. */
+/**
+ * Show a new description. False: the field here contains another one that is being written. It is
+ * left alone, and its form keeps its version, so that sending it is refused.
+ */
 function setDescription(description) {
   slot(page, "description").textContent = description;
   const field = document.getElementById("description");
@@ -122,7 +128,7 @@ function setDriver(driver) {
   if (choice) choice.value = driver?.id ?? "";
 }
 
-/** Whose order it is to deliver; where nobody is assigned, whoever has moved it so far. */
+/** Show the order's driver; where none is assigned, the person who took the latest step. */
 function showDriver() {
   const { driver, mover, status } = page.dataset;
   const nobody = status === "Completed" || status === "Cancelled" ? "Nobody" : "Nobody yet";
@@ -130,16 +136,17 @@ function showDriver() {
   document.getElementById("driver-name").textContent = driver || mover || nobody;
 }
 
-/** The forms act on the state that is shown now. */
-function bringFormsUpTo(version) {
+/** Let the forms act on the version that is shown now. */
+function setFormVersions(version) {
   for (const field of page.querySelectorAll('input[name="version"]')) field.value = version;
 }
 
-function showGone(event) {
+function showDeleted(event) {
   const notice = document.getElementById("gone");
   slot(notice, "actor").textContent = event.actor.name;
   notice.hidden = false;
   const actions = document.getElementById("actions");
-  keep(typedIn(actions), `${event.actor.name} deleted the order, so this cannot be sent any more.`);
+  const reason = `${event.actor.name} deleted the order, so this cannot be sent any more.`;
+  showUnsent(unsentTexts(actions), reason);
   actions.hidden = true;
 }

@@ -1,10 +1,10 @@
-/** On every page: times in the reader's zone, and a page of ours for when there is no network. */
+/** On every page: shows times in the reader's zone, and registers the offline page. */
 
 import { showTimes } from "./times.js";
 
 showTimes(document);
 
-// After everything else has been fetched. Without it all works, but for that one page.
+// When everything else has been fetched. Without it only the offline page is missing.
 addEventListener("load", () => {
   navigator.serviceWorker?.register("/worker.js").catch(() => {});
 });

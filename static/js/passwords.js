@@ -1,4 +1,4 @@
-/** Buttons that show what was typed into a password field, and hide it again. */
+/** Adds a button to each password field that shows and hides what was typed. */
 
 for (const field of document.querySelectorAll('input[type="password"]')) {
   const button = document.createElement("button");
@@ -15,7 +15,7 @@ for (const field of document.querySelectorAll('input[type="password"]')) {
     update();
     field.focus();
   });
-  // What is sent, or kept by the browser, is a password field's value.
+  // Browsers offer to save only the value of a password field.
   field.form.addEventListener("submit", () => {
     field.type = "password";
   });

@@ -1,16 +1,16 @@
 /**
- * Who is signed in, and requests in that name. The tokens themselves are in cookies that no script
- * can read; what a write has to carry besides stands in the page.
+ * The session of the signed-in user, and requests in it. Its tokens are in cookies that no script can
+ * read; the CSRF token, which each write has to carry, is in the page.
  */
 
-import { panel as keptPanel, typedIn } from "./kept.js";
+import { unsentPanel, unsentTexts } from "./unsent-text.js";
 
 const csrfToken = () => document.querySelector('meta[name="csrf-token"]').content;
 
 /** The signed-in user's id. */
 export const viewer = document.body.dataset.viewer;
 
-/** Send JSON. Rejects when there is no answer; the server renews the access cookie as it needs to. */
+/** Send JSON. Rejects when there is no answer. The server renews an expired access cookie itself. */
 export function send(method, path, body, headers = {}) {
   return fetch(path, {
     method,
@@ -21,7 +21,7 @@ export function send(method, path, body, headers = {}) {
       ...headers,
     },
     body: JSON.stringify(body),
-    keepalive: true, // also when the page is left meanwhile
+    keepalive: true, // also when the user leaves the page meanwhile
     signal: AbortSignal.timeout(10_000),
   });
 }
@@ -35,7 +35,7 @@ export function get(path) {
   });
 }
 
-/** Get a new access cookie. False: the session has ended. Rejects when that cannot be known. */
+/** Get a new access cookie. False: the session has ended. Rejects when the server cannot tell. */
 export async function renew() {
   const response = await send("POST", "/session/renew", {});
   if (response.status >= 500 || response.status === 429) throw new Error(response.statusText);
@@ -43,12 +43,12 @@ export async function renew() {
 }
 
 /**
- * The page says that the session is over and why, shows nothing of it any more, and leads to the way
- * in. What was being written is still the writer's: it can be copied.
+ * Replace the page's content by a notice that the session has ended, with the reason and a link to
+ * sign in. Text that was typed and not sent is shown, to be copied.
  */
 export function showSignedOut(reason) {
   const main = document.getElementById("main");
-  const typed = typedIn(main);
+  const unsent = unsentTexts(main);
   const here = encodeURIComponent(location.pathname + location.search);
   const panel = document.createElement("section");
   panel.className = "fault";
@@ -56,7 +56,7 @@ export function showSignedOut(reason) {
   const heading = document.createElement("h1");
   heading.textContent = "You are signed out";
   const text = document.createElement("p");
-  // "Signed out" is what the heading says; another reason is told in the server's words.
+  // The heading says "signed out" already; any other reason is shown in the server's words.
   const isPlain = !reason || /signed out|log in/i.test(reason);
   text.textContent = isPlain ? "This session was ended here or in another window." : reason;
   const link = document.createElement("a");
@@ -64,7 +64,7 @@ export function showSignedOut(reason) {
   link.href = `/login?next=${here}`;
   link.textContent = "Sign in again";
   panel.append(heading, text);
-  if (typed.length > 0) panel.append(keptPanel(typed, "This was not sent.", false));
+  if (unsent.length > 0) panel.append(unsentPanel(unsent, "This was not sent.", false));
   panel.append(link);
   main.replaceChildren(panel);
 }

@@ -1,15 +1,16 @@
 /**
- * What a driver has tapped and the server has not yet confirmed. Kept in the browser's storage, so
- * that a reload or an empty battery loses no tap, and sent until there is an answer.
+ * The queue of a driver's taps that the server has not yet confirmed. It is kept in the browser's
+ * storage, so that a reload or an empty battery loses no tap, and each tap is sent until it is
+ * answered.
  *
- * Windows of one browser share that storage: what was tapped in one is shown in all, and whichever is
- * first sends it. What was undone in one is sent by none.
+ * All windows of a browser share that storage: each shows the taps of all, the first one that can
+ * sends them, and a tap that was undone in one is sent by none.
  *
  * A tap is held for some seconds before it is sent: until then it can be undone. Leaving the page
- * ends the wait, so that a phone in a pocket sends what was tapped.
+ * ends the wait, so that a phone that is put away sends its taps.
  *
- * Sending twice is safe: the status that an order already has changes nothing, and `If-Match` keeps
- * an old tap from moving an order that has changed since.
+ * Sending twice is safe: setting a status is idempotent, and `If-Match` keeps an old tap from moving
+ * an order that has changed since.
  */
 
 import { send, viewer } from "./session.js";
@@ -20,14 +21,14 @@ const LONGEST_PAUSE = 15_000;
 /** Milliseconds in which a tap can be undone. */
 const HOLD = 5000;
 
-/** Answers after which the order on this page is out of date. */
+/** Statuses of answers that say: the order has changed since this page showed it. */
 const STALE = new Set([404, 409, 412]);
 
 /**
- * A tap is {id, status, note, version, due, state}: `held` until the time `due`, then `sending`, or
- * `waiting` for the network; at last `done` or `refused`, until the page shows the order as it is now.
+ * A tap is {id, status, note, version, due, state}. Its state is `held` until the time `due`, then
+ * `sending`, or `waiting` for the network; at last `done` or `refused`, until it is forgotten.
  *
- * Tells `changed`, `confirmed` with {tap}, and `refused` with {tap, problem}.
+ * Dispatches `changed`, `confirmed` with {tap}, and `refused` with {tap, problem}.
  */
 export class Taps extends EventTarget {
   #taps = new Map(); // order id → tap
@@ -38,10 +39,10 @@ export class Taps extends EventTarget {
   constructor() {
     super();
     for (const tap of stored()) this.#taps.set(tap.id, tap);
-    addEventListener("storage", ({ key }) => key === STORE && this.#heardOfAnother());
+    addEventListener("storage", ({ key }) => key === STORE && this.#readOtherWindows());
     addEventListener("online", () => this.flush());
-    document.addEventListener("visibilitychange", () => document.hidden && this.#hurry());
-    addEventListener("pagehide", () => this.#hurry()); // older Safari tells only this
+    document.addEventListener("visibilitychange", () => document.hidden && this.#sendHeld());
+    addEventListener("pagehide", () => this.#sendHeld()); // older Safari dispatches only this
   }
 
   get all() {
@@ -59,22 +60,22 @@ export class Taps extends EventTarget {
     this.flush();
   }
 
-  /** Take back a tap that has not been sent. */
+  /** Undo a tap that has not been sent. */
   undo(id) {
     if (this.#taps.get(id)?.state === "held") this.forget(id);
   }
 
-  /** The page shows what became of it, or it was taken back. */
+  /** Remove a tap: it was undone, or the page shows its result. */
   forget(id) {
     if (this.#taps.delete(id)) this.#save(id);
   }
 
-  /** Send what is due, now. */
+  /** Send all taps that are due. */
   async flush() {
     clearTimeout(this.#timer);
     if (this.#sending) return;
     this.#sending = true;
-    this.#dropWhatOthersSettled();
+    this.#dropSettledElsewhere();
     let all = true;
     for (const tap of this.#unsent()) {
       if (remaining(tap) === 0) all = (await this.#send(tap)) && all;
@@ -86,9 +87,9 @@ export class Taps extends EventTarget {
     if (pauses.length > 0) this.#timer = setTimeout(() => this.flush(), Math.min(...pauses));
   }
 
-  /** The page is being left: nobody will undo any more, and later may be too late to send. */
-  #hurry() {
-    this.#dropWhatOthersSettled();
+  /** Send all held taps, because the user leaves the page: later may be too late. */
+  #sendHeld() {
+    this.#dropSettledElsewhere();
     const held = this.#unsent().filter((one) => one.state === "held");
     for (const tap of held) tap.due = 0;
     Promise.all(held.map((tap) => this.#send(tap))).then(() => this.flush());
@@ -98,7 +99,7 @@ export class Taps extends EventTarget {
     return this.all.filter((tap) => tap.state !== "done" && tap.state !== "refused");
   }
 
-  /** False: no answer, or none that decides. */
+  /** Send a tap. False: no answer, or one that does not settle it; it stays in the queue. */
   async #send(tap) {
     const { id, status, note, version } = tap;
     if (tap.state === "held") this.#mark(tap, "sending");
@@ -117,18 +118,18 @@ export class Taps extends EventTarget {
     if (this.#taps.get(id) !== tap || tap.state === "done") return true; // answered twice
     if (response.ok) {
       this.#mark(tap, "done");
-      this.#tell("confirmed", { tap });
+      this.#dispatch("confirmed", { tap });
       return true;
     }
     const unknown = { detail: response.statusText };
     const problem = { ...(await response.json().catch(() => unknown)), status: response.status };
     if (STALE.has(response.status)) this.#mark(tap, "refused");
     else this.forget(id);
-    this.#tell("refused", { tap, problem });
+    this.#dispatch("refused", { tap, problem });
     return true;
   }
 
-  #tell(type, detail) {
+  #dispatch(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
@@ -137,7 +138,7 @@ export class Taps extends EventTarget {
     this.#save(tap.id);
   }
 
-  /** Write what became of one tap. The others there may be another window's. */
+  /** Store the state of one tap. The others in the storage may be another window's. */
   #save(id) {
     const taps = stored().filter((tap) => tap.id !== id);
     taps.push(...this.#unsent().filter((tap) => tap.id === id));
@@ -145,9 +146,9 @@ export class Taps extends EventTarget {
     this.dispatchEvent(new Event("changed"));
   }
 
-  /** Another window has tapped, undone or sent something. */
-  #heardOfAnother() {
-    this.#dropWhatOthersSettled();
+  /** Apply what another window has added, undone or sent. */
+  #readOtherWindows() {
+    this.#dropSettledElsewhere();
     for (const tap of stored()) {
       const own = this.#taps.get(tap.id);
       if (!own) this.#taps.set(tap.id, tap);
@@ -157,8 +158,8 @@ export class Taps extends EventTarget {
     this.flush();
   }
 
-  /** What is not stored any more was undone or answered in another window. */
-  #dropWhatOthersSettled() {
+  /** Drop taps that are not stored any more: another window has undone them or got the answer. */
+  #dropSettledElsewhere() {
     const ids = new Set(stored().map((tap) => tap.id));
     for (const { id, state } of this.#unsent()) {
       if (!ids.has(id) && state !== "sending") this.#taps.delete(id);
@@ -168,7 +169,7 @@ export class Taps extends EventTarget {
 
 const stored = () => JSON.parse(localStorage.getItem(STORE) ?? "[]");
 
-/** Milliseconds until a tap is due. A clock that was set back must not hold it for longer. */
+/** Milliseconds until a tap is due; 0 where a clock that was set back would hold it for longer. */
 function remaining({ due }) {
   const left = due - Date.now();
   return left > 0 && left <= HOLD ? left : 0;

@@ -1,5 +1,5 @@
 /**
- * Times in the reader's own zone and manner. The server writes them in UTC, which stays in the title.
+ * Shows times in the reader's zone and format. The server writes them in UTC, which the title keeps.
  */
 
 const thisYear = new Intl.DateTimeFormat(undefined, {

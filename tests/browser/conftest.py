@@ -1,4 +1,4 @@
-"""A real browser on a real server, and the people in front of it."""
+"""Visitors: windows of a real browser, logged in on a real server."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

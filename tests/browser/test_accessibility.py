@@ -1,4 +1,4 @@
-"""axe finds nothing on any page, in light and in dark; everything is reachable by keyboard."""
+"""Accessibility: axe finds nothing on any page, and everything works by keyboard."""
 
 from typing import Any
 
@@ -96,7 +96,7 @@ def test_axe_finds_nothing_on_any_page(
     assert not found, "\n".join(found)
 
 
-def test_toasts_and_badges_are_legible_too(visit: Visit, server: Server, axe: str) -> None:
+def test_toasts_and_badges_are_legible(visit: Visit, server: Server, axe: str) -> None:
     customer, driver = server.people.customer(), server.people.driver()
     for scheme in ("light", "dark"):
         order = customer.order()
@@ -110,7 +110,7 @@ def test_toasts_and_badges_are_legible_too(visit: Visit, server: Server, axe: st
         assert not defects(page, axe)
 
 
-def test_what_comes_and_stays_for_a_while_is_legible_too(
+def test_taps_notices_and_the_end_of_a_session_are_legible(
     visit: Visit, server: Server, axe: str
 ) -> None:
     """Held and waiting taps, a refusal, a text that is kept, the end of a session."""
@@ -142,7 +142,7 @@ def test_what_comes_and_stays_for_a_while_is_legible_too(
         page.click("text=Edit the description")
         page.fill("#description", "too late")
         driver.move(order, "Processing")
-        window.see(".kept")
+        window.see(".unsent")
         found += defects(page, axe)
         page.evaluate(
             "() => document.querySelector('#description').value = 'written when signed out'"

@@ -1,4 +1,4 @@
-"""One's own account: the password, the sessions, and a forgotten password."""
+"""The account page: password, sessions, and a forgotten password."""
 
 from tests.browser.conftest import Visit, Visitor
 from tests.support.people import PASSWORD
@@ -13,7 +13,7 @@ def fill_in(window: Visitor, **fields: str) -> None:
     window.page.click("main .btn-primary")
 
 
-def test_a_password_is_changed_and_a_wrong_one_says_so(visit: Visit, server: Server) -> None:
+def test_a_password_is_changed_and_a_wrong_one_is_explained(visit: Visit, server: Server) -> None:
     person = server.people.customer()
     window = visit(person)
     page = window.open("/account")
@@ -25,7 +25,7 @@ def test_a_password_is_changed_and_a_wrong_one_says_so(visit: Visit, server: Ser
     assert "Your password is changed" in window.text(".notice")
 
 
-def test_what_was_typed_as_a_password_can_be_looked_at(visit: Visit) -> None:
+def test_a_typed_password_can_be_shown(visit: Visit) -> None:
     window = visit()
     page = window.open("/login")
     page.fill("#password", "something long")
@@ -35,7 +35,7 @@ def test_what_was_typed_as_a_password_can_be_looked_at(visit: Visit) -> None:
     assert page.get_attribute("#password", "type") == "password"
 
 
-def test_a_session_on_another_device_is_ended_from_here(visit: Visit, server: Server) -> None:
+def test_a_session_on_another_device_can_be_ended(visit: Visit, server: Server) -> None:
     person = server.people.customer()
     elsewhere = visit(person.signed_in_again())
     elsewhere.open("/orders", live=True)
@@ -46,7 +46,7 @@ def test_a_session_on_another_device_is_ended_from_here(visit: Visit, server: Se
     elsewhere.see("text=You are signed out")
 
 
-def test_a_forgotten_password_is_set_by_an_admins_link(visit: Visit, server: Server) -> None:
+def test_a_forgotten_password_is_set_with_an_admins_link(visit: Visit, server: Server) -> None:
     person = server.people.customer("Forgetful Fay")
     office = visit(server.people.admin())
     office.open("/users?q=forgetful+fay")

@@ -1,4 +1,4 @@
-"""Whatever people write, no page is wider than its screen, and each text runs its own way."""
+"""Text of any length and direction: no page is wider than its screen."""
 
 import pytest
 from playwright.sync_api import Page
@@ -94,7 +94,7 @@ def too_wide(page: Page, what: str) -> list[str]:
     return found
 
 
-def test_what_arrives_live_is_no_wider_either(visit: Visit, server: Server) -> None:
+def test_text_that_arrives_in_an_event_widens_no_page(visit: Visit, server: Server) -> None:
     people = server.people
     customer, driver, admin = people.customer(), people.driver(NAMES[0]), people.admin(NAMES[0])
     order = customer.order("short")
@@ -108,7 +108,7 @@ def test_what_arrives_live_is_no_wider_either(visit: Visit, server: Server) -> N
     assert page.evaluate(TOO_WIDE) == []
 
 
-def test_each_text_runs_its_own_way(visit: Visit, server: Server) -> None:
+def test_each_text_has_its_own_direction(visit: Visit, server: Server) -> None:
     """An Arabic wish is right to left on the same page where an English one is left to right."""
     people = server.people
     customer, driver, admin = people.customer("Ana"), people.driver("דוד"), people.admin()
@@ -122,7 +122,7 @@ def test_each_text_runs_its_own_way(visit: Visit, server: Server) -> None:
         ("h1", "rtl"),
         ("#history .note", "rtl"),
         ("#driver-name", "rtl"),
-        (".stop[data-stop='Pending'] .stop-who", "ltr"),
+        (".step[data-step='Pending'] .step-who", "ltr"),
         ("textarea", "rtl"),
     ):
         assert page.eval_on_selector(selector, way) == direction, selector

@@ -1,4 +1,4 @@
-"""The dispatcher's board under hand: selecting, asking, and little in front of the orders."""
+"""The board in a browser: selecting orders, and the layout on a narrow screen."""
 
 import pytest
 
@@ -6,9 +6,7 @@ from tests.browser.conftest import Visit
 from tests.support.servers import Server
 
 
-def test_nothing_can_be_done_while_nothing_is_selected_and_shift_selects_a_range(
-    visit: Visit, server: Server
-) -> None:
+def test_buttons_need_a_selection_and_shift_selects_a_range(visit: Visit, server: Server) -> None:
     people = server.people
     customer, admin = people.customer(), people.admin()
     orders = [customer.order(f"parcel {number}") for number in range(6)][
@@ -44,7 +42,7 @@ def test_nothing_can_be_done_while_nothing_is_selected_and_shift_selects_a_range
 
 
 @pytest.mark.parametrize("java_script", [True, False])
-def test_on_a_narrow_screen_the_first_order_comes_early(
+def test_on_a_narrow_screen_the_first_order_is_near_the_top(
     visit: Visit, server: Server, java_script: bool
 ) -> None:
     people = server.people

@@ -1,4 +1,4 @@
-"""Each person's whole job, with the others at work beside them."""
+"""The whole job of each role, while others work beside it."""
 
 from tests.browser.conftest import Visit, Visitor
 from tests.support.servers import Server
@@ -59,7 +59,7 @@ def test_an_order_from_sign_up_to_delivery(visit: Visit, server: Server) -> None
     eventually(lambda: phone.page.locator(job).count() == 0)
 
     for status in ("Processing", "Shipped", "Completed"):
-        assert "Dewi" in customers.text(f'.stop[data-stop="{status}"]')
+        assert "Dewi" in customers.text(f'.step[data-step="{status}"]')
     assert "Left at the front desk" in customers.text("#history .entry:first-child")
 
 
@@ -80,9 +80,9 @@ def test_a_customer_edits_and_cancels_while_it_is_pending(visit: Visit, server: 
     page.click("summary:has-text('Cancel the order')")
     page.fill("#note-Cancelled", "Bought one myself")
     page.click("text=Yes, cancel it")
-    window.see('.stop[data-stop="Cancelled"]')
-    places = page.eval_on_selector_all(".stop", "all => all.map(one => one.dataset.place)")
-    assert places == ["behind", "here", "skipped", "skipped", "skipped"]
+    window.see('.step[data-step="Cancelled"]')
+    places = page.eval_on_selector_all(".step", "all => all.map(one => one.dataset.progress)")
+    assert places == ["done", "current", "skipped", "skipped", "skipped"]
 
     other = customer.order("a chair")
     driver.move(other, "Processing")
@@ -91,7 +91,7 @@ def test_a_customer_edits_and_cancels_while_it_is_pending(visit: Visit, server: 
     assert not page.is_visible("text=Cancel the order")
 
 
-def test_a_stale_form_overwrites_nothing_and_keeps_what_was_typed(
+def test_a_stale_form_overwrites_nothing_and_keeps_the_typed_text(
     visit: Visit, server: Server
 ) -> None:
     customer, admin = server.people.customer(), server.people.admin()
@@ -114,7 +114,7 @@ def test_a_stale_form_overwrites_nothing_and_keeps_what_was_typed(
     assert customer.read(order)["description"] == "tea and milk"
 
 
-def test_taps_without_a_network_are_kept_and_sent_when_it_is_back(
+def test_taps_without_a_network_are_queued_and_sent_when_it_is_back(
     visit: Visit, server: Server
 ) -> None:
     customer, driver, admin = (
@@ -157,7 +157,7 @@ def test_taps_without_a_network_are_kept_and_sent_when_it_is_back(
     assert not window.page.is_visible("#tap-bar")
 
 
-def test_a_tap_outlives_a_reload(visit: Visit, server: Server) -> None:
+def test_a_queued_tap_survives_a_reload(visit: Visit, server: Server) -> None:
     customer, driver = server.people.customer(), server.people.driver()
     order = customer.order()
     window = visit(driver)
@@ -247,7 +247,7 @@ def test_a_dispatcher_filters_assigns_moves_exports_and_audits(
     assert "deleted" in window.text("tbody tr:last-child")
 
 
-def test_an_admin_changes_a_role_and_it_counts_at_once(visit: Visit, server: Server) -> None:
+def test_a_changed_role_takes_effect_at_once(visit: Visit, server: Server) -> None:
     people = server.people
     customer, admin = people.customer(), people.admin()
     theirs = visit(customer)

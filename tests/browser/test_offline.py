@@ -1,4 +1,4 @@
-"""Without a network a reload shows a page of ours; nothing else changes by the service worker."""
+"""The offline page and its service worker, which changes nothing else."""
 
 from tests.browser.conftest import Visit, Visitor
 from tests.support.servers import Server
@@ -8,7 +8,7 @@ def install_worker(window: Visitor) -> None:
     window.page.evaluate("() => navigator.serviceWorker.ready.then(() => true)")
 
 
-def test_a_reload_without_a_network_shows_our_page_and_leads_back(
+def test_a_reload_without_a_network_shows_the_offline_page_and_recovers(
     visit: Visit, server: Server
 ) -> None:
     customer, driver = server.people.customer(), server.people.driver()
@@ -35,7 +35,7 @@ def test_a_reload_without_a_network_shows_our_page_and_leads_back(
     window.see('#state .chip[data-status="Processing"]')
 
 
-def test_the_worker_keeps_nothing_of_anybodys(visit: Visit, server: Server) -> None:
+def test_the_service_worker_caches_no_user_data(visit: Visit, server: Server) -> None:
     customer = server.people.customer("Somebody Private")
     order = customer.order("a private wish")
     window = visit(customer)
@@ -61,9 +61,7 @@ def test_the_worker_keeps_nothing_of_anybodys(visit: Visit, server: Server) -> N
     assert not any("rivate" in text for _, text in kept)
 
 
-def test_a_form_still_signs_in_places_and_signs_out_through_the_worker(
-    visit: Visit, server: Server
-) -> None:
+def test_forms_work_through_the_service_worker(visit: Visit, server: Server) -> None:
     """Redirects, cookies and posts pass it by."""
     customer = server.people.customer()
     window = visit(customer)

@@ -1,4 +1,4 @@
-"""Staying signed in while a page is open, and being signed out everywhere at once."""
+"""Sessions of open pages: renewed while they are open, ended in all tabs at once."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ def cookies(window: "object") -> dict[str, str]:
     return {one["name"]: one["value"] for one in window.context.cookies()}  # type: ignore[attr-defined]
 
 
-def test_an_open_page_renews_its_token_and_misses_nothing(
+def test_an_open_page_renews_its_token_and_misses_no_event(
     visit: Visit, database: str, start_server: Callable[..., Server]
 ) -> None:
     own = start_server(database, ACCESS_TOKEN_SECONDS="2")
@@ -49,9 +49,7 @@ def test_signing_out_in_one_tab_ends_the_page_in_the_other(visit: Visit, server:
     assert not [name for name in cookies(window) if "token" in name]
 
 
-def test_the_cookies_are_out_of_reach_for_scripts_and_other_sites(
-    visit: Visit, server: Server
-) -> None:
+def test_scripts_and_other_sites_cannot_read_the_cookies(visit: Visit, server: Server) -> None:
     customer = server.people.customer()
     window = visit()
     page = window.open("/login")

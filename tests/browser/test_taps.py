@@ -1,4 +1,4 @@
-"""Taps on a driver's phone: held, undone, sent, and never on what has slid under the finger."""
+"""A driver's taps: held, undone, queued, sent; and none on a card that has just moved."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_two_taps_at_one_spot_move_one_order(visit: Visit, server: Server, pause
     assert statuses(driver, orders) == ["Processing", "Pending", "Pending"]
 
 
-def test_a_place_that_has_just_changed_takes_no_tap(visit: Visit, server: Server) -> None:
+def test_a_card_that_has_just_moved_takes_no_tap(visit: Visit, server: Server) -> None:
     """The finger comes down at the very moment when the next card has slid there."""
     window, driver, orders = deliveries(visit, server, 3)
     page = window.page
@@ -106,7 +106,7 @@ def test_a_tap_is_held_and_can_be_undone(visit: Visit, server: Server) -> None:
     assert sent.count("PUT") == 1
 
 
-def test_leaving_the_page_sends_what_was_tapped(visit: Visit, server: Server) -> None:
+def test_leaving_the_page_sends_held_taps(visit: Visit, server: Server) -> None:
     """A phone that goes into a pocket, a link that is followed: nobody is there to undo."""
     window, driver, orders = deliveries(visit, server, 2)
     page = window.page
@@ -120,7 +120,7 @@ def test_leaving_the_page_sends_what_was_tapped(visit: Visit, server: Server) ->
     assert len(driver.history(orders[0])) == 3, "placed, assigned, moved once"
 
 
-def test_what_is_undone_in_one_window_is_sent_by_none(visit: Visit, server: Server) -> None:
+def test_a_tap_undone_in_one_window_is_sent_by_none(visit: Visit, server: Server) -> None:
     window, driver, orders = deliveries(visit, server, 2)
     page = window.page
     page.tap(f"{card(orders[0])} .btn-job")
@@ -128,11 +128,11 @@ def test_what_is_undone_in_one_window_is_sent_by_none(visit: Visit, server: Serv
     second = window.another_tab()  # while the tap is held
     second.goto(server.url + "/deliveries?show=mine")
     second.wait_for_selector(f"{card(orders[0])} .undo")
-    page.wait_for_selector(f"{card(orders[0])}:not([data-settling])")
+    page.wait_for_selector(f"{card(orders[0])}:not([data-taps-blocked])")
     page.tap(f"{card(orders[0])} .undo")
     second.wait_for_selector(f"{card(orders[0])}:not([data-pending])")
     # A later tap is seen, and sent, in both; by then the first would have been, too.
-    second.wait_for_selector(f"{card(orders[1])}:not([data-settling])")
+    second.wait_for_selector(f"{card(orders[1])}:not([data-taps-blocked])")
     second.tap(f"{card(orders[1])} .btn-job")
     window.see(f"{card(orders[1])} .undo")
     eventually(lambda: driver.read(orders[1])["status"] == "Processing")
@@ -140,14 +140,14 @@ def test_what_is_undone_in_one_window_is_sent_by_none(visit: Visit, server: Serv
     assert len(driver.history(orders[1])) == 3, "placed, assigned, moved once"
 
 
-def test_taps_of_two_windows_without_a_network_are_all_kept(visit: Visit, server: Server) -> None:
+def test_taps_of_two_windows_without_a_network_are_all_queued(visit: Visit, server: Server) -> None:
     window, driver, orders = deliveries(visit, server, 2)
     first, second = window.page, window.another_tab()
     second.goto(server.url + "/deliveries?show=mine")
     second.wait_for_selector('#link-state[data-state="live"]')
     window.context.set_offline(True)
     for page, order in zip((first, second), orders, strict=True):
-        page.wait_for_selector(f"{card(order)}:not([data-settling])")
+        page.wait_for_selector(f"{card(order)}:not([data-taps-blocked])")
         page.tap(f"{card(order)} .btn-job")
         page.wait_for_selector(f'{card(order)} >> text="Processing – waiting for the network …"')
     for page in (first, second):
@@ -158,7 +158,7 @@ def test_taps_of_two_windows_without_a_network_are_all_kept(visit: Visit, server
     eventually(lambda: statuses(driver, orders) == ["Processing", "Processing"])
 
 
-def test_a_deleted_order_and_a_changed_one_are_explained(visit: Visit, server: Server) -> None:
+def test_a_refused_tap_is_explained(visit: Visit, server: Server) -> None:
     window, _, orders = deliveries(visit, server, 2)
     admin = server.people.admin("Amir")
     window.context.set_offline(True)
@@ -168,7 +168,7 @@ def test_a_deleted_order_and_a_changed_one_are_explained(visit: Visit, server: S
     admin.delete(orders[0])
     admin.edit(orders[1], "another parcel")
     window.context.set_offline(False)
-    window.see("#tap-bar >> text=It has been deleted, or it is not yours any more.")
+    window.see("#tap-bar >> text=It has been deleted, or you are not allowed to see it any more.")
     window.see("#tap-bar >> text=Amir changed the description")
     # The card is back as it is now, and can be tapped again.
     window.see(f"{card(orders[1])} >> text=another parcel")

@@ -1,16 +1,18 @@
-"""What somebody was writing is not lost, whatever happens to the order or the session meanwhile."""
+"""Unsent text is kept, whatever happens to its order or session meanwhile."""
 
 from tests.browser.conftest import Visit, Visitor
 from tests.support.servers import Server
 from tests.support.waiting import eventually
 
 
-def kept(window: Visitor) -> list[str]:
+def unsent(window: Visitor) -> list[str]:
     """The texts that the page offers to copy."""
-    return window.page.eval_on_selector_all(".kept textarea", "all => all.map((one) => one.value)")
+    return window.page.eval_on_selector_all(
+        ".unsent textarea", "all => all.map((one) => one.value)"
+    )
 
 
-def test_an_edit_that_came_too_late_can_be_copied(visit: Visit, server: Server) -> None:
+def test_the_text_of_an_edit_that_is_too_late_can_be_copied(visit: Visit, server: Server) -> None:
     customer, driver = server.people.customer(), server.people.driver("Dewi")
     order = customer.order("tea")
     window = visit(customer, permissions=["clipboard-read", "clipboard-write"])
@@ -20,20 +22,22 @@ def test_an_edit_that_came_too_late_can_be_copied(visit: Visit, server: Server) 
     page.click("summary:has-text('Cancel the order')")
     page.fill("#note-Cancelled", "or nothing at all")
     driver.move(order, "Processing")
-    window.see(".kept >> text=Dewi moved the order to Processing, so this cannot be sent any more.")
+    window.see(
+        ".unsent >> text=Dewi moved the order to Processing, so this cannot be sent any more."
+    )
     assert not page.is_visible("#description")
-    assert kept(window) == ["tea\nand milk", "or nothing at all"]
-    page.click(".kept >> text=Copy >> nth=0")
-    window.see(".kept >> text=Copied")
+    assert unsent(window) == ["tea\nand milk", "or nothing at all"]
+    page.click(".unsent >> text=Copy >> nth=0")
+    window.see(".unsent >> text=Copied")
     assert page.evaluate("() => navigator.clipboard.readText()") == "tea\nand milk"
     driver.move(order, "Shipped")
     window.see('#state .chip[data-status="Shipped"]')
-    assert kept(window) == ["tea\nand milk", "or nothing at all"], "once, and it stays"
-    page.click(".kept >> text=Close")
-    assert kept(window) == []
+    assert unsent(window) == ["tea\nand milk", "or nothing at all"], "once, and it stays"
+    page.click(".unsent >> text=Close")
+    assert unsent(window) == []
 
 
-def test_a_deleted_order_leaves_what_was_being_written(visit: Visit, server: Server) -> None:
+def test_unsent_text_is_kept_when_the_order_is_deleted(visit: Visit, server: Server) -> None:
     customer, admin = server.people.customer(), server.people.admin("Amir")
     order = customer.order("tea")
     window = visit(customer)
@@ -41,13 +45,11 @@ def test_a_deleted_order_leaves_what_was_being_written(visit: Visit, server: Ser
     page.click("text=Edit the description")
     page.fill("#description", "tea and milk")
     admin.delete(order)
-    window.see(".kept >> text=Amir deleted the order")
-    assert kept(window) == ["tea and milk"]
+    window.see(".unsent >> text=Amir deleted the order")
+    assert unsent(window) == ["tea and milk"]
 
 
-def test_signing_out_in_another_tab_leaves_what_was_being_written(
-    visit: Visit, server: Server
-) -> None:
+def test_unsent_text_is_kept_when_another_tab_signs_out(visit: Visit, server: Server) -> None:
     customer = server.people.customer()
     order = customer.order("a secret wish")
     window = visit(customer)
@@ -58,12 +60,12 @@ def test_signing_out_in_another_tab_leaves_what_was_being_written(
     other.goto(f"{server.url}/orders")
     other.click("text=Sign out")
     window.see("text=You are signed out")
-    assert kept(window) == ["my new words"]
-    window.see(".kept >> text=Copy")
+    assert unsent(window) == ["my new words"]
+    window.see(".unsent >> text=Copy")
     assert "a secret wish" not in window.text("body")
 
 
-def test_a_drivers_note_goes_along_with_its_order(visit: Visit, server: Server) -> None:
+def test_a_drivers_note_moves_with_its_order(visit: Visit, server: Server) -> None:
     people = server.people
     customer, driver, admin = people.customer(), people.driver(), people.admin()
     order, doomed = customer.order("one"), customer.order("two")
@@ -81,12 +83,12 @@ def test_a_drivers_note_goes_along_with_its_order(visit: Visit, server: Server) 
     page.click(f'.job[data-order="{doomed["id"]}"] >> text=Add a note')
     page.fill(f"#note-{doomed['id']}", "to be kept")
     admin.move(doomed, "Cancelled")
-    window.see(".kept >> text=The list has changed while you were writing.")
-    assert kept(window) == ["to be kept"]
+    window.see(".unsent >> text=The list has changed while you were writing.")
+    assert unsent(window) == ["to be kept"]
     assert page.input_value(f"#note-{order['id']}") == "ring twice"
 
 
-def test_a_lost_right_leaves_what_was_being_written(visit: Visit, server: Server) -> None:
+def test_unsent_text_is_kept_when_the_order_is_hidden(visit: Visit, server: Server) -> None:
     people = server.people
     customer, driver, admin = people.customer(), people.driver(), people.admin()
     order = customer.order("one")
@@ -96,6 +98,6 @@ def test_a_lost_right_leaves_what_was_being_written(visit: Visit, server: Server
     page.fill("#note-Processing", "ring twice")
     answer = admin.api.request("PATCH", f"/api/admin/users/{driver.id}", json={"role": "user"})
     assert answer.status_code == 200
-    window.see(".kept >> text=not yours to see any more")
-    assert kept(window) == ["ring twice"]
+    window.see(".unsent >> text=not allowed to see this order any more")
+    assert unsent(window) == ["ring twice"]
     eventually(lambda: "one" not in window.text("main"))

@@ -1,4 +1,4 @@
-"""Watching an order: what changes elsewhere appears, in order, once, whatever the network does."""
+"""Watching orders: changes appear in order and once, whatever the network does."""
 
 import random
 import re
@@ -33,7 +33,7 @@ def was_reloaded(page: Page) -> bool:
     return not page.evaluate("() => window.neverReloaded === true")
 
 
-def test_a_change_appears_is_announced_and_told_in_the_title(visit: Visit, server: Server) -> None:
+def test_a_change_is_shown_announced_and_put_into_the_title(visit: Visit, server: Server) -> None:
     customer, driver = server.people.customer("Ana"), server.people.driver("Dewi")
     order = customer.order("a blue kettle")
     window = visit(customer)
@@ -42,7 +42,7 @@ def test_a_change_appears_is_announced_and_told_in_the_title(visit: Visit, serve
 
     driver.move(order, "Processing", note="Packed with care")
     window.see('#state .chip[data-status="Processing"]')
-    assert "Dewi" in window.text('.stop[data-stop="Processing"]')
+    assert "Dewi" in window.text('.step[data-step="Processing"]')
     assert "Packed with care" in window.text("#history .entry:first-child")
     toasts = page.locator("#toasts")
     assert toasts.get_attribute("role") == "status"
@@ -62,7 +62,7 @@ def test_a_change_appears_is_announced_and_told_in_the_title(visit: Visit, serve
     assert not was_reloaded(page)
 
 
-def test_what_changed_offline_appears_in_order_once_back(visit: Visit, server: Server) -> None:
+def test_changes_while_offline_are_shown_in_order_afterwards(visit: Visit, server: Server) -> None:
     customer, driver = server.people.customer(), server.people.driver()
     order = customer.order()
     window = visit(customer)
@@ -85,9 +85,7 @@ def _refuse(socket: WebSocketRoute) -> None:
     socket.close(code=1011)
 
 
-def test_without_websockets_changes_come_by_polling_and_the_page_says_so(
-    visit: Visit, server: Server
-) -> None:
+def test_without_websockets_changes_come_by_long_polling(visit: Visit, server: Server) -> None:
     customer, driver = server.people.customer(), server.people.driver()
     order = customer.order()
     window = visit(customer)
@@ -100,9 +98,7 @@ def test_without_websockets_changes_come_by_polling_and_the_page_says_so(
     assert "polling" in page.get_attribute("#link-state", "title")
 
 
-def test_with_every_socket_blocked_the_history_is_polled_and_the_page_says_so(
-    visit: Visit, server: Server
-) -> None:
+def test_without_any_connection_the_history_is_polled(visit: Visit, server: Server) -> None:
     customer, driver = server.people.customer(), server.people.driver()
     order = customer.order()
     window = visit(customer)
@@ -134,7 +130,7 @@ def test_the_page_survives_a_restart_of_the_server(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_page_state_and_events_are_what_a_reload_would_show(
+def test_page_and_events_converge_to_what_a_reload_shows(
     visit: Visit, server: Server, seed: int
 ) -> None:
     """Also while the connection comes and goes, for every kind of change, for owner and admin."""
@@ -183,8 +179,8 @@ def _shown(page: Page) -> dict[str, object]:
             fields: [...document.querySelectorAll("#order input, #order select, #order textarea")]
                 .map((field) => `${field.name}=${field.value}`),
             hidden: [...document.querySelectorAll("#order *")].map((part) => part.hidden),
-            places: [...document.querySelectorAll(".stop")]
-                .map((stop) => `${stop.dataset.stop} ${stop.dataset.place} ${stop.ariaCurrent}`),
+            places: [...document.querySelectorAll(".step")]
+                .map((step) => `${step.dataset.step} ${step.dataset.progress} ${step.ariaCurrent}`),
             times: [...document.querySelectorAll("#order time")]
                 .map((time) => `${time.dateTime} ${time.title}`),
         })"""
@@ -192,9 +188,7 @@ def _shown(page: Page) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("path", ["/board?customer={}", "/deliveries", "/orders"])
-def test_a_list_converges_whatever_happens_to_its_orders(
-    visit: Visit, server: Server, path: str
-) -> None:
+def test_a_list_converges_to_what_a_reload_shows(visit: Visit, server: Server, path: str) -> None:
     chance = random.Random(path)
     people = server.people
     customer, driver, admin = people.customer("Ana"), people.driver("Dewi"), people.admin("Amir")
@@ -216,7 +210,9 @@ def test_a_list_converges_whatever_happens_to_its_orders(
         window.context.set_offline(chance.random() < 0.3)
         change()
     window.context.set_offline(False)
-    shown = "() => [...document.querySelectorAll('[data-swap]')].map((one) => one.innerText).join()"
+    shown = (
+        "() => [...document.querySelectorAll('[data-refresh]')].map((one) => one.innerText).join()"
+    )
     fresh = visit(watcher)
 
     def is_what_a_reload_would_show() -> bool:
@@ -227,9 +223,7 @@ def test_a_list_converges_whatever_happens_to_its_orders(
     assert not was_reloaded(page)
 
 
-def test_what_is_ticked_and_typed_survives_the_changes_of_others(
-    visit: Visit, server: Server
-) -> None:
+def test_ticked_boxes_and_typed_text_survive_a_refresh(visit: Visit, server: Server) -> None:
     people = server.people
     customer, driver, admin = people.customer(), people.driver(), people.admin()
     orders = [customer.order(f"parcel {number}") for number in range(3)]
@@ -248,9 +242,7 @@ def test_what_is_ticked_and_typed_survives_the_changes_of_others(
     assert "2 selected" in window.text("#selected")
 
 
-def test_after_more_changes_than_are_replayed_the_present_state_is_shown(
-    visit: Visit, server: Server
-) -> None:
+def test_after_a_reset_the_present_state_is_shown(visit: Visit, server: Server) -> None:
     customer, driver = server.people.customer(), server.people.driver()
     order = customer.order()
     window = visit(customer)
@@ -282,7 +274,7 @@ def test_times_are_in_the_readers_zone_with_the_exact_utc_beside_them(
     assert texts[0] != texts[1]
 
 
-def test_a_deleted_order_says_so(visit: Visit, server: Server) -> None:
+def test_a_deleted_order_is_announced(visit: Visit, server: Server) -> None:
     customer, admin = server.people.customer(), server.people.admin("Amir")
     order = customer.order()
     window = visit(customer)
@@ -293,7 +285,7 @@ def test_a_deleted_order_says_so(visit: Visit, server: Server) -> None:
     assert not page.is_visible("#actions")
 
 
-def test_own_orders_follow_along(visit: Visit, server: Server) -> None:
+def test_the_own_list_follows_the_feed(visit: Visit, server: Server) -> None:
     customer, driver = server.people.customer(), server.people.driver()
     order = customer.order("a red kettle")
     window = visit(customer)
@@ -308,7 +300,7 @@ def test_own_orders_follow_along(visit: Visit, server: Server) -> None:
 
 
 @pytest.mark.safety("scripts-frames-caches")
-def test_what_people_write_is_only_ever_text(visit: Visit, server: Server) -> None:
+def test_text_of_users_is_never_interpreted_as_html(visit: Visit, server: Server) -> None:
     evil = """<img src=x onerror="alert(1)"><script>alert(2)</script>'"&{{7*7}}"""
     people = server.people
     customer, driver, admin = people.customer(evil), people.driver(evil), people.admin(evil)

@@ -1,4 +1,4 @@
-"""What an order's page costs on the wire; a second one costs little more than its text."""
+"""The size of an order's page on the wire; a second page costs little more than its text."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tests.support.servers import Server
 BUDGET = 150 * 1000  # bytes with everything
 
 
-def test_an_orders_page_is_light_and_its_files_are_fetched_once(
+def test_an_orders_page_is_small_and_its_files_are_fetched_once(
     visit: Visit, server: Server
 ) -> None:
     customer, driver = server.people.customer(), server.people.driver()

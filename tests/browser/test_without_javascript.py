@@ -1,4 +1,4 @@
-"""Every action by forms and redirects alone."""
+"""Without JavaScript every action works by forms and redirects."""
 
 from tests.browser.conftest import Visit
 from tests.support.servers import Server
@@ -60,7 +60,7 @@ def test_a_drivers_job(visit: Visit, server: Server) -> None:
     assert (last["status"], last["note"]) == ("Completed", "At the door")
 
 
-def test_a_stale_form_says_so(visit: Visit, server: Server) -> None:
+def test_a_stale_form_is_explained(visit: Visit, server: Server) -> None:
     customer, driver = server.people.customer(), server.people.driver()
     order = customer.order("tea")
     window = visit(customer, java_script_enabled=False)
@@ -112,9 +112,7 @@ def test_a_dispatchers_job(visit: Visit, server: Server) -> None:
     assert page.input_value(f"#role-{customer.id}") == "driver"
 
 
-def test_a_form_that_was_open_for_longer_than_a_token_lives_is_still_good(
-    visit: Visit, server: Server
-) -> None:
+def test_a_form_older_than_the_access_token_is_accepted(visit: Visit, server: Server) -> None:
     customer = server.people.customer()
     window = visit(customer, java_script_enabled=False)
     page = window.open("/orders")

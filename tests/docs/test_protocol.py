@@ -69,7 +69,7 @@ def test_the_tables_of_routes_are_the_routes(app: Flask) -> None:
 
 
 def test_the_endpoints_for_operators_are_described(app: Flask) -> None:
-    asked = {rule.rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("ops.")}
+    asked = {rule.rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("health.")}
     assert asked
     for path in asked:
         assert f"`{path}`" in PROTOCOL, path

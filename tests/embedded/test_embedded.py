@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: made once, shared, stopped by the last, back after anything dies."""
+"""The embedded PostgreSQL: made once, shared by processes, recovered after any crash."""
 
 import os
 import shutil
@@ -169,14 +169,14 @@ def test_a_second_start_keeps_the_data(stopped: Path) -> None:
         assert query(postgres.dsn, "SELECT count(*) FROM kept") == 0
 
 
-def test_stopping_twice_is_stopping_once(stopped: Path) -> None:
+def test_stopping_is_idempotent(stopped: Path) -> None:
     postgres = embedded.start(stopped)
     postgres.stop()
     postgres.stop()
     assert not postmasters(stopped)
 
 
-def test_a_folder_may_have_any_sensible_name(data_dir: Path, stopped: Path) -> None:
+def test_data_dir_may_contain_spaces_and_quotes(data_dir: Path, stopped: Path) -> None:
     odd = data_dir / "it's Zoë’s (folder)"
     odd.mkdir()
     data_dir.chmod(0o711)
@@ -186,7 +186,7 @@ def test_a_folder_may_have_any_sensible_name(data_dir: Path, stopped: Path) -> N
         assert len(postmasters(odd)) == 1
 
 
-def test_settings_of_another_server_in_the_environment_do_not_lead_astray(
+def test_libpq_variables_in_the_environment_are_ignored(
     stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGDATA"):
@@ -211,7 +211,7 @@ def test_processes_share_one_postgresql_and_the_last_one_stops_it(
     assert not postmasters(stopped)
 
 
-def test_many_first_starts_at_once_make_one_cluster(
+def test_concurrent_first_starts_make_one_cluster(
     data_dir: Path, hold: Callable[..., Holder]
 ) -> None:
     holders = [hold() for _ in range(3)]
@@ -225,7 +225,7 @@ def test_many_first_starts_at_once_make_one_cluster(
 # Whatever dies ------------------------------------------------------------------------------------
 
 
-def test_a_killed_server_leaves_postgresql_to_the_next_one_who_stops_it(
+def test_after_a_killed_server_the_next_one_uses_and_stops_postgresql(
     stopped: Path, hold: Callable[..., Holder]
 ) -> None:
     first = hold()
@@ -240,7 +240,7 @@ def test_a_killed_server_leaves_postgresql_to_the_next_one_who_stops_it(
     assert not postmasters(stopped)
 
 
-def test_what_was_committed_survives_a_kill_of_all_of_postgresql(stopped: Path) -> None:
+def test_committed_data_survives_a_kill_of_postgresql(stopped: Path) -> None:
     postgres = embedded.start(stopped)
     query(postgres.dsn, "CREATE TABLE kept AS SELECT 7 AS n")
     kill_all(stopped)
@@ -249,14 +249,14 @@ def test_what_was_committed_survives_a_kill_of_all_of_postgresql(stopped: Path) 
         postgres.stop()
 
 
-def test_a_running_server_brings_a_killed_postgresql_back(stopped: Path) -> None:
+def test_a_running_server_restarts_a_killed_postgresql(stopped: Path) -> None:
     with embedded.start(stopped) as postgres:
         kill_all(stopped)
         postgres.ensure_running()
         assert query(postgres.dsn, "SELECT 1") == 1
 
 
-def test_a_killed_postmaster_whose_backends_linger_comes_back(stopped: Path) -> None:
+def test_a_killed_postmaster_is_restarted_when_its_backends_have_ended(stopped: Path) -> None:
     with embedded.start(stopped) as postgres:
         [postmaster] = postmasters(stopped)
         with ThreadPoolExecutor() as pool:
@@ -280,7 +280,7 @@ def kill_all(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("state", [psutil.STATUS_SLEEPING, psutil.STATUS_ZOMBIE])
-def test_a_stranger_with_the_process_id_of_a_dead_postgresql_is_no_obstacle(
+def test_an_unrelated_process_with_the_stale_process_id_is_ignored(
     stopped: Path, state: str
 ) -> None:
     postgres = embedded.start(stopped)
@@ -299,7 +299,7 @@ def test_a_stranger_with_the_process_id_of_a_dead_postgresql_is_no_obstacle(
     postgres.stop()
 
 
-def test_a_first_start_that_was_killed_half_way_is_begun_anew(data_dir: Path) -> None:
+def test_a_first_start_that_was_killed_is_repeated(data_dir: Path) -> None:
     half = data_dir / "postgres.new"
     half.mkdir()
     (half / "PG_VERSION").write_text("18\n")
@@ -308,7 +308,7 @@ def test_a_first_start_that_was_killed_half_way_is_begun_anew(data_dir: Path) ->
     assert not half.exists()
 
 
-def test_a_server_that_is_stopped_while_another_starts_leaves_it_a_running_database(
+def test_a_stop_during_another_start_leaves_the_database_running(
     stopped: Path, hold: Callable[..., Holder]
 ) -> None:
     for _ in range(3):
@@ -329,7 +329,7 @@ def start_fails(data_dir: Path) -> str:
     return str(failure.value)
 
 
-def test_data_of_another_release_is_left_alone_and_the_reason_told(stopped: Path) -> None:
+def test_data_of_another_release_is_refused_and_left_unchanged(stopped: Path) -> None:
     (stopped / "postgres" / "PG_VERSION").write_text("12\n")
     told = start_fails(stopped)
     assert "initialized by PostgreSQL version 12" in told
@@ -342,14 +342,14 @@ def test_a_path_too_long_for_a_socket_is_refused_before_anything_is_made(tmp_pat
     assert not long.exists()
 
 
-def test_a_file_in_the_place_of_the_data_directory_is_named(data_dir: Path) -> None:
+def test_a_file_in_the_place_of_data_dir_is_refused_by_name(data_dir: Path) -> None:
     file = data_dir / "file"
     file.write_text("")
     assert str(file) in start_fails(file)
 
 
 @not_as_root
-def test_a_folder_that_one_may_not_write_is_named(data_dir: Path) -> None:
+def test_a_data_dir_without_write_access_is_refused_by_name(data_dir: Path) -> None:
     data_dir.chmod(0o500)
     told = start_fails(data_dir / "inside")
     assert str(data_dir) in told
@@ -358,7 +358,7 @@ def test_a_folder_that_one_may_not_write_is_named(data_dir: Path) -> None:
 
 
 @needs_root
-def test_root_is_told_when_the_user_of_postgresql_cannot_get_there(data_dir: Path) -> None:
+def test_root_is_told_when_the_postgresql_user_has_no_access(data_dir: Path) -> None:
     closed = data_dir / "closed"
     closed.mkdir(mode=0o700)
     told = start_fails(closed / "data")
@@ -387,7 +387,7 @@ def test_a_secret_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) ->
     ]
 
 
-def test_processes_that_make_a_secret_at_once_agree_on_it(tmp_path: Path) -> None:
+def test_concurrent_processes_agree_on_one_secret(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from ordertrack import embedded;"
         "sys.stdin.readline(); print(embedded.load_or_create_secret(Path(sys.argv[1])))"
@@ -404,7 +404,7 @@ def test_processes_that_make_a_secret_at_once_agree_on_it(tmp_path: Path) -> Non
     assert len({racer.communicate("go\n", timeout=DEADLINE)[0] for racer in racers}) == 1
 
 
-def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
+def test_a_secret_readable_by_others_is_refused(tmp_path: Path) -> None:
     embedded.load_or_create_secret(tmp_path)
     (tmp_path / "jwt_secret").chmod(0o640)
     with pytest.raises(EmbeddedError, match="chmod 600"):

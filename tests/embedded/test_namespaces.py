@@ -1,4 +1,4 @@
-"""One PostgreSQL per data directory, also where the processes of others cannot be seen."""
+"""One PostgreSQL per data directory, also between containers that see only their own processes."""
 
 import subprocess
 import sys
@@ -66,7 +66,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
-def test_a_postgresql_in_another_container_is_waited_for_and_none_started_beside(
+def test_no_second_postgresql_starts_beside_one_in_another_container(
     stopped: Path, looks: list[bool]
 ) -> None:
     with in_another_container(stopped), ThreadPoolExecutor() as pool:
@@ -84,7 +84,7 @@ def test_a_postgresql_in_another_container_is_waited_for_and_none_started_beside
     assert set(looks) == {True}
 
 
-def test_the_last_one_to_leave_signals_nobody_who_only_has_the_id(stopped: Path) -> None:
+def test_stop_does_not_signal_an_unrelated_process_with_the_id(stopped: Path) -> None:
     postgres = embedded.start(stopped)
     pid_file = stopped / "postgres" / "postmaster.pid"
     owner = (stopped / "postgres").stat().st_uid

@@ -1,4 +1,4 @@
-"""The server on its embedded PostgreSQL: nothing is set but where the data goes."""
+"""The server on its embedded PostgreSQL, with nothing set but DATA_DIR."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def data_dir() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_a_killed_postgresql_is_started_again_and_nothing_is_lost(data_dir: Path) -> None:
+def test_a_killed_postgresql_is_restarted_without_losing_events(data_dir: Path) -> None:
     with running_server("", JWT_SECRET="", DATA_DIR=str(data_dir)) as server:
         written = {"name": "Chandra", "email": "chandra@example.org", "password": "a long password"}
         assert server.api.post("/api/register", json=written).status_code == 201

@@ -1,4 +1,4 @@
-"""What a session's client is called on the account page."""
+"""The name of a session's client on the account page."""
 
 import pytest
 
@@ -23,5 +23,5 @@ IPHONE = "iPhone; CPU iPhone OS 18_1 like Mac OS X"
         ("<script>", "Unknown client"),
     ],
 )
-def test_a_client_is_named_for_people(user_agent: str, name: str) -> None:
+def test_a_user_agent_becomes_a_readable_name(user_agent: str, name: str) -> None:
     assert client_name(user_agent) == name

@@ -70,7 +70,7 @@ def test_a_record_is_one_json_object_with_time_level_logger_and_message(sink: Si
     assert moment[:19] >= time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(before))
 
 
-def test_fields_become_members_and_the_request_is_named(
+def test_fields_and_the_request_id_become_members(
     sink: Sink, request_in_hand: logs.Request
 ) -> None:
     sink.log.info("request", extra=logs.fields(status=200, user_id=None))
@@ -80,7 +80,7 @@ def test_fields_become_members_and_the_request_is_named(
     assert record["user_id"] is None
 
 
-def test_after_the_request_records_are_nobodys(sink: Sink) -> None:
+def test_records_after_a_request_have_no_request_id(sink: Sink) -> None:
     logs.leave(logs.enter(logs.Request("req-2")))
     sink.log.info("later")
     assert "request_id" not in sink.record()
@@ -138,7 +138,7 @@ def test_secrets_are_hidden_in_messages_and_in_tracebacks(
     assert HIDDEN in str(sink.record()["traceback"])
 
 
-def test_what_came_with_the_request_as_a_secret_is_hidden_wherever_it_turns_up(
+def test_a_secret_of_the_request_is_hidden_in_every_record(
     sink: Sink, request_in_hand: logs.Request
 ) -> None:
     logs.hide(PASSWORD)
@@ -150,9 +150,7 @@ def test_what_came_with_the_request_as_a_secret_is_hidden_wherever_it_turns_up(
     assert "cannot hash [hidden]" in str(sink.record()["traceback"])
 
 
-def test_hiding_outside_of_a_request_or_a_single_letter_does_nothing(
-    sink: Sink, request_in_hand: logs.Request
-) -> None:
+def test_short_secrets_are_not_hidden(sink: Sink, request_in_hand: logs.Request) -> None:
     logs.hide("a")
     sink.log.info("a banana")
     assert sink.record()["message"] == "a banana"
@@ -181,7 +179,7 @@ def test_a_very_long_record_is_cut_in_the_middle(sink: Sink) -> None:
     assert len(message) < logs.MAX_TEXT + 100
 
 
-def test_what_cannot_be_json_is_shown_as_text(sink: Sink) -> None:
+def test_values_that_json_cannot_express_are_shown_as_text(sink: Sink) -> None:
     sink.log.info("request", extra=logs.fields(path=object, note={1, 2}))
     assert "class" in str(sink.record()["path"])
 
@@ -305,7 +303,7 @@ sys.exit("does not start")
 """
 
 
-def test_what_others_print_to_standard_error_becomes_records_too() -> None:
+def test_prints_to_standard_error_become_records() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", _LOOP], capture_output=True, text=True, timeout=60, check=False
     )

@@ -1,11 +1,11 @@
-"""The line of an order's stops, drawn from its events."""
+"""An order's progress through the main flow, as its page shows it."""
 
 from datetime import UTC, datetime
 from itertools import pairwise
 
 from ordertrack.eventlog import Event
 from ordertrack.lifecycle import MAIN_FLOW, STEPS, Status
-from ordertrack.web.pages.progress import stops
+from ordertrack.web.pages.progress import steps
 
 
 def story(*statuses: Status) -> list[Event]:
@@ -40,32 +40,32 @@ def story(*statuses: Status) -> list[Event]:
     return events
 
 
-def places(*statuses: Status) -> list[tuple[str, str]]:
-    return [(stop.status.value, stop.place.value) for stop in stops(story(*statuses))]
+def progress(*statuses: Status) -> list[tuple[str, str]]:
+    return [(step.status.value, step.progress.value) for step in steps(story(*statuses))]
 
 
-def test_an_order_stands_at_one_stop_with_the_rest_behind_and_ahead() -> None:
+def test_one_step_is_current_those_before_it_are_done_and_those_after_it_upcoming() -> None:
     for number in range(1, len(MAIN_FLOW) + 1):
-        assert places(*MAIN_FLOW[:number]) == [
-            (status.value, "behind" if n < number - 1 else "here" if n == number - 1 else "ahead")
-            for n, status in enumerate(MAIN_FLOW)
+        states = ["done"] * (number - 1) + ["current"] + ["upcoming"] * (len(MAIN_FLOW) - number)
+        assert progress(*MAIN_FLOW[:number]) == [
+            (status.value, state) for status, state in zip(MAIN_FLOW, states, strict=True)
         ]
 
 
-def test_a_cancelled_order_shows_where_it_stopped() -> None:
+def test_a_cancelled_order_shows_after_which_step_it_was_cancelled() -> None:
     for status in MAIN_FLOW:
         if Status.CANCELLED not in STEPS[status]:
             continue
         way = MAIN_FLOW[: MAIN_FLOW.index(status) + 1]
-        shown = places(*way, Status.CANCELLED)
-        assert shown[len(way)] == ("Cancelled", "here")
-        assert [place for _, place in shown[: len(way)]] == ["behind"] * len(way)
-        assert {place for _, place in shown[len(way) + 1 :]} == {"skipped"}
+        shown = progress(*way, Status.CANCELLED)
+        assert shown[len(way)] == ("Cancelled", "current")
+        assert [state for _, state in shown[: len(way)]] == ["done"] * len(way)
+        assert {state for _, state in shown[len(way) + 1 :]} == {"skipped"}
 
 
-def test_each_stop_that_was_reached_knows_when_and_by_whom() -> None:
-    line = stops(story(*MAIN_FLOW[:3]))
-    assert [stop.event.status if stop.event else None for stop in line] == [
+def test_each_step_that_was_reached_has_the_event_that_set_it() -> None:
+    shown = steps(story(*MAIN_FLOW[:3]))
+    assert [step.event.status if step.event else None for step in shown] == [
         "Pending",
         "Processing",
         "Shipped",

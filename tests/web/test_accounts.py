@@ -1,4 +1,4 @@
-"""Accounts over REST: registering, signing in and out, roles."""
+"""Accounts over REST: registration, login, refresh, logout, and users for admins."""
 
 import statistics
 import threading
@@ -30,7 +30,7 @@ def log_in(nobody: Api, email: str, password: str = PASSWORD) -> Answer:
     return nobody.post("/api/login", json={"email": email, "password": password})
 
 
-# --- registering -------------------------------------------------------------------------------
+# --- register ----------------------------------------------------------------------------------
 
 
 def test_registering_makes_a_customer(nobody: Api) -> None:
@@ -86,7 +86,7 @@ def test_an_address_is_unique_whatever_its_case(nobody: Api, taken: str, wanted:
 
 
 @pytest.mark.parametrize("form", ["{}@example.org", "İ{}@example.org", "Straße{}@example.org"])
-def test_who_registered_can_sign_in_with_the_address_as_it_was_written(
+def test_a_registered_user_can_log_in_with_the_address_as_it_was_written(
     nobody: Api, form: str
 ) -> None:
     email = form.format(uuid4().hex)
@@ -94,7 +94,9 @@ def test_who_registered_can_sign_in_with_the_address_as_it_was_written(
     assert log_in(nobody, email).status_code == 200
 
 
-def test_of_two_registrations_at_once_one_gets_the_address(app: Flask, people: People) -> None:
+def test_of_two_concurrent_registrations_of_one_address_one_succeeds(
+    app: Flask, people: People
+) -> None:
     email, answers = address(), []
     start = threading.Barrier(4)
 
@@ -110,10 +112,10 @@ def test_of_two_registrations_at_once_one_gets_the_address(app: Flask, people: P
     assert sorted(answers) == [201, 409, 409, 409]
 
 
-# --- signing in --------------------------------------------------------------------------------
+# --- log in ------------------------------------------------------------------------------------
 
 
-def test_a_login_yields_tokens_that_work(nobody: Api) -> None:
+def test_a_login_returns_tokens_that_are_accepted(nobody: Api) -> None:
     email = address()
     user = registered(nobody, email=email).json()
     answer = log_in(nobody, email)
@@ -132,7 +134,7 @@ def test_a_login_works_whatever_the_case_of_the_address(nobody: Api) -> None:
 
 
 @pytest.mark.safety("account-enumeration")
-def test_a_wrong_password_and_an_unknown_address_look_the_same(nobody: Api) -> None:
+def test_a_wrong_password_and_an_unknown_address_get_the_same_answer(nobody: Api) -> None:
     email = address()
     registered(nobody, email=email)
     wrong = log_in(nobody, email, "not the password")
@@ -142,7 +144,7 @@ def test_a_wrong_password_and_an_unknown_address_look_the_same(nobody: Api) -> N
 
 
 @pytest.mark.safety("account-enumeration")
-def test_an_unknown_address_costs_as_much_work_as_a_wrong_password(nobody: Api) -> None:
+def test_an_unknown_address_is_hashed_like_a_wrong_password(nobody: Api) -> None:
     """By this thread's own time on the processor, which others on the machine do not change."""
     known = address()
     registered(nobody, email=known)
@@ -155,7 +157,7 @@ def test_an_unknown_address_costs_as_much_work_as_a_wrong_password(nobody: Api) 
     assert 0.8 < ratio < 1.25
 
 
-def test_spaces_around_an_address_do_not_matter(nobody: Api) -> None:
+def test_spaces_around_an_address_are_ignored(nobody: Api) -> None:
     email = address()
     registered(nobody, email=f" {email}")
     assert log_in(nobody, f"\t{email} ").status_code == 200
@@ -169,14 +171,14 @@ def test_passwords_are_compared_to_their_last_character(nobody: Api) -> None:
     assert log_in(nobody, email, long).status_code == 200
 
 
-# --- refresh and logout ------------------------------------------------------------------------
+# --- refresh and log out -----------------------------------------------------------------------
 
 
 def refreshing(person: Person) -> Answer:
     return Api(person.api.transport, person.refresh_token).post("/api/refresh")
 
 
-def test_a_refresh_token_earns_a_new_access_token_of_the_same_session(people: People) -> None:
+def test_a_refresh_token_returns_a_new_access_token_of_the_same_session(people: People) -> None:
     person = people.customer()
     answer = refreshing(person)
     assert answer.status_code == 200
@@ -188,7 +190,7 @@ def test_a_refresh_token_earns_a_new_access_token_of_the_same_session(people: Pe
     assert renewed.get("/api/me").code == "invalid_token"
 
 
-def test_an_access_token_does_not_refresh(people: People) -> None:
+def test_an_access_token_is_refused_as_a_refresh_token(people: People) -> None:
     assert people.customer().api.post("/api/refresh").code == "invalid_token"
 
 
@@ -206,7 +208,7 @@ def test_an_expired_session_cannot_be_continued(
     assert "expired" in answer.json()["detail"]
 
 
-def test_after_a_logout_neither_token_is_worth_anything(people: People) -> None:
+def test_after_a_logout_both_tokens_are_refused(people: People) -> None:
     person = people.customer()
     elsewhere = person.signed_in_again()
     assert person.api.post("/api/logout").status_code == 204
@@ -216,7 +218,7 @@ def test_after_a_logout_neither_token_is_worth_anything(people: People) -> None:
     assert elsewhere.api.get("/api/me").status_code == 200
 
 
-def test_whoever_is_signed_out_in_the_middle_of_a_request_is_told_so(server: Server) -> None:
+def test_a_logout_during_a_request_is_answered_with_invalid_token(server: Server) -> None:
     owner = server.people.customer()
     order = owner.order()
     path = f"/api/orders/{order['id']}"
@@ -238,16 +240,16 @@ def test_whoever_is_signed_out_in_the_middle_of_a_request_is_told_so(server: Ser
             assert answer.code in (None, "invalid_token")
 
 
-def test_refusals_of_tokens_name_the_scheme(nobody: Api) -> None:
+def test_a_refused_token_is_answered_with_www_authenticate(nobody: Api) -> None:
     answer = nobody.get("/api/me")
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"].startswith("Bearer")
 
 
-# --- people, for admins ------------------------------------------------------------------------
+# --- users, for admins -------------------------------------------------------------------------
 
 
-def test_an_admin_lists_users_in_pages(people: People) -> None:
+def test_an_admin_lists_users_page_by_page(people: People) -> None:
     admin = people.admin()
     made = [people.customer() for _ in range(3)]
     page = admin.api.get(f"/api/admin/users?after={int(made[0].id) - 1}&limit=2").json()
@@ -257,7 +259,7 @@ def test_an_admin_lists_users_in_pages(people: People) -> None:
     assert rest["next_after"] is None
 
 
-def test_an_admin_changes_a_role_and_it_counts_at_once(people: People) -> None:
+def test_a_changed_role_takes_effect_at_once(people: People) -> None:
     admin, person = people.admin(), people.customer()
     assert person.api.get("/api/admin/orders").code == "forbidden"
     answer = admin.api.patch(f"/api/admin/users/{person.id}", json={"role": "driver"})
@@ -267,7 +269,7 @@ def test_an_admin_changes_a_role_and_it_counts_at_once(people: People) -> None:
     assert person.api.get("/api/admin/orders").code == "forbidden"
 
 
-def test_who_changed_whose_role_from_what_to_what_is_kept(
+def test_a_role_change_is_recorded_with_admin_user_and_both_roles(
     people: People, postgres: Postgres, database: str
 ) -> None:
     admin, person = people.admin(), people.customer()
@@ -289,7 +291,7 @@ def test_who_changed_whose_role_from_what_to_what_is_kept(
     ]
 
 
-def test_a_deactivated_user_is_out_and_stays_out(people: People) -> None:
+def test_a_deactivated_user_loses_its_sessions_and_cannot_log_in(people: People) -> None:
     admin, person = people.admin(), people.customer()
     answer = admin.api.patch(f"/api/admin/users/{person.id}", json={"active": False})
     assert (answer.status_code, answer.json()["active"]) == (200, False)
@@ -303,7 +305,7 @@ def test_a_deactivated_user_is_out_and_stays_out(people: People) -> None:
 
 
 @pytest.mark.parametrize("change", [{"role": "user"}, {"role": "driver"}, {"active": False}])
-def test_an_admin_cannot_take_its_own_rights_away(
+def test_an_admin_cannot_change_its_own_role_or_deactivate_itself(
     people: People, change: dict[str, object]
 ) -> None:
     admin = people.admin()
@@ -312,6 +314,6 @@ def test_an_admin_cannot_take_its_own_rights_away(
     assert admin.api.get("/api/admin/users").status_code == 200
 
 
-def test_changing_nobody_is_not_found(people: People) -> None:
+def test_changing_an_unknown_user_is_not_found(people: People) -> None:
     answer = people.admin().api.patch(f"/api/admin/users/{2**62}", json={"role": "driver"})
     assert (answer.status_code, answer.code) == (404, "not_found")

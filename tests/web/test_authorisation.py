@@ -1,6 +1,6 @@
-"""Who may call what: every route of the URL map × every kind of caller.
+"""Authorisation: every route of the URL map × every kind of caller.
 
-A route without a row here fails, so that nobody adds one without saying who may use it.
+A route without a row here fails, so that no route is added without a decision who may use it.
 """
 
 from collections.abc import Iterator
@@ -129,9 +129,7 @@ ABOUT_ORDERS = [route for route in ROWS if "<id:order_id>" in route]
 
 
 @pytest.mark.parametrize("route", ABOUT_ORDERS)
-def test_a_driver_may_be_kept_from_what_is_not_assigned_to_it(
-    narrow_scene: Scene, route: str
-) -> None:
+def test_driver_scope_hides_orders_that_are_not_assigned(narrow_scene: Scene, route: str) -> None:
     row = ROWS[route]
     for caller in CALLERS:
         expected = row.expected["stranger" if caller == "driver" else caller]
@@ -142,7 +140,7 @@ def test_a_driver_may_be_kept_from_what_is_not_assigned_to_it(
 @pytest.mark.safety("orders-of-others")
 @pytest.mark.parametrize("caller", ["stranger", "owner", "driver", "assigned", "admin"])
 @pytest.mark.parametrize("route", ABOUT_ORDERS)
-def test_an_order_that_one_may_not_see_looks_like_one_that_is_missing(
+def test_a_hidden_order_is_answered_like_a_missing_one(
     scene: Scene, route: str, caller: str
 ) -> None:
     """Deleted, another's, never there: the answers do not differ by a byte."""
@@ -172,7 +170,7 @@ def without_ids(answer: Answer) -> tuple[bytes, dict[str, str]]:
     return answer.content, headers
 
 
-def test_a_preflight_or_head_tells_no_more_than_a_get(scene: Scene) -> None:
+def test_options_and_head_reveal_no_more_than_get(scene: Scene) -> None:
     path = f"/api/orders/{scene.order()['id']}"
     for caller in CALLERS:
         got = scene.api(caller).get(path)
@@ -181,10 +179,8 @@ def test_a_preflight_or_head_tells_no_more_than_a_get(scene: Scene) -> None:
 
 
 @pytest.mark.safety("replay-as-narrow-as-live")
-def test_a_right_that_was_taken_away_takes_the_past_with_it(
-    server: Server, narrow_scene: Scene
-) -> None:
-    """Replay is no wider than live: an old cursor does not outlive the right to look."""
+def test_a_lost_right_includes_the_history(server: Server, narrow_scene: Scene) -> None:
+    """Replay is no wider than live events: an old cursor does not outlast the right to see them."""
     order = narrow_scene.order()
     assigned, admin = narrow_scene.people["assigned"], narrow_scene.people["admin"]
     path = f"/api/orders/{order['id']}/history?after=1"

@@ -1,4 +1,4 @@
-"""Whatever is sent: an answer of 4xx that says why, as a problem, and nothing is stored."""
+"""Malformed input is answered with a 4xx problem that names the reason, and nothing is stored."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -123,7 +123,7 @@ def as_json(value: Any) -> bytes:
 
 
 @pytest.mark.safety("extra-fields")
-def test_every_route_that_takes_a_body_is_among_those_tried(app: Flask) -> None:
+def test_every_route_with_a_body_is_tested_here(app: Flask) -> None:
     """The routes under /api are meant; pages have their own tests."""
     without_body = {
         ("POST", "/api/refresh"),
@@ -142,7 +142,7 @@ def test_every_route_that_takes_a_body_is_among_those_tried(app: Flask) -> None:
 
 @pytest.mark.safety("malformed-input")
 @every_write
-def test_bodies_that_are_not_the_form_are_refused(place: Place, write: Write) -> None:
+def test_a_body_of_another_form_is_refused(place: Place, write: Write) -> None:
     good = as_json(write.good)
     before = place.stored()
     for body in (
@@ -179,7 +179,7 @@ def test_bodies_that_are_not_the_form_are_refused(place: Place, write: Write) ->
 
 
 @every_write
-def test_a_name_that_occurs_twice_is_refused(place: Place, write: Write) -> None:
+def test_a_duplicate_member_name_is_refused(place: Place, write: Write) -> None:
     before = place.stored()
     for name, value in write.good.items():
         twice = as_json(write.good)[:-1] + f", {json.dumps(name)}: {json.dumps(value)}}}".encode()
@@ -285,18 +285,18 @@ def test_a_field_of_another_form_is_refused_by_name(
 
 @pytest.mark.parametrize("value", NOT_STORABLE)
 @pytest.mark.parametrize("name", ["email", "password"])
-def test_credentials_that_nobody_can_have_are_refused(place: Place, name: str, value: str) -> None:
+def test_impossible_credentials_are_refused(place: Place, name: str, value: str) -> None:
     refused(LOGIN.send(place, as_json({**LOGIN.good, name: value + "x@example.org"})))
 
 
-def test_what_is_refused_is_not_repeated_in_the_answer(place: Place) -> None:
+def test_an_answer_does_not_repeat_the_refused_input(place: Place) -> None:
     """A password with a typo in its form must not end up in logs of answers."""
     answer = REGISTER.send(place, as_json({**REGISTER.good, "password": "hunter2"}))
     refused(answer, "validation_failed")
     assert "hunter2" not in answer.text
 
 
-def test_giving_nothing_to_change_is_refused(place: Place) -> None:
+def test_a_change_without_any_field_is_refused(place: Place) -> None:
     refused(USER.send(place, b"{}"), "validation_failed")
     refused(USER.send(place, b'{"role": null, "active": null}'), "validation_failed")
 
@@ -364,7 +364,7 @@ def test_an_if_match_that_names_no_version_never_matches(
     assert place.stored() == before
 
 
-# --- addresses and their parameters ------------------------------------------------------------
+# --- paths and query parameters ----------------------------------------------------------------
 
 IDS = ["0", "-1", "+1", "1.0", "1e3", "x", "٣", "%00", "1%00", str(2**63), "9" * 40, "%F0%28", "1 "]
 
@@ -374,9 +374,7 @@ IDS = ["0", "-1", "+1", "1.0", "1e3", "x", "٣", "%00", "1%00", str(2**63), "9" 
     ("method", "rest"),
     [("GET", ""), ("PUT", ""), ("DELETE", ""), ("PUT", "/status"), ("GET", "/history")],
 )
-def test_an_id_that_cannot_be_is_not_found(
-    place: Place, method: str, rest: str, order_id: str
-) -> None:
+def test_an_impossible_id_is_not_found(place: Place, method: str, rest: str, order_id: str) -> None:
     body = b'{"status": "Shipped"}' if rest == "/status" else b'{"description": "x"}'
     answer = place.api["admin"].request(method, f"/api/orders/{order_id}{rest}", body=body)
     refused(answer, "not_found")
@@ -416,20 +414,22 @@ def test_an_id_that_cannot_be_is_not_found(
         "created_before=%00",
     ],
 )
-def test_parameters_that_cannot_be_are_refused(place: Place, query: str) -> None:
+def test_impossible_query_parameters_are_refused(place: Place, query: str) -> None:
     refused(place.api["admin"].get(f"/api/admin/orders?{query}"), "validation_failed")
 
 
 @pytest.mark.parametrize(
     "query", ["after=-1", "after=x", f"after={2**31}", "limit=0", "limit=501", "from=1", "after="]
 )
-def test_parameters_of_a_history_that_cannot_be_are_refused(place: Place, query: str) -> None:
+def test_impossible_query_parameters_of_a_history_are_refused(place: Place, query: str) -> None:
     path = f"/api/orders/{place.order_id}/history?{query}"
     refused(place.api["admin"].get(path), "validation_failed")
 
 
 @pytest.mark.parametrize("query", ["after=x", "limit=0", "limit=101", "role=admin"])
-def test_parameters_of_the_users_list_that_cannot_be_are_refused(place: Place, query: str) -> None:
+def test_impossible_query_parameters_of_the_users_list_are_refused(
+    place: Place, query: str
+) -> None:
     refused(place.api["admin"].get(f"/api/admin/users?{query}"), "validation_failed")
 
 
@@ -447,23 +447,25 @@ def test_any_text_may_be_searched_for(place: Place, scope: str, words: str) -> N
     ("method", "path"),
     [("DELETE", "/api/register"), ("PUT", "/api/orders"), ("POST", "/api/orders/1/status")],
 )
-def test_methods_that_an_address_does_not_answer(place: Place, method: str, path: str) -> None:
+def test_an_unsupported_method_is_answered_with_405_and_allow(
+    place: Place, method: str, path: str
+) -> None:
     answer = place.api["admin"].request(method, path)
     refused(answer, "method_not_allowed")
     assert answer.status_code == 405
     assert method not in answer.headers["Allow"].split(", ")
 
 
-def test_there_is_a_problem_at_addresses_where_nothing_is(place: Place) -> None:
+def test_an_unknown_path_is_answered_with_a_problem(place: Place) -> None:
     for path in ("/api", "/api/", "/api/nothing", "/api/orders/", "/api/orders/1/2/3", "//api/me"):
         refused(place.api["admin"].get(path), "not_found")
 
 
-# --- what is right stays right -----------------------------------------------------------------
+# --- valid input -------------------------------------------------------------------------------
 
 
 @pytest.mark.safety("malformed-input")
-def test_text_of_every_kind_is_kept_as_it_was(place: Place) -> None:
+def test_any_valid_text_is_stored_unchanged(place: Place) -> None:
     for text in ("Ä'\"\\%_", "日本語", "👩‍👩‍👧 🇩🇪", "\u202eright to left", "<script>", "a\r\n\tb"):
         answer = CREATE.send(place, as_json({"description": text}))
         assert answer.status_code == 201, answer.text

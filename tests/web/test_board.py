@@ -1,4 +1,4 @@
-"""The board of a company with more orders than a page, and an export of more than a batch."""
+"""The board with more orders than one page, and an export of more than one batch."""
 
 import csv
 import io
@@ -70,7 +70,7 @@ def shown(page: str) -> list[int]:
     return [int(order_id) for order_id in dict.fromkeys(found)]
 
 
-def test_the_boards_pages_join_to_the_whole(company: Company) -> None:
+def test_the_boards_pages_contain_every_order_once(company: Company) -> None:
     company.place(ORDERS)
     browser = company.browser(company.people.admin())
     seen: list[int] = []
@@ -89,7 +89,7 @@ def test_the_boards_pages_join_to_the_whole(company: Company) -> None:
     assert pages == 3
 
 
-def test_an_export_has_every_order_once(company: Company) -> None:
+def test_the_export_contains_every_order_once(company: Company) -> None:
     company.place(ROWS)
     answer = company.browser(company.people.admin()).get("/board.csv")
     rows = list(csv.DictReader(io.StringIO(answer.get_data(as_text=True))))
@@ -98,7 +98,7 @@ def test_an_export_has_every_order_once(company: Company) -> None:
     assert ids == sorted(set(ids), reverse=True)
 
 
-def test_deleted_orders_are_on_the_admins_own_list_only(company: Company) -> None:
+def test_deleted_orders_are_listed_for_admins_only(company: Company) -> None:
     kept, hidden = company.customer.order(), company.customer.order()
     company.customer.delete(hidden)
     admin, driver = (

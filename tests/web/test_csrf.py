@@ -1,4 +1,4 @@
-"""A browser's cookie alone changes nothing: every write wants the session's CSRF token, too."""
+"""CSRF: with a session cookie, every write needs the session's CSRF token as well."""
 
 import re
 
@@ -50,7 +50,7 @@ FORGERIES = {
 
 @pytest.mark.safety("forged-forms")
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_no_route_takes_a_forged_write(
+def test_every_write_without_the_csrf_token_is_refused(
     app: Flask, people: People, browser: tuple[FlaskClient, Person], forgery: str
 ) -> None:
     client, person = browser
@@ -64,7 +64,7 @@ def test_no_route_takes_a_forged_write(
         assert "csrf_failed" in answer.text or "text/html" in answer.content_type, (method, path)
 
 
-def test_with_the_sessions_token_a_write_is_let_through(
+def test_a_write_with_the_sessions_csrf_token_is_accepted(
     browser: tuple[FlaskClient, Person], people: People
 ) -> None:
     client, person = browser

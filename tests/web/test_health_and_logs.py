@@ -1,4 +1,4 @@
-"""Alive, ready, in figures; and what a request leaves in the log."""
+"""Health checks, metrics, request ids, and the lines of requests in the log."""
 
 import json
 import logging
@@ -58,7 +58,7 @@ def records(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[dict
     logger.removeHandler(handler)
 
 
-# --- alive and ready ---------------------------------------------------------------------------
+# --- health checks -----------------------------------------------------------------------------
 
 
 def test_healthz_answers_without_a_database(nobody: Api) -> None:
@@ -67,17 +67,17 @@ def test_healthz_answers_without_a_database(nobody: Api) -> None:
     assert answer.json() == {"status": "ok"}
 
 
-def test_readyz_is_red_where_no_relay_follows_the_log(nobody: Api) -> None:
+def test_readyz_is_503_where_no_relay_follows_the_log(nobody: Api) -> None:
     answer = nobody.get("/readyz")
     assert answer.status_code == 503
     assert answer.code == "unavailable"
 
 
-def test_readyz_is_green_on_a_server(server: Server) -> None:
+def test_readyz_is_200_on_a_running_server(server: Server) -> None:
     assert server.api.get("/readyz").json() == {"status": "ready"}
 
 
-# --- figures -----------------------------------------------------------------------------------
+# --- metrics -----------------------------------------------------------------------------------
 
 
 def test_metrics_are_prometheus_text_or_openmetrics(nobody: Api) -> None:
@@ -106,7 +106,7 @@ def test_requests_are_counted_by_route_method_and_status_class(people: People, n
     assert after(name, status="2xx", le="+Inf", **labels) == after(count, status="2xx", **labels)
 
 
-def test_what_clients_make_up_does_not_become_a_label(nobody: Api) -> None:
+def test_paths_and_methods_that_clients_make_up_become_no_labels(nobody: Api) -> None:
     for path in ("/made/up/one", "/made/up/two"):
         nobody.request("BREW", path)
         nobody.get(path)
@@ -118,7 +118,7 @@ def test_what_clients_make_up_does_not_become_a_label(nobody: Api) -> None:
     assert not any("BREW" in value for _, labels in scrape.found for _, value in labels)
 
 
-def test_the_handbook_names_every_figure_and_no_other(server: Server) -> None:
+def test_the_operations_page_lists_exactly_the_metrics_there_are(server: Server) -> None:
     server.api.get("/healthz")
     exposed = {
         family.name.removeprefix("ordertrack_")
@@ -133,14 +133,14 @@ def test_the_handbook_names_every_figure_and_no_other(server: Server) -> None:
     assert {name.removesuffix("_total") for name in named} == exposed
 
 
-def test_the_pool_is_shown(nobody: Api) -> None:
+def test_metrics_show_the_connection_pool(nobody: Api) -> None:
     scrape = Scrape(nobody)
     assert scrape("db_pool_size") == 10
     assert scrape("db_pool_checked_out") == 0
     assert scrape("db_pool_waiting") == 0
 
 
-def test_a_servers_figures_tell_what_its_sockets_did(
+def test_metrics_count_connections_subscriptions_and_deliveries(
     start_server: Callable[..., Server], database: str
 ) -> None:
     server = start_server(database)
@@ -184,7 +184,7 @@ def test_a_servers_figures_tell_what_its_sockets_did(
     assert scrape("connections_opened_total") == 1
 
 
-def test_sockets_that_are_not_let_in_are_counted_by_reason(
+def test_refused_handshakes_are_counted_by_problem_code(
     start_server: Callable[..., Server], database: str
 ) -> None:
     server = start_server(database)
@@ -202,29 +202,29 @@ def test_sockets_that_are_not_let_in_are_counted_by_reason(
     assert scrape("handshakes_refused_total", code="forbidden") == 1
 
 
-# --- the request's id --------------------------------------------------------------------------
+# --- request ids -------------------------------------------------------------------------------
 
 
-def test_every_answer_names_its_request_each_by_another_id(nobody: Api) -> None:
+def test_every_answer_has_a_request_id_of_its_own(nobody: Api) -> None:
     ids = {nobody.get("/healthz").headers["X-Request-ID"] for _ in range(3)}
     ids.add(nobody.get("/nothing").headers["X-Request-ID"])
     assert len(ids) == 4
 
 
 @pytest.mark.parametrize("given", ["7d6e1f2c-4a0b-4a3e-9a55-0d5f6a1b2c3d", "01J.trace_1", "x"])
-def test_a_sane_id_of_the_callers_is_kept(nobody: Api, given: str) -> None:
+def test_a_request_id_of_the_client_is_kept(nobody: Api, given: str) -> None:
     answer = nobody.get("/healthz", headers={"X-Request-ID": given})
     assert answer.headers["X-Request-ID"] == given
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, "<script>", "é", '"}{'])
-def test_any_other_is_replaced(nobody: Api, given: str) -> None:
+def test_a_malformed_request_id_of_the_client_is_replaced(nobody: Api, given: str) -> None:
     answer = nobody.get("/healthz", headers={"X-Request-ID": given})
     assert answer.headers["X-Request-ID"] != given
     assert request_log._SANE_ID.fullmatch(answer.headers["X-Request-ID"])
 
 
-# --- the request's line ------------------------------------------------------------------------
+# --- the log line of a request -----------------------------------------------------------------
 
 
 def lines_of(records: list[dict[str, Any]], request_id: str) -> list[dict[str, Any]]:
@@ -237,7 +237,7 @@ def lines_of(records: list[dict[str, Any]], request_id: str) -> list[dict[str, A
     ]
 
 
-def test_a_write_leaves_one_line_with_who_what_and_how_long(
+def test_a_write_is_logged_with_user_route_status_and_duration(
     people: People, records: Callable[[], list[dict[str, Any]]]
 ) -> None:
     admin, other = people.admin(), people.customer()
@@ -258,7 +258,7 @@ def test_a_write_leaves_one_line_with_who_what_and_how_long(
     assert "secret-in-a-query" not in json.dumps(records())
 
 
-def test_a_sign_in_names_who_signed_in(
+def test_a_login_is_logged_with_the_users_id(
     people: People, nobody: Api, records: Callable[[], list[dict[str, Any]]]
 ) -> None:
     person = people.customer()
@@ -269,7 +269,7 @@ def test_a_sign_in_names_who_signed_in(
     assert record["user_id"] == person.id
 
 
-def test_a_change_of_an_order_is_in_the_audit_trail_and_only_its_refusal_in_the_log(
+def test_of_changes_of_an_order_only_refusals_are_logged_at_info(
     people: People, records: Callable[[], list[dict[str, Any]]]
 ) -> None:
     driver, order = people.driver(), people.customer().order()
@@ -285,7 +285,7 @@ def test_a_change_of_an_order_is_in_the_audit_trail_and_only_its_refusal_in_the_
     assert refused["user_id"] == driver.id
 
 
-def test_a_quick_read_is_only_for_the_debugging_and_a_refused_one_is_not(
+def test_a_quick_read_is_logged_at_debug_and_a_refused_one_at_info(
     people: People, nobody: Api, records: Callable[[], list[dict[str, Any]]]
 ) -> None:
     customer = people.customer()
@@ -300,7 +300,7 @@ def test_a_quick_read_is_only_for_the_debugging_and_a_refused_one_is_not(
     assert refused["user_id"] is None
 
 
-def test_a_slow_read_is_logged(
+def test_a_slow_read_is_logged_at_info(
     people: People, records: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_log, "SLOW_SECONDS", 0.0)
@@ -310,7 +310,7 @@ def test_a_slow_read_is_logged(
     assert record["level"] == "INFO"
 
 
-def test_an_unexpected_exception_is_logged_once_with_its_traceback_and_answered_with_the_id(
+def test_an_unexpected_exception_is_logged_with_its_traceback_and_answered_with_the_request_id(
     people: People,
     records: Callable[[], list[dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -336,7 +336,7 @@ def test_an_unexpected_exception_is_logged_once_with_its_traceback_and_answered_
 
 
 @pytest.mark.safety("log-lines")
-def test_no_password_token_or_cookie_gets_into_the_log_even_by_an_exception(
+def test_no_password_token_or_cookie_is_logged_even_in_an_exception(
     people: People,
     nobody: Api,
     records: Callable[[], list[dict[str, Any]]],

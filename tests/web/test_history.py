@@ -1,4 +1,4 @@
-"""The history of an order: the audit trail, and what an offline client asks for."""
+"""An order's history: the audit trail, and the events that an offline client has missed."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from tests.support.people import People
 
 
-def test_the_history_tells_everything_that_happened(people: People) -> None:
+def test_the_history_contains_every_event_of_an_order(people: People) -> None:
     owner, driver, admin = people.customer("Ann"), people.driver("Dewi"), people.admin("Bo")
     order = owner.order("apples")
     admin.assign(order, driver)
@@ -59,7 +59,7 @@ def test_the_history_tells_everything_that_happened(people: People) -> None:
     ]
 
 
-def test_the_history_yields_exactly_what_comes_after_a_version(people: People) -> None:
+def test_the_history_after_a_version_contains_exactly_the_later_events(people: People) -> None:
     admin = people.admin()
     order = admin.order()
     admin.move(order, "Processing", "Shipped", "Completed")
@@ -70,7 +70,7 @@ def test_the_history_yields_exactly_what_comes_after_a_version(people: People) -
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
-def test_the_history_says_whether_there_is_more(people: People, limit: int) -> None:
+def test_has_more_says_whether_the_history_goes_on(people: People, limit: int) -> None:
     admin = people.admin()
     order = admin.order()
     admin.move(order, "Processing", "Shipped", "Completed")

@@ -1,4 +1,4 @@
-"""Idempotency-Key: an order placed with a key is placed once, however often it is asked for."""
+"""Idempotency-Key: however often a request is repeated with one key, it places one order."""
 
 from typing import Any
 from uuid import uuid4
@@ -21,7 +21,7 @@ def own_orders(person: Person) -> list[dict[str, Any]]:
     return orders
 
 
-def test_the_same_key_again_yields_the_same_order(people: People) -> None:
+def test_a_repeated_key_returns_the_same_order(people: People) -> None:
     owner, key = people.customer(), uuid4().hex
     first, second = place(owner, key), place(owner, key)
     assert (first.status_code, second.status_code) == (201, 201)
@@ -31,7 +31,7 @@ def test_the_same_key_again_yields_the_same_order(people: People) -> None:
     assert len(owner.history(first.json())) == 1
 
 
-def test_a_repetition_shows_the_order_as_it_is_now(people: People) -> None:
+def test_a_repeated_key_returns_the_orders_present_state(people: People) -> None:
     owner, key = people.customer(), uuid4().hex
     order = place(owner, key).json()
     people.driver().move(order, "Processing")
@@ -39,7 +39,7 @@ def test_a_repetition_shows_the_order_as_it_is_now(people: People) -> None:
     assert (again.json()["status"], again.headers["ETag"]) == ("Processing", '"2"')
 
 
-def test_the_same_key_with_another_body_is_refused(people: People) -> None:
+def test_a_repeated_key_with_another_body_is_refused(people: People) -> None:
     owner, key = people.customer(), uuid4().hex
     place(owner, key, "apples")
     answer = place(owner, key, "pears")
@@ -48,7 +48,7 @@ def test_the_same_key_with_another_body_is_refused(people: People) -> None:
 
 
 @pytest.mark.safety("keys-of-others")
-def test_a_key_is_its_users_own(people: People) -> None:
+def test_keys_of_different_users_are_independent(people: People) -> None:
     one, other, key = people.customer(), people.customer(), uuid4().hex
     first, second = place(one, key), place(other, key, "pears")
     assert second.status_code == 201
@@ -56,13 +56,13 @@ def test_a_key_is_its_users_own(people: People) -> None:
     assert second.json()["customer"]["id"] == other.id
 
 
-def test_what_was_refused_does_not_use_a_key_up(people: People) -> None:
+def test_a_refused_request_does_not_use_its_key(people: People) -> None:
     owner, key = people.customer(), uuid4().hex
     assert place(owner, key, "").code == "validation_failed"
     assert place(owner, key).status_code == 201
 
 
-def test_after_the_order_was_deleted_its_key_says_so(people: People) -> None:
+def test_the_key_of_a_deleted_order_is_refused(people: People) -> None:
     owner, key = people.customer(), uuid4().hex
     owner.delete(place(owner, key).json())
     answer = place(owner, key)
@@ -76,7 +76,7 @@ def test_without_a_key_every_request_places_an_order(people: People) -> None:
 
 
 @pytest.mark.safety("same-key-at-once")
-def test_twenty_times_the_same_key_at_once_has_one_effect(server: Server) -> None:
+def test_twenty_concurrent_requests_with_one_key_place_one_order(server: Server) -> None:
     owner, key = server.people.customer(), uuid4().hex
     answers = at_once([lambda: place(owner, key)] * 20)
     assert {answer.status_code for answer in answers} == {201}
@@ -85,7 +85,7 @@ def test_twenty_times_the_same_key_at_once_has_one_effect(server: Server) -> Non
 
 
 @pytest.mark.safety("same-key-at-once")
-def test_of_two_bodies_under_one_key_at_once_one_wins(server: Server) -> None:
+def test_of_two_concurrent_bodies_with_one_key_one_is_placed(server: Server) -> None:
     owner, key = server.people.customer(), uuid4().hex
     answers = at_once(
         [lambda d=description: place(owner, key, d) for description in ("apples", "pears") * 5]

@@ -1,4 +1,4 @@
-"""The life of an order over REST: every status, target and caller; and all at once."""
+"""The lifecycle over REST: every status, target and caller; and concurrent changes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -93,7 +93,7 @@ def check(
 
 @pytest.mark.parametrize(("status", "target"), CHANGES, ids=change_ids)
 @pytest.mark.parametrize(("role", "own"), GRIDS, ids=lambda value: str(value).lower())
-def test_a_change_is_answered_as_the_table_says(
+def test_each_transition_is_answered_as_the_lifecycle_table_says(
     crowd: Crowd, stranger: Person, role: str, own: bool, status: str, target: str
 ) -> None:
     order = (crowd[role] if own else stranger).order()
@@ -107,7 +107,7 @@ def test_a_change_is_answered_as_the_table_says(
     ASSIGNED_GRIDS,
     ids=["own and assigned", "own", "assigned", "neither"],
 )
-def test_drivers_may_be_narrowed_to_what_is_assigned_to_them(
+def test_driver_scope_limits_transitions_to_assigned_orders(
     crowd: Crowd,
     stranger: Person,
     narrow: InProcess,
@@ -124,17 +124,17 @@ def test_drivers_may_be_narrowed_to_what_is_assigned_to_them(
     check(driver, admin, order, ASSIGNED_GRIDS[own, assigned], status, target)
 
 
-def test_the_note_goes_into_the_log(crowd: Crowd) -> None:
+def test_the_note_is_stored_with_the_event(crowd: Crowd) -> None:
     order = crowd.customer.order()
     crowd.driver.move(order, "Processing", note="Left with the neighbour")
     assert crowd.customer.history(order)[-1]["note"] == "Left with the neighbour"
 
 
-# --- at once -----------------------------------------------------------------------------------
+# --- concurrent changes ------------------------------------------------------------------------
 
 
 @pytest.mark.safety("conflicting-changes")
-def test_of_fifty_conflicting_changes_at_once_one_happens(server: Server) -> None:
+def test_of_fifty_concurrent_conflicting_transitions_one_succeeds(server: Server) -> None:
     owner, driver = server.people.customer(), server.people.driver()
     for _ in range(3):
         order = owner.order()
@@ -155,7 +155,7 @@ def test_of_fifty_conflicting_changes_at_once_one_happens(server: Server) -> Non
                 assert answer.json()["current"] == winner
 
 
-def test_of_fifty_edits_of_one_version_at_once_one_happens(server: Server) -> None:
+def test_of_fifty_concurrent_edits_with_one_if_match_one_succeeds(server: Server) -> None:
     owner = server.people.customer()
     order = owner.order()
     answers = at_once(
@@ -172,7 +172,7 @@ def test_of_fifty_edits_of_one_version_at_once_one_happens(server: Server) -> No
     assert len(owner.history(order)) == 2
 
 
-def test_every_change_that_can_happen_at_once_happens_in_some_order(server: Server) -> None:
+def test_concurrent_compatible_changes_all_succeed_in_some_order(server: Server) -> None:
     admin = server.people.admin()
     order = admin.order()
     answers = at_once(

@@ -1,4 +1,4 @@
-"""Any sequence of requests by anybody: the server and a pure model of it never disagree."""
+"""Random sequences of requests: the server agrees with a pure model of it after each."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -230,7 +230,7 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.safety("conflicting-changes")
-def test_the_server_and_the_model_never_disagree(people: People) -> None:
+def test_the_server_and_the_model_agree_after_any_sequence_of_requests(people: People) -> None:
     class HereAndNow(Machine):
         # The same four for every run: signing in takes longer than all the rest.
         person = {  # noqa: RUF012

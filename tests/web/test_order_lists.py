@@ -1,4 +1,4 @@
-"""Lists of orders: filters, pages that neither skip nor repeat, the Link header."""
+"""Lists of orders: filters, keyset pages that neither skip nor repeat, the Link header."""
 
 import re
 import threading
@@ -44,7 +44,7 @@ def all_pages(api: Api, path: str, limit: int) -> list[str]:
     return found
 
 
-def test_own_orders_come_newest_first_and_are_ones_own(people: People) -> None:
+def test_own_orders_are_listed_newest_first_without_those_of_others(people: People) -> None:
     owner, other = people.customer(), people.customer()
     made = [owner.order()["id"] for _ in range(3)]
     other.order()
@@ -62,19 +62,19 @@ def test_staff_have_own_orders_too(people: People) -> None:
     assert listed(admin.api, "/api/orders") == [mine["id"]]
 
 
-def test_an_empty_list_is_a_list(people: People) -> None:
+def test_an_empty_list_has_no_cursor(people: People) -> None:
     answer = people.customer().api.get("/api/orders")
     assert answer.json() == {"orders": [], "next_cursor": None}
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 6, 7, 8])
-def test_pages_join_to_the_whole_list(people: People, number: int) -> None:
+def test_pages_contain_every_order_once(people: People, number: int) -> None:
     owner = people.customer()
     made = [owner.order()["id"] for _ in range(number)]
     assert all_pages(owner.api, "/api/orders", limit=3) == made[::-1]
 
 
-def test_the_link_header_leads_through_all_pages(people: People) -> None:
+def test_the_link_header_names_the_next_page(people: People) -> None:
     owner = people.customer()
     word = uuid4().hex
     made = [owner.order(f"{word} & more")["id"] for _ in range(5)]
@@ -88,7 +88,7 @@ def test_the_link_header_leads_through_all_pages(people: People) -> None:
     assert found == made[::-1]
 
 
-def test_pages_neither_skip_nor_repeat_while_orders_come_and_go(people: People) -> None:
+def test_pages_neither_skip_nor_repeat_orders_during_changes(people: People) -> None:
     owner = people.customer()
     made = [owner.order()["id"] for _ in range(30)]
     ending = threading.Event()
@@ -121,7 +121,7 @@ def all_of(owner: Person) -> list[str]:
     return all_pages(owner.api, "/api/orders", 100)
 
 
-def test_a_page_goes_on_where_it_was_even_if_its_last_order_is_gone(people: People) -> None:
+def test_a_cursor_is_valid_after_its_order_was_deleted(people: People) -> None:
     owner = people.customer()
     made = [owner.order()["id"] for _ in range(4)]
     page = owner.api.get("/api/orders?limit=2").json()
@@ -130,7 +130,7 @@ def test_a_page_goes_on_where_it_was_even_if_its_last_order_is_gone(people: Peop
     assert rest == [made[1], made[0]]
 
 
-def test_a_cursor_of_ones_own_list_shows_nothing_of_others(people: People) -> None:
+def test_a_cursor_gives_no_access_to_orders_of_others(people: People) -> None:
     owner, other = people.customer(), people.customer()
     other.order()
     owner.order()
@@ -145,7 +145,7 @@ def test_a_cursor_of_ones_own_list_shows_nothing_of_others(people: People) -> No
 # --- filters -----------------------------------------------------------------------------------
 
 
-def test_the_status_filter(people: People) -> None:
+def test_the_status_filter_selects_orders_in_that_status(people: People) -> None:
     owner, driver = people.customer(), people.driver()
     pending, processing = owner.order(), owner.order()
     driver.move(processing, "Processing")
@@ -155,7 +155,7 @@ def test_the_status_filter(people: People) -> None:
     assert len(listed(owner.api, "/api/orders?status=")) == 2
 
 
-def test_the_text_filter_takes_signs_as_themselves_and_ignores_case(people: People) -> None:
+def test_the_text_filter_is_literal_and_ignores_case(people: People) -> None:
     owner = people.customer()
     plain = owner.order("Fifty apples")["id"]
     percent = owner.order("50% apples")["id"]
@@ -168,7 +168,7 @@ def test_the_text_filter_takes_signs_as_themselves_and_ignores_case(people: Peop
     assert listed(owner.api, "/api/orders?q=pears") == []
 
 
-def test_staff_narrow_their_list(people: People) -> None:
+def test_staff_filter_by_driver_and_customer(people: People) -> None:
     admin, driver, owner = people.admin(), people.driver(), people.customer()
     mine, assigned = owner.order()["id"], owner.order()["id"]
     admin.assign(assigned, driver)
@@ -180,7 +180,7 @@ def test_staff_narrow_their_list(people: People) -> None:
         assert all_pages(staff.api, path, limit=1) == [assigned, mine]
 
 
-def test_staff_narrow_their_list_to_days(people: People) -> None:
+def test_staff_filter_by_date(people: People) -> None:
     admin, owner = people.admin(), people.customer()
     order = owner.order()
     path = f"/api/admin/orders?customer={owner.id}"
@@ -198,13 +198,13 @@ def test_staff_narrow_their_list_to_days(people: People) -> None:
         assert listed(admin.api, f"{path}&{narrowed}") == ([order["id"]] if there else [])
 
 
-def test_customers_have_no_staff_list_and_no_staff_filters(people: People) -> None:
+def test_customers_cannot_use_the_staff_list_or_its_filters(people: People) -> None:
     owner = people.customer()
     assert owner.api.get("/api/admin/orders").code == "forbidden"
     assert owner.api.get(f"/api/orders?customer={owner.id}").code == "validation_failed"
 
 
-def test_a_page_that_ends_early_has_a_cursor_and_the_rest_follows(
+def test_a_search_that_ends_early_goes_on_at_its_cursor(
     people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(order_walk, "SCANNED", 6)  # two of one customer's
@@ -220,9 +220,7 @@ def test_a_page_that_ends_early_has_a_cursor_and_the_rest_follows(
     assert all_pages(owner.api, path, limit=50) == [old]
 
 
-def test_a_list_that_takes_too_long_says_how_to_narrow_it(
-    postgres: Postgres, database: str
-) -> None:
+def test_a_list_that_times_out_is_answered_with_advice(postgres: Postgres, database: str) -> None:
     """Not that the database is down: asking for less will help, and waiting may not."""
     # A lock stands for the work that takes so long; its own bound must not come first.
     settings = replace(

@@ -1,4 +1,4 @@
-"""Orders over REST: placing, reading, editing, assigning, deleting; ETag and If-Match."""
+"""Orders over REST: place, read, edit, assign, delete; ETag and If-Match."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ from tests.support.people import People, Person
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
-def test_an_order_is_placed_and_read(people: People) -> None:
+def test_a_placed_order_can_be_read(people: People) -> None:
     owner = people.customer("Ann")
     answer = owner.api.post("/api/orders", json={"description": "  two boxes  "})
     assert answer.status_code == 201
@@ -33,7 +33,7 @@ def test_an_order_is_placed_and_read(people: People) -> None:
     assert (read.status_code, read.headers["ETag"], read.json()) == (200, '"1"', order)
 
 
-def test_next_statuses_are_what_the_reader_may_set(people: People) -> None:
+def test_next_statuses_are_those_that_the_caller_may_set(people: People) -> None:
     owner, driver, admin = people.customer(), people.driver(), people.admin()
     order = owner.order()
     offered = {
@@ -48,7 +48,7 @@ def test_next_statuses_are_what_the_reader_may_set(people: People) -> None:
         assert seen == expected
 
 
-def test_a_change_shows_in_every_answer_about_the_order(people: People) -> None:
+def test_a_change_is_in_every_later_answer_about_the_order(people: People) -> None:
     owner, driver = people.customer(), people.driver()
     order = owner.order()
     answer = driver.api.put(f"/api/orders/{order['id']}/status", json={"status": "Processing"})
@@ -75,7 +75,7 @@ def test_the_owner_edits_a_pending_order(people: People, method: str) -> None:
     assert event["changes"] == {"description": "pears"}
 
 
-def test_the_same_description_again_changes_nothing(people: People) -> None:
+def test_setting_the_same_description_is_idempotent(people: People) -> None:
     owner = people.customer()
     order = owner.order("apples")
     assert owner.edit(order, "apples")["version"] == 1
@@ -99,7 +99,7 @@ def test_who_may_edit_depends_on_the_status(people: People) -> None:
 # --- assigning ---------------------------------------------------------------------------------
 
 
-def test_an_admin_assigns_a_driver_and_takes_it_back(people: People) -> None:
+def test_an_admin_assigns_and_unassigns_a_driver(people: People) -> None:
     owner, driver, admin = people.customer(), people.driver("Dewi"), people.admin()
     order = owner.order()
     assert admin.assign(order, driver)["driver"] == {"id": driver.id, "name": "Dewi"}
@@ -124,7 +124,7 @@ def test_only_active_drivers_can_be_assigned(people: People) -> None:
 
 
 @pytest.mark.parametrize("last", ["Completed", "Cancelled"])
-def test_a_final_order_needs_no_driver(people: People, last: str) -> None:
+def test_no_driver_can_be_assigned_to_an_order_in_a_final_status(people: People, last: str) -> None:
     admin, driver = people.admin(), people.driver()
     order = admin.order()
     if last == "Completed":
@@ -137,7 +137,7 @@ def test_a_final_order_needs_no_driver(people: People, last: str) -> None:
 # --- deleting ----------------------------------------------------------------------------------
 
 
-def test_a_deleted_order_is_gone_and_its_history_is_for_admins(people: People) -> None:
+def test_a_deleted_order_is_not_found_and_admins_can_read_its_history(people: People) -> None:
     owner, driver, admin = people.customer(), people.driver(), people.admin()
     order = owner.order()
     path = f"/api/orders/{order['id']}"
@@ -185,7 +185,7 @@ def changes(person: Person, order: dict[str, Any]) -> list[tuple[str, str, dict[
     ]
 
 
-def test_a_stale_if_match_is_refused_and_changes_nothing(people: People) -> None:
+def test_a_stale_if_match_is_refused_without_a_change(people: People) -> None:
     driver, admin = people.driver(), people.admin()
     order = admin.order()
     admin.edit(order, "once")
@@ -199,7 +199,7 @@ def test_a_stale_if_match_is_refused_and_changes_nothing(people: People) -> None
     assert admin.read(order)["version"] == 2
 
 
-def test_a_current_if_match_lets_each_change_through(people: People) -> None:
+def test_a_current_if_match_is_accepted_by_each_change(people: People) -> None:
     driver, admin = people.driver(), people.admin()
     order = admin.order()
     for version, (method, path, body) in enumerate(changes(driver, order), 1):
@@ -208,7 +208,7 @@ def test_a_current_if_match_lets_each_change_through(people: People) -> None:
     assert len(admin.history(order)) == 6
 
 
-def test_any_version_matches_a_star(people: People) -> None:
+def test_if_match_star_accepts_any_version(people: People) -> None:
     owner = people.customer()
     order = owner.order()
     path = f"/api/orders/{order['id']}"
@@ -216,7 +216,7 @@ def test_any_version_matches_a_star(people: People) -> None:
     assert answer.status_code == 200
 
 
-def test_a_retry_with_the_same_if_match_finds_its_work_done(people: People) -> None:
+def test_a_retry_with_the_same_if_match_is_idempotent(people: People) -> None:
     """A driver's phone whose first answer was lost."""
     driver, owner = people.driver(), people.customer()
     order = owner.order()

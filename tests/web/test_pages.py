@@ -1,4 +1,4 @@
-"""The pages as a browser without JavaScript meets them: forms, redirects, cookies, refusals."""
+"""The HTML pages, for a browser without JavaScript: forms, redirects, cookies, CSRF, errors."""
 
 import csv
 import gzip
@@ -75,10 +75,12 @@ def browser(app: Flask) -> Browser:
     return open_window
 
 
-# --- the door ----------------------------------------------------------------------------------
+# --- log in and register -----------------------------------------------------------------------
 
 
-def test_who_is_not_signed_in_is_led_to_the_door_and_back(browser: Browser, people: People) -> None:
+def test_a_visitor_without_a_session_is_redirected_to_log_in_and_back(
+    browser: Browser, people: People
+) -> None:
     customer = people.customer()
     order = customer.order()
     window = browser()
@@ -109,7 +111,7 @@ def test_who_is_not_signed_in_is_led_to_the_door_and_back(browser: Browser, peop
         "/" + "x" * 3000,
     ],
 )
-def test_signing_in_never_leads_to_another_site(
+def test_login_never_redirects_to_another_site(
     browser: Browser, people: People, elsewhere: str
 ) -> None:
     customer = people.customer()
@@ -119,7 +121,7 @@ def test_signing_in_never_leads_to_another_site(
     assert answer.location == "/orders"
 
 
-def test_everybody_starts_where_the_own_work_is(browser: Browser, people: People) -> None:
+def test_the_first_page_depends_on_the_role(browser: Browser, people: People) -> None:
     for person, home in (
         (people.customer(), "/orders"),
         (people.driver(), "/deliveries"),
@@ -128,7 +130,9 @@ def test_everybody_starts_where_the_own_work_is(browser: Browser, people: People
         assert browser(person).open("/").location == home
 
 
-def test_a_wrong_password_says_so_and_keeps_the_address(browser: Browser, people: People) -> None:
+def test_a_wrong_password_is_explained_and_the_address_kept(
+    browser: Browser, people: People
+) -> None:
     customer = people.customer()
     answer = browser().send("/login", csrf="", email=customer.email, password="not this one")
     assert answer.status_code == 401
@@ -148,7 +152,7 @@ def test_a_wrong_password_says_so_and_keeps_the_address(browser: Browser, people
         {"Origin": "http://localhost.evil.example"},
     ],
 )
-def test_no_other_site_can_sign_anybody_in_or_up(
+def test_login_and_registration_refuse_other_sites_csrf(
     browser: Browser, people: People, headers: dict[str, str]
 ) -> None:
     customer = people.customer()
@@ -165,7 +169,7 @@ def test_no_other_site_can_sign_anybody_in_or_up(
 
 @pytest.mark.safety("forged-forms")
 @pytest.mark.parametrize("csrf", ["", "0" * 32, "another session's"])
-def test_a_form_without_its_own_sessions_token_changes_nothing(
+def test_a_form_without_the_csrf_token_of_its_session_is_refused(
     browser: Browser, people: People, csrf: str
 ) -> None:
     customer = people.customer()
@@ -180,14 +184,16 @@ def test_a_form_without_its_own_sessions_token_changes_nothing(
 
 
 @pytest.mark.safety("forged-forms")
-def test_even_the_right_token_is_no_use_from_another_site(browser: Browser, people: People) -> None:
+def test_a_form_from_another_site_is_refused_even_with_the_csrf_token(
+    browser: Browser, people: People
+) -> None:
     window = browser(people.customer())
     answer = window.send("/orders", description="forged", headers={"Sec-Fetch-Site": "cross-site"})
     assert answer.status_code == 403
     assert "forged" not in window.open("/orders").text
 
 
-def test_the_long_lived_cookie_carries_on_when_the_short_lived_is_gone(
+def test_the_refresh_cookie_renews_an_expired_access_cookie(
     browser: Browser, people: People
 ) -> None:
     window = browser(people.customer())
@@ -204,13 +210,13 @@ def test_the_long_lived_cookie_carries_on_when_the_short_lived_is_gone(
     assert window.has("access_token_cookie")
 
 
-def test_the_long_lived_cookie_is_no_access_token(browser: Browser, people: People) -> None:
+def test_the_refresh_cookie_is_refused_as_an_access_token(browser: Browser, people: People) -> None:
     window = browser()
     window.client.set_cookie("access_token_cookie", people.customer().refresh_token)
     assert window.open("/orders").status_code == 303
 
 
-def test_signing_out_ends_the_session_and_clears_the_cookies(
+def test_logout_revokes_the_session_and_clears_the_cookies(
     browser: Browser, people: People
 ) -> None:
     window = browser(people.customer())
@@ -231,7 +237,7 @@ def test_signing_out_ends_the_session_and_clears_the_cookies(
 # --- forms -------------------------------------------------------------------------------------
 
 
-def test_the_same_form_sent_twice_places_one_order(browser: Browser, people: People) -> None:
+def test_a_form_sent_twice_places_one_order_idempotency(browser: Browser, people: People) -> None:
     window = browser(people.customer())
     found = re.search(r'name="key" value="(\w+)"', window.open("/orders").text)
     assert found is not None
@@ -242,7 +248,9 @@ def test_the_same_form_sent_twice_places_one_order(browser: Browser, people: Peo
     assert window.open("/orders").text.count("once only") == 1
 
 
-def test_a_bad_form_is_shown_again_with_what_was_typed(browser: Browser, people: People) -> None:
+def test_a_refused_form_is_shown_again_with_the_typed_text(
+    browser: Browser, people: People
+) -> None:
     window = browser(people.customer())
     answer = window.send("/orders", description="   ")
     assert answer.status_code == 422
@@ -254,9 +262,7 @@ def test_a_bad_form_is_shown_again_with_what_was_typed(browser: Browser, people:
     assert window.send("/orders", description="x" * 70_000).status_code == 413
 
 
-def test_a_notice_is_shown_once_and_nobody_else_can_write_it(
-    browser: Browser, people: People
-) -> None:
+def test_a_notice_is_shown_once_and_cannot_be_forged(browser: Browser, people: People) -> None:
     window = browser(people.customer())
     page = window.send("/orders", description="a lamp").location
     assert page is not None
@@ -280,7 +286,7 @@ def test_a_notice_is_shown_once_and_nobody_else_can_write_it(
         assert notices == ([] if shown is None else [shown])
 
 
-def test_what_others_changed_meanwhile_is_shown_and_not_overwritten(
+def test_a_stale_form_overwrites_nothing_and_shows_the_present_state(
     browser: Browser, people: People
 ) -> None:
     customer, driver, admin = people.customer(), people.driver(), people.admin()
@@ -308,7 +314,7 @@ def test_what_others_changed_meanwhile_is_shown_and_not_overwritten(
     assert customer.read(order)["description"] == "tea and lemon"
 
 
-def test_lists_come_in_pages_that_join_up(browser: Browser, people: People) -> None:
+def test_pages_of_the_own_list_contain_every_order_once(browser: Browser, people: People) -> None:
     customer = people.customer()
     wanted = [customer.order(f"order {number}")["id"] for number in range(33)][::-1]
     window = browser(customer)
@@ -322,9 +328,7 @@ def test_lists_come_in_pages_that_join_up(browser: Browser, people: People) -> N
     assert found == wanted
 
 
-def test_a_driver_who_sees_only_assigned_orders_has_only_those_to_deliver(
-    database: str, people: People
-) -> None:
+def test_driver_scope_limits_the_deliveries_page(database: str, people: People) -> None:
     app = create_app(settings_for(database, DRIVER_SCOPE="assigned"))
     customer, driver, admin = people.customer(), people.driver(), people.admin()
     theirs, others = customer.order("for this driver"), customer.order("for somebody else")
@@ -354,7 +358,7 @@ def rows(window: Window, query: str) -> set[str]:
     return set(re.findall(r'data-order="(\d+)"', answer.text))
 
 
-def test_the_boards_filters_narrow_together(browser: Browser, people: People) -> None:
+def test_the_boards_filters_are_combined(browser: Browser, people: People) -> None:
     customer, other = people.customer("Zoë 100% Ünique"), people.customer()
     driver, admin = people.driver(), people.admin()
     lamp, chair = customer.order("a 50% lamp"), customer.order("a chair")
@@ -386,7 +390,7 @@ def test_the_boards_filters_narrow_together(browser: Browser, people: People) ->
     assert browser(driver).open("/board?deleted=yes").status_code == 403
 
 
-def test_the_board_says_how_far_it_looked_and_goes_on(
+def test_a_bounded_search_of_the_board_can_be_continued(
     browser: Browser, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(order_walk, "SCANNED", 6)  # two of one customer's
@@ -406,7 +410,7 @@ def test_the_board_says_how_far_it_looked_and_goes_on(
     assert found == {str(old["id"])}
 
 
-def test_the_board_writes_large_counts_as_at_least(
+def test_the_board_shows_bounded_counts_as_at_least(
     browser: Browser, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(order_lists, "COUNTED", 1)
@@ -417,7 +421,7 @@ def test_the_board_writes_large_counts_as_at_least(
     assert re.search(r'data-status="Pending"[^>]*><span class="count-number">1\+</span>', page)
 
 
-def test_the_boards_pages_join_and_the_export_has_them_all(
+def test_the_boards_pages_and_the_export_contain_every_order_once(
     browser: Browser, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(board, "PAGE", 3)
@@ -443,9 +447,7 @@ def focused(answer: TestResponse) -> str | None:
     return re.search(r'\sid="([^"]+)"', found[0])[1] if found else None  # type: ignore[index]
 
 
-def test_a_day_before_the_first_is_an_error_and_no_empty_list(
-    browser: Browser, people: People
-) -> None:
+def test_a_last_day_before_the_first_is_an_error(browser: Browser, people: People) -> None:
     people.customer().order("never shown")
     window = browser(people.admin())
     answer = window.open("/board?from=2025-08-02&to=2025-08-01&q=kept")
@@ -461,7 +463,7 @@ def test_a_day_before_the_first_is_an_error_and_no_empty_list(
     assert focused(window.open("/board")) is None
 
 
-def test_after_a_refused_form_the_field_has_the_focus(browser: Browser, people: People) -> None:
+def test_a_refused_form_focuses_the_field_in_error(browser: Browser, people: People) -> None:
     customer = people.customer()
     stranger, window = browser(), browser(customer)
     order = customer.order("tea")
@@ -487,7 +489,7 @@ def test_after_a_refused_form_the_field_has_the_focus(browser: Browser, people: 
     assert "Please correct the marked field." in answer.text
 
 
-def test_what_was_written_outlives_the_session_it_was_written_in(
+def test_text_of_a_form_is_shown_when_the_session_has_ended(
     browser: Browser, people: People
 ) -> None:
     """Another tab signed out; this one sends its form. What it says is shown, not thrown away."""
@@ -521,7 +523,7 @@ def test_what_was_written_outlives_the_session_it_was_written_in(
     assert browser().send("/board/move", csrf="", status="Processing").location == "/login"
 
 
-# --- several at once ---------------------------------------------------------------------------
+# --- bulk changes ------------------------------------------------------------------------------
 
 
 def bulk(window: Window, path: str, orders: list[str], **fields: str) -> TestResponse:
@@ -529,7 +531,7 @@ def bulk(window: Window, path: str, orders: list[str], **fields: str) -> TestRes
     return window.client.post(path, data=data, headers=HTML)
 
 
-def test_several_orders_are_changed_only_after_a_question(browser: Browser, people: People) -> None:
+def test_a_bulk_change_has_to_be_confirmed(browser: Browser, people: People) -> None:
     ana, ben = people.customer("Ana Lee"), people.customer("Ben <Ng>")
     driver, admin = people.driver("Dewi"), people.admin()
     orders = [ana.order("one"), ana.order("two"), ben.order("three")]
@@ -568,7 +570,7 @@ def test_several_orders_are_changed_only_after_a_question(browser: Browser, peop
         assert refused.status_code == 403
 
 
-def test_what_was_refused_of_several_is_listed_with_its_reason_and_stays_selected(
+def test_refused_orders_of_a_bulk_change_are_listed_and_stay_selected(
     browser: Browser, people: People
 ) -> None:
     customer, driver, admin = people.customer(), people.driver(), people.admin()
@@ -593,9 +595,7 @@ def test_what_was_refused_of_several_is_listed_with_its_reason_and_stays_selecte
     assert window.open(f"/board?picked={'1,' * 200}1").status_code == 422
 
 
-def test_only_the_orders_that_were_asked_about_are_changed(
-    browser: Browser, people: People
-) -> None:
+def test_a_bulk_change_changes_only_the_confirmed_orders(browser: Browser, people: People) -> None:
     customer, admin = people.customer(), people.admin()
     asked, already = customer.order("to be cancelled"), customer.order("is cancelled")
     admin.move(already, "Cancelled")
@@ -624,7 +624,7 @@ def test_only_the_orders_that_were_asked_about_are_changed(
     assert admin.read(free)["status"] == "Shipped"
 
 
-def test_whoever_moves_an_unassigned_order_is_the_one_who_did(
+def test_an_order_without_a_driver_shows_the_person_who_moved_it(
     browser: Browser, people: People
 ) -> None:
     customer, driver, admin = people.customer(), people.driver("Dewi"), people.admin("Amir")
@@ -648,7 +648,9 @@ def test_whoever_moves_an_unassigned_order_is_the_one_who_did(
     assert fact(given) == "Driver: Dewi"
 
 
-def test_the_words_are_those_of_people(browser: Browser, people: People) -> None:
+def test_texts_of_the_order_page_depend_on_status_and_role(
+    browser: Browser, people: People
+) -> None:
     customer, driver, admin = people.customer(), people.driver(), people.admin()
     order = customer.order()
     path = f"/orders/{order['id']}"
@@ -680,10 +682,10 @@ def test_the_words_are_those_of_people(browser: Browser, people: People) -> None
     assert "(Customer)" in window.open(path).text
 
 
-# --- export and trail --------------------------------------------------------------------------
+# --- export and history ------------------------------------------------------------------------
 
 
-def test_the_export_has_every_order_of_the_filters_and_no_formula(
+def test_the_export_contains_the_filtered_orders_and_no_formula(
     browser: Browser, people: People
 ) -> None:
     customer, admin = people.customer("=HYPERLINK(1)"), people.admin()
@@ -705,7 +707,7 @@ def test_the_export_has_every_order_of_the_filters_and_no_formula(
     assert browser(customer).open("/board.csv").status_code == 403
 
 
-def test_a_long_trail_comes_in_pages_that_join_up(browser: Browser, people: People) -> None:
+def test_pages_of_a_long_history_contain_every_event_once(browser: Browser, people: People) -> None:
     customer, admin = people.customer(), people.admin()
     order = customer.order("wish 0")
     for number in range(HISTORY_PAGE + 4):
@@ -723,7 +725,7 @@ def test_a_long_trail_comes_in_pages_that_join_up(browser: Browser, people: Peop
     assert browser(customer).open(f"/orders/{order['id']}/history").status_code == 404
 
 
-# --- around every answer -----------------------------------------------------------------------
+# --- headers, static files, errors -------------------------------------------------------------
 
 
 @pytest.mark.safety("scripts-frames-caches")
@@ -762,9 +764,7 @@ def test_security_headers_are_on_every_answer(app: Flask, path: str, status: int
         assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_without_a_network_there_is_a_page_of_ours_and_nothing_of_anybodys(
-    browser: Browser, people: People
-) -> None:
+def test_the_offline_page_contains_no_user_data(browser: Browser, people: People) -> None:
     """The service worker and what it keeps: public files, the same for everybody."""
     worker = browser().open("/worker.js")
     assert worker.status_code == 200
@@ -794,7 +794,7 @@ def test_without_a_network_there_is_a_page_of_ours_and_nothing_of_anybodys(
         ({}, {"X-Forwarded-Proto": "https"}, False),
     ],
 )
-def test_behind_a_proxy_with_tls_cookies_are_secure_and_browsers_are_told_to_stay(
+def test_behind_a_tls_proxy_cookies_are_secure_and_hsts_is_sent(
     database: str,
     people: People,
     changes: dict[str, str],
@@ -826,7 +826,9 @@ def test_behind_a_proxy_with_tls_cookies_are_secure_and_browsers_are_told_to_sta
 
 
 @pytest.mark.parametrize(("proxies", "host"), [("1", "a.example"), ("2", "b.example")])
-def test_only_what_trusted_proxies_say_is_believed(database: str, proxies: str, host: str) -> None:
+def test_forwarded_headers_count_only_from_trusted_proxies(
+    database: str, proxies: str, host: str
+) -> None:
     """Each of *n* proxies appends one value; what a client wrote itself stands before those."""
     app = create_app(settings_for(database, TRUSTED_PROXIES=proxies))
     seen: list[tuple[str, str | None, str]] = []
@@ -862,7 +864,7 @@ def test_pages_have_neither_inline_scripts_nor_styles(browser: Browser, people: 
         assert not re.search(r"<style|<[a-z][^<>]*\s(style|on\w+)=", text)
 
 
-def test_static_files_are_compressed_and_cached_for_good(app: Flask) -> None:
+def test_static_files_are_compressed_and_immutable(app: Flask) -> None:
     client = app.test_client()
     text = client.get("/login", headers=HTML).text
     addresses = re.findall(r'"(/static/[0-9a-f]{12}/[^"]+)"', text)
@@ -890,7 +892,7 @@ def test_static_files_are_compressed_and_cached_for_good(app: Flask) -> None:
         assert client.get(outside).status_code == 404
 
 
-def test_pages_are_compressed_by_a_length_that_tells_nothing(app: Flask) -> None:
+def test_the_length_of_a_compressed_page_is_random(app: Flask) -> None:
     client = app.test_client()
     answers = [client.get("/login", headers={**HTML, "Accept-Encoding": "gzip"}) for _ in range(12)]
     assert len({gzip.decompress(answer.data) for answer in answers}) == 1
@@ -912,9 +914,7 @@ def test_pages_are_compressed_by_a_length_that_tells_nothing(app: Flask) -> None
         (errors.Unavailable("?"), 503),
     ],
 )
-def test_every_refusal_has_a_page_in_the_same_language(
-    app: Flask, error: errors.DomainError, status: int
-) -> None:
+def test_every_error_has_an_html_page(app: Flask, error: errors.DomainError, status: int) -> None:
     with app.test_request_context("/somewhere"):
         page = error_page(error)
     assert page.status_code == status

@@ -1,4 +1,4 @@
-"""Changing one's password, one-time links that set a new one, and one's open sessions."""
+"""Password changes, one-time reset links, and the list of open sessions."""
 
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
@@ -30,17 +30,17 @@ def pointers(answer: Answer) -> list[str]:
     return [error["pointer"] for error in answer.json()["errors"]]
 
 
-# --- changing one's own --------------------------------------------------------------------------
+# --- changing the password -----------------------------------------------------------------------
 
 
-def test_a_changed_password_is_the_one_that_signs_in(people: People) -> None:
+def test_a_changed_password_replaces_the_old_one_at_login(people: People) -> None:
     person = people.customer()
     assert change(person).status_code == 204
     assert log_in(person, PASSWORD).code == "invalid_credentials"
     assert log_in(person, NEW).status_code == 200
 
 
-def test_changing_the_password_ends_all_other_sessions(people: People) -> None:
+def test_changing_the_password_revokes_all_other_sessions(people: People) -> None:
     person = people.customer()
     other = person.signed_in_again()
     assert change(person).status_code == 204
@@ -48,7 +48,7 @@ def test_changing_the_password_ends_all_other_sessions(people: People) -> None:
     assert other.api.get("/api/me").code == "invalid_token"
 
 
-def test_a_password_is_changed_only_by_somebody_who_knows_it(people: People) -> None:
+def test_changing_the_password_requires_the_current_one(people: People) -> None:
     person = people.customer()
     refused = change(person, current="a guess at the password")
     assert (refused.status_code, pointers(refused)) == (422, ["/current_password"])
@@ -61,7 +61,7 @@ def test_a_new_password_must_be_long_enough(people: People) -> None:
     assert (refused.status_code, pointers(refused)) == (422, ["/new_password"])
 
 
-# --- one-time links ------------------------------------------------------------------------------
+# --- reset links ---------------------------------------------------------------------------------
 
 
 def redeem(people: People, token: str, password: str = NEW) -> Answer:
@@ -75,7 +75,7 @@ def reset_token(people: People, person: Person) -> str:
     return token
 
 
-def test_an_admins_link_sets_a_password_once_and_ends_every_session(people: People) -> None:
+def test_a_reset_link_sets_a_password_once_and_revokes_every_session(people: People) -> None:
     person = people.customer()
     token = reset_token(people, person)
     assert redeem(people, token).status_code == 204
@@ -86,7 +86,7 @@ def test_an_admins_link_sets_a_password_once_and_ends_every_session(people: Peop
     assert log_in(person, NEW).status_code == 200
 
 
-def test_a_link_is_void_once_the_password_was_changed(people: People) -> None:
+def test_a_reset_link_is_void_after_the_password_was_changed(people: People) -> None:
     person = people.customer()
     token = reset_token(people, person)
     assert change(person).status_code == 204
@@ -94,7 +94,7 @@ def test_a_link_is_void_once_the_password_was_changed(people: People) -> None:
     assert log_in(person, NEW).status_code == 200
 
 
-def test_a_link_is_void_for_a_deactivated_user(people: People) -> None:
+def test_a_reset_link_is_void_for_a_deactivated_user(people: People) -> None:
     admin, person = people.admin(), people.customer()
     token = reset_token(people, person)
     admin.api.patch(f"/api/admin/users/{person.id}", json={"active": False})
@@ -102,7 +102,7 @@ def test_a_link_is_void_for_a_deactivated_user(people: People) -> None:
     assert admin.api.post(f"/api/admin/users/{person.id}/password-reset").code == "not_found"
 
 
-def test_a_link_expires(app: Flask, people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reset_link_expires(app: Flask, people: People, monkeypatch: pytest.MonkeyPatch) -> None:
     person = people.customer()
     with app.app_context():
         reset = passwords.reset_for(person.email)
@@ -114,7 +114,7 @@ def test_a_link_expires(app: Flask, people: People, monkeypatch: pytest.MonkeyPa
             assert redeem(people, token).status_code == status
 
 
-def test_a_link_cannot_be_made_up_or_turned_to_another(people: People) -> None:
+def test_a_reset_link_cannot_be_forged_or_used_for_another_user(people: People) -> None:
     person = people.customer()
     token = reset_token(people, person)
     middle = len(token) // 2
@@ -127,7 +127,7 @@ def test_a_link_cannot_be_made_up_or_turned_to_another(people: People) -> None:
     )
 
 
-def test_the_link_of_the_page_leads_to_its_form(people: People) -> None:
+def test_the_reset_link_of_the_users_page_opens_the_form(people: People) -> None:
     person = people.customer()
     page = people.admin().api.post(f"/users/{person.id}/reset", headers={"Accept": "text/html"})
     link = page.text.partition('readonly value="')[2].partition('"')[0]
@@ -142,7 +142,7 @@ def test_the_link_of_the_page_leads_to_its_form(people: People) -> None:
 # --- sessions ------------------------------------------------------------------------------------
 
 
-def test_sessions_are_listed_and_ended_one_by_one(people: People) -> None:
+def test_sessions_are_listed_and_revoked_one_by_one(people: People) -> None:
     person = people.customer()
     other = person.signed_in_again()
     listed = person.api.get("/api/me/sessions").json()["sessions"]
@@ -155,14 +155,14 @@ def test_sessions_are_listed_and_ended_one_by_one(people: People) -> None:
     assert again.code == "not_found"
 
 
-def test_a_session_of_another_cannot_be_ended(people: People) -> None:
+def test_a_session_of_another_user_cannot_be_revoked(people: People) -> None:
     person, stranger = people.customer(), people.admin()
     session = person.api.get("/api/me/sessions").json()["sessions"][0]["id"]
     assert stranger.api.request("DELETE", f"/api/me/sessions/{session}").code == "not_found"
     assert person.api.get("/api/me").status_code == 200
 
 
-def test_a_session_says_which_client_it_belongs_to(people: People) -> None:
+def test_a_session_names_its_client(people: People) -> None:
     person = people.customer()
     people.nobody.post(
         "/api/login",

@@ -1,4 +1,4 @@
-"""The REST API: one module for each kind of thing that it is about."""
+"""The REST API: one module for each kind of resource, and `health` for operators."""
 
 from flask import Blueprint, Flask
 

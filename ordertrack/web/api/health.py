@@ -1,4 +1,4 @@
-"""For those who run it: alive, ready, and in figures. See docs/operations.md."""
+"""Health checks and metrics for operators. See docs/operations.md."""
 
 from flask import Blueprint, Response, request
 from prometheus_client.exposition import choose_encoder
@@ -8,20 +8,20 @@ from ordertrack.errors import Unavailable
 from ordertrack.extensions import state
 from ordertrack.web.http import json_answer
 
-blueprint = Blueprint("ops", __name__)
+blueprint = Blueprint("health", __name__)
 
 
 @blueprint.get("/healthz")
 @auth.public
 def healthz() -> Response:
-    """The process answers: no more than that, so that a database's fault does not restart it."""
+    """Liveness: the process answers. The database is not checked: a restart would not mend it."""
     return json_answer({"status": "ok"})
 
 
 @blueprint.get("/readyz")
 @auth.public
 def readyz() -> Response:
-    """Whether to send it traffic: the database answers and the relay follows the log."""
+    """Readiness: the database answers, and the relay follows the log. Raises `Unavailable`."""
     if not state().relay.is_following:
         raise Unavailable("The relay is not following the log.")
     db.require_answer()
@@ -31,6 +31,6 @@ def readyz() -> Response:
 @blueprint.get("/metrics")
 @auth.public
 def metrics() -> Response:
-    """This process's figures, in Prometheus' text format or, if asked, OpenMetrics."""
+    """This process's metrics, in Prometheus' text format, or OpenMetrics if the client asks."""
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
     return Response(encode(state().metrics), content_type=content_type)

@@ -1,4 +1,4 @@
-"""/api/orders and /api/admin/orders: the orders over REST."""
+"""/api/orders and /api/admin/orders."""
 
 import re
 from typing import Any

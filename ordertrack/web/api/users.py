@@ -1,4 +1,4 @@
-"""/api/admin/users: people, for admins."""
+"""/api/admin/users: users and their roles, for admins."""
 
 from flask import Blueprint, Response, request
 
@@ -8,7 +8,7 @@ from ordertrack.schemas import UserForm, present_account
 from ordertrack.services import accounts, passwords
 from ordertrack.web.http import MAX_PAGE, body, integer, json_answer, known_arguments
 
-blueprint = Blueprint("admin", __name__, url_prefix="/api/admin")
+blueprint = Blueprint("users", __name__, url_prefix="/api/admin")
 
 
 @blueprint.get("/users")

@@ -1,8 +1,9 @@
-"""The pages: forms and redirects that work without JavaScript, on the services that REST uses.
+"""The HTML pages: forms and redirects that work without JavaScript, on the REST API's services.
 
-One module for each thing people do: `auth`, `orders` (a customer's, and one order), `deliveries`
-(a driver's phone), `board` (dispatchers), `users` (users and roles), `account` (one's own password
-and sessions). `errors` shows refusals, `offline` is what a browser shows without a network.
+`auth` (log in, log out, register), `orders` (a customer's orders, and one order), `deliveries` (for
+drivers), `board` (for dispatchers), `users` (for admins), `account` (the viewer's password and
+sessions), `errors`, `offline` (shown by browsers without a network). `rendering` is what they all
+use, `progress` computes the steps that an order's page shows.
 """
 
 from flask import Blueprint, Flask

@@ -1,4 +1,4 @@
-"""The dispatchers' board: every order, filtered by the address, changed several at a time."""
+"""The dispatchers' board: all orders, filtered by the query, and changed in bulk."""
 
 import csv
 from collections import Counter
@@ -28,8 +28,8 @@ blueprint = Blueprint("board", __name__)
 
 PAGE = 50
 
-# Orders that one form moves: a page full of them, and then some.
-AT_ONCE = 100
+# Orders that one form may change. A page shows 50; `picked` may add others.
+MAX_SELECTED = 100
 
 FILTERS = ("status", "q", "driver", "customer", "from", "to", "deleted")
 
@@ -45,7 +45,7 @@ def show() -> Response:
         filters = _filters()
     except ValidationFailed as error:
         errors = messages(error)
-        if not errors.keys() <= {"from", "to"}:  # what is wrong is in no field of the page
+        if not errors.keys() <= {"from", "to"}:  # no field of the page can show it
             raise
         filters = Filters()
     found = order_lists.board(
@@ -79,7 +79,7 @@ def show() -> Response:
 
 
 def _address(path: str = "/board", **changed: Any) -> str:
-    """The board's address with the present filters, but for what is *changed*."""
+    """The board's URL with the present filters, and those of *changed* instead of theirs."""
     wanted = {name: request.args.get(name) for name in FILTERS} | changed
     query = urlencode({name: value for name, value in wanted.items() if value})
     return f"{path}?{query}" if query else path
@@ -119,10 +119,10 @@ def _day(name: str) -> datetime | None:
         raise ValidationFailed.at(f"/{name}", "must be a date such as 2025-07-28") from None
 
 
-# --- several at once ---------------------------------------------------------------------------
+# --- changes in bulk ---------------------------------------------------------------------------
 
-# What became of the orders, after their number: "3 orders cancelled".
-_BECAME: Final[dict[Status, str]] = {
+# What happened, after the number of orders: "3 orders cancelled".
+_MOVED: Final[dict[Status, str]] = {
     Status.PENDING: "moved to Pending",
     Status.PROCESSING: "moved to Processing",
     Status.SHIPPED: "moved to Shipped",
@@ -133,12 +133,12 @@ _BECAME: Final[dict[Status, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked before several orders are changed.
+    """The question that a bulk change has to be confirmed with.
 
-    ask         the question, around the number of orders: "Cancel {}?"
-    name        somebody's name that ends the question, or nothing
-    hint        what to think of
-    hidden      the field that says what to do
+    ask         its text, with a place for the number of orders: "Cancel {}?"
+    hidden      the form's field, and its value, that say what to change
+    name        a driver's name that ends the question, or nothing
+    hint        a sentence below it
     """
 
     ask: str
@@ -164,9 +164,9 @@ def move() -> Response:
     if order_ids and request.form.get("confirmed") != "yes":
         ask, hint = _MOVES[target]
         question = Question(ask, ("status", target.value), hint=hint)
-        return _ask(order_ids, question, lambda order: target in order.next_statuses)
+        return _confirmation(order_ids, question, lambda order: target in order.next_statuses)
     outcomes = bulk.move(auth.caller(), order_ids, target)
-    return _done(outcomes + _left(), _BECAME[target])
+    return _result(outcomes + _left_unchanged(), _MOVED[target])
 
 
 @blueprint.post("/board/assign")
@@ -182,18 +182,20 @@ def assign() -> Response:
             raise ValidationFailed.at("/driver_id", "must be the id of an active driver")
         ask = "Take the driver off {}?" if name is None else "Assign {} to "
         question = Question(ask, ("driver_id", driver_id), name=name or "")
-        return _ask(order_ids, question, lambda order: order.status not in TERMINAL)
+        return _confirmation(order_ids, question, lambda order: order.status not in TERMINAL)
     outcomes = bulk.assign(auth.caller(), order_ids, form.driver_id)
-    return _done(outcomes + _left(), "assigned" if form.driver_id else "without a driver now")
+    what = "assigned" if form.driver_id else "without a driver now"
+    return _result(outcomes + _left_unchanged(), what)
 
 
 def _chosen() -> list[int]:
     return _ids(request.form.getlist("order"), "/order")
 
 
-def _left() -> list[Outcome]:
-    """The selected orders that the question said would be left as they are: nothing is done to
-    them, also when it has become possible meanwhile. They are listed with the refused ones.
+def _left_unchanged() -> list[Outcome]:
+    """The selected orders that the question listed as not changing, shown with the refused ones.
+
+    They stay unchanged even if the change has become possible meanwhile: nobody has confirmed it.
     """
     order_ids = _ids(request.form.getlist("left"), "/left")
     if not order_ids:
@@ -207,26 +209,28 @@ def _left() -> list[Outcome]:
 
 
 def _ids(raw: Sequence[str], pointer: str) -> list[int]:
-    if len(raw) > AT_ONCE:
-        raise ValidationFailed.at(pointer, f"must be at most {AT_ONCE} orders at once")
+    if len(raw) > MAX_SELECTED:
+        raise ValidationFailed.at(pointer, f"must be at most {MAX_SELECTED} orders at once")
     if not all(one.isascii() and one.isdecimal() and int(one) <= MAX_ID for one in raw):
         raise ValidationFailed.at(pointer, "must be ids of orders")
     return [int(one) for one in raw]
 
 
-def _ask(order_ids: list[int], question: Question, can_be: Callable[[OrderView], bool]) -> Response:
-    """The page that asks. It names the customers concerned, and what will be left as it is."""
+def _confirmation(
+    order_ids: list[int], question: Question, can_change: Callable[[OrderView], bool]
+) -> Response:
+    """The page that asks *question*. It lists the orders that change, and those that cannot."""
     found = bulk.chosen(auth.caller(), order_ids)
-    changing = [order for order in found.orders if can_be(order)]
+    changing = [order for order in found.orders if can_change(order)]
     return render(
-        "bulk_ask.html",
+        "bulk_confirm.html",
         viewer=found.actor,
-        before_name=question.ask.format(_orders(len(changing))),
+        before_name=question.ask.format(_count(len(changing))),
         question=question,
         path=request.path,
         changing=changing,
         left=[one for one in order_ids if one not in {order.id for order in changing}],
-        others=[order for order in found.orders if not can_be(order)],
+        others=[order for order in found.orders if not can_change(order)],
         missing=len(set(order_ids)) - len(found.orders),
         customers=Counter((order.customer_id, order.customer_name) for order in changing),
         back=back("/board"),
@@ -239,26 +243,26 @@ def _with_picked(path: str, order_ids: Sequence[int]) -> str:
     return f"{path}{joint}{urlencode({'picked': ','.join(map(str, order_ids))})}"
 
 
-def _done(outcomes: list[Outcome], became: str) -> Response:
-    """The board again; when some were refused, a page that lists them first."""
+def _result(outcomes: list[Outcome], what: str) -> Response:
+    """The board again, with a notice; where some were refused, a page that lists them first."""
     following = back("/board")
     refused = [one for one in outcomes if one.refused is not None]
-    changed = _orders(len(outcomes) - len(refused))
+    changed = _count(len(outcomes) - len(refused))
     if not outcomes:
         return go_to(following, "none_chosen")
     if not refused:
-        return go_to(following, "changed", changed, became)
+        return go_to(following, "changed", changed, what)
     return render(
         "bulk_refused.html",
         viewer=callers.identify(auth.caller()),
-        changed=f"{changed} {became}",
-        left=_orders(len(refused)),
+        changed=f"{changed} {what}",
+        left=_count(len(refused)),
         refused=refused,
         back_with_selection=_with_picked(following, [one.order_id for one in refused]),
     )
 
 
-def _orders(number: int) -> str:
+def _count(number: int) -> str:
     return "1 order" if number == 1 else f"{number} orders"
 
 
@@ -280,10 +284,10 @@ COLUMNS = (
 
 @blueprint.get("/board.csv")
 def export() -> Response:
-    """All orders of the board's filters, streamed; never more than a batch in memory."""
+    """Stream all orders that match the filters as CSV, with one batch in memory at a time."""
     known_arguments(*FILTERS)
     rows = order_lists.export(auth.caller(), _filters())
-    # The first row is read here, so that a refusal is an answer of its own and not half a file.
+    # The first row is read before the response begins, so that a refusal is an error page.
     first = next(rows, None)
     found = chain(() if first is None else (first,), rows)
     name = f"orders-{datetime.now(UTC):%Y-%m-%d}.csv"
@@ -303,11 +307,11 @@ def _lines(found: Iterator[OrderView]) -> Iterator[str]:
             (
                 order.id,
                 order.status,
-                _harmless(order.description),
+                _without_formula(order.description),
                 order.customer_id,
-                _harmless(order.customer_name),
+                _without_formula(order.customer_name),
                 order.driver_id,
-                _harmless(order.driver_name or ""),
+                _without_formula(order.driver_name or ""),
                 order.version,
                 present_time(order.created_at),
                 present_time(order.updated_at),
@@ -320,6 +324,6 @@ def _lines(found: Iterator[OrderView]) -> Iterator[str]:
     yield buffer.getvalue()
 
 
-def _harmless(cell: str) -> str:
-    """Text that no spreadsheet takes for a formula (OWASP: CSV injection)."""
+def _without_formula(cell: str) -> str:
+    """*cell*, so that no spreadsheet evaluates it as a formula (OWASP: CSV injection)."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

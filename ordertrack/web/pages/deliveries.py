@@ -1,4 +1,4 @@
-"""A driver's phone: what waits to be moved, one large button each."""
+"""The drivers' page, for phones: the orders that are not final, one large button each."""
 
 from flask import Blueprint, Response, request
 
@@ -15,7 +15,7 @@ blueprint = Blueprint("deliveries", __name__)
 
 @blueprint.get("/deliveries")
 def show() -> Response:
-    """``?show=mine`` narrows to what is assigned to the viewer."""
+    """``?show=mine`` shows only orders that are assigned to the viewer."""
     mine = request.args.get("show") == "mine"
     found = order_lists.waiting(auth.caller(), mine=mine)
     groups: dict[Status, list[OrderView]] = {

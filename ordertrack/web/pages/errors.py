@@ -1,4 +1,4 @@
-"""Refusals and faults as pages, in the words of somebody who wants to go on."""
+"""Shows errors as HTML pages: what happened, and what the visitor can do next."""
 
 from typing import Final
 from urllib.parse import quote, urlsplit
@@ -10,7 +10,7 @@ from ordertrack import auth, problems
 from ordertrack.errors import DomainError, InvalidToken, TokenExpired
 from ordertrack.web.pages.rendering import go_to, render, safe_path
 
-# Status → heading and what to do next. What happened is the error's own detail.
+# Status → heading, and what to do next. The error's own detail says what happened.
 _PAGES: Final[dict[int, tuple[str, str]]] = {
     400: ("That request was not understood", "Go back, reload the page and try again."),
     403: (
@@ -19,9 +19,9 @@ _PAGES: Final[dict[int, tuple[str, str]]] = {
     ),
     404: (
         "There is nothing here",
-        "The address may be mistyped, or the order is gone or not yours.",
+        "The address may be mistyped, or you are not allowed to see the order.",
     ),
-    405: ("That cannot be done at this address", "Go back and use the buttons of the page."),
+    405: ("You cannot do that at this address", "Go back and use the buttons of the page."),
     409: ("Somebody was quicker", "Go back and reload the page to see how things stand."),
     412: ("Somebody was quicker", "Go back and reload the page to see how things stand."),
     413: ("That is too long", "Shorten the text and send it again."),
@@ -34,7 +34,7 @@ _CSRF: Final = ("That form is out of date", "Go back, reload the page and send i
 
 
 def error_page(error: DomainError) -> Response:
-    """*error* as HTML; the way to sign in for those who are not."""
+    """*error* as HTML. Without a valid session it is a redirect to the sign-in page."""
     if isinstance(error, InvalidToken | TokenExpired):
         return _to_sign_in()
     status = problems.STATUS[error.code].value
@@ -47,7 +47,7 @@ def error_page(error: DomainError) -> Response:
         detail=error.detail,
         number=status,
         code=error.code,
-        request_id=error.extra.get("request_id"),  # for the one who is asked what broke
+        request_id=error.extra.get("request_id"),  # leads to the traceback in the log
         may_retry=status in (429, 500, 503) and request.method == "GET",
         has_session=auth.has_cookies(),
     )
@@ -58,10 +58,10 @@ def error_page(error: DomainError) -> Response:
 
 
 def _to_sign_in() -> Response:
-    """To the sign-in page and, after it, back to where the visitor was.
+    """Redirect to the sign-in page, and from there back to this one.
 
-    What a refused form said is shown there: its page may have been open for days, or another tab
-    has signed out, and nobody should have to write it again.
+    Text from a refused form is shown there, to be copied: the form may have been open for days, or
+    another tab has signed out.
     """
     if request.method == "GET":
         wanted = request.full_path.removesuffix("?")
@@ -69,7 +69,7 @@ def _to_sign_in() -> Response:
         wanted = urlsplit(request.referrer or "").path
     following = safe_path(wanted)
     had_session = auth.has_cookies()
-    written = _written()
+    written = _written_text()
     if written:
         response = render(
             "login.html", 401, email="", error=None, following=following, written=written
@@ -83,8 +83,8 @@ def _to_sign_in() -> Response:
     return response
 
 
-def _written() -> str:
-    """The text in the form of the present request. Another site's forms never get this far."""
+def _written_text() -> str:
+    """The text that the request's form contains. Forms of other sites are refused before."""
     try:
         form = request.form
     except HTTPException:  # too large to be read

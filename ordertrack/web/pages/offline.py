@@ -1,4 +1,4 @@
-"""What a browser shows when it cannot reach us: one page that it keeps, the same for everybody."""
+"""The page that a browser stores and shows when it cannot reach the server; without user data."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ from ordertrack.web.pages.rendering import render
 
 blueprint = Blueprint("offline", __name__)
 
-# The files that the page needs, beside itself. A service worker keeps them, and nothing else.
+# The files that the page needs. The service worker caches them, and nothing else.
 FILES: Final = (
     "favicon.svg",
     "vendor/bootstrap/bootstrap.min.css",
@@ -27,9 +27,9 @@ def page() -> Response:
 @blueprint.get("/worker.js")
 @auth.public
 def worker() -> Response:
-    """The service worker. At the root, because it may answer only for addresses below its own."""
+    """The service worker; at the root, because it may answer only for URLs below its own."""
     text = render_template("worker.js", files=FILES)
     response = Response(text, content_type="text/javascript; charset=utf-8")
-    # Asked for anew each time: a new release has other files, and so another worker.
+    # Revalidated each time: a new release has other files, and so another worker.
     response.headers["Cache-Control"] = "no-cache"
     return response

@@ -1,4 +1,4 @@
-"""A customer's orders, and one order: its page, its trail, and what can be done with it."""
+"""A customer's orders, and one order: its page, its history, and the forms that change it."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from ordertrack.services import order_lists, orders
 from ordertrack.services.order_query import Filters
 from ordertrack.services.orders import OrderPage
 from ordertrack.web.http import integer
-from ordertrack.web.pages.progress import stops
+from ordertrack.web.pages.progress import steps
 from ordertrack.web.pages.rendering import (
     back,
     fields,
@@ -42,7 +42,7 @@ blueprint = Blueprint("order_pages", __name__)
 
 PAGE = 30
 
-# Refusals that the order's own page explains, with the order as it is now.
+# Errors that the order's own page explains, showing the order in its present state.
 REFUSALS = (ValidationFailed, VersionMismatch, Conflict, InvalidTransition, Forbidden)
 
 View = Callable[[int], Response]
@@ -81,7 +81,7 @@ def _own(status: int = 200, *, typed: str = "", error: str | None = None) -> Res
 
 @blueprint.post("/orders")
 def place() -> Response:
-    """The form's key makes a second click or a reload find what the first one placed."""
+    """Idempotent by the form's key: a second click or a reload finds the order that was placed."""
     values = fields("key")
     key = request.form.get("key", "")
     try:
@@ -111,7 +111,7 @@ def show(order_id: int) -> Response:
     try:
         return _show(order_id)
     except NotFound:
-        # A deleted order has no page any more, but admins may read its trail.
+        # A deleted order has no page, but admins may read its history.
         orders.history_page(auth.caller(), order_id)
         return go_to(f"/orders/{order_id}/history")
 
@@ -126,9 +126,9 @@ def _show(order_id: int, refused: DomainError | None = None) -> Response:
         viewer=screen.actor,
         order=order,
         events=screen.events,
-        stops=stops(screen.events),
+        progress=steps(screen.events),
         earlier=order.version - len(screen.events),
-        steps=_steps(screen),
+        transitions=_transitions(screen),
         when=_when(screen),
         drivers=screen.drivers,
         is_owner=order.customer_id == screen.actor.id,
@@ -140,7 +140,7 @@ def _show(order_id: int, refused: DomainError | None = None) -> Response:
 
 
 def _mover(events: Sequence[Event]) -> str | None:
-    """Who took the latest step of the main flow: who did it, where no driver is assigned."""
+    """The person who took the latest step of the main flow; shown where no driver is assigned."""
     for event in reversed(events):
         if event.type == "status_changed" and event.status != Status.CANCELLED:
             return event.actor_name
@@ -148,7 +148,7 @@ def _mover(events: Sequence[Event]) -> str | None:
 
 
 def _reason(refused: DomainError | None, typed: str | None) -> str:
-    """Why a form was refused, in the words of the page."""
+    """The reason why a form was refused, for the page."""
     if not isinstance(refused, ValidationFailed):
         return refused.detail if refused else ""
     if typed is not None:
@@ -156,8 +156,8 @@ def _reason(refused: DomainError | None, typed: str | None) -> str:
     return " ".join(messages(refused).values())
 
 
-def _steps(screen: OrderPage) -> list[tuple[Status, Status]]:
-    """Every step of the table that the viewer may take with this order, some day or now."""
+def _transitions(screen: OrderPage) -> list[tuple[Status, Status]]:
+    """Every transition that the viewer may make with this order, in its present status or later."""
     return [
         (current, target)
         for current, targets in STEPS.items()
@@ -167,7 +167,7 @@ def _steps(screen: OrderPage) -> list[tuple[Status, Status]]:
 
 
 def _when(screen: OrderPage) -> dict[str, list[Status]]:
-    """In which statuses the viewer may edit, delete, assign: the page shows the form then."""
+    """The statuses in which the viewer may edit, delete, assign: then the page shows the form."""
     held = screen.held
     return {
         "edit": [status for status in Status if policy.can_edit(held, status)],
@@ -181,12 +181,12 @@ def _when(screen: OrderPage) -> dict[str, list[Status]]:
 
 
 @blueprint.get("/orders/<id:order_id>/history")
-def trail(order_id: int) -> Response:
+def history(order_id: int) -> Response:
     after = integer("after", 0, high=MAX_VERSION)
     screen = orders.history_page(auth.caller(), order_id, after=after)
     last = screen.events[-1].version if screen.events else screen.order.version
     return render(
-        "trail.html",
+        "history.html",
         viewer=screen.actor,
         order=screen.order,
         events=screen.events,
@@ -195,8 +195,8 @@ def trail(order_id: int) -> Response:
     )
 
 
-def explaining(change: View) -> View:
-    """Show what *change* refuses on the order's page, as it is now; elsewhere as a notice."""
+def explain_refusals(change: View) -> View:
+    """Decorate *change*: a refusal is explained on the order's page, or elsewhere by a notice."""
 
     @wraps(change)
     def view(order_id: int) -> Response:
@@ -216,7 +216,7 @@ def explaining(change: View) -> View:
 
 
 @blueprint.post("/orders/<id:order_id>/edit")
-@explaining
+@explain_refusals
 def edit(order_id: int) -> Response:
     form = read(fields("version"), OrderForm)
     orders.edit(auth.caller(), order_id, form.description, if_version=version())
@@ -224,7 +224,7 @@ def edit(order_id: int) -> Response:
 
 
 @blueprint.post("/orders/<id:order_id>/status")
-@explaining
+@explain_refusals
 def change_status(order_id: int) -> Response:
     values: dict[str, Any] = fields("version")
     if not values.get("note", "").strip():
@@ -241,7 +241,7 @@ def change_status(order_id: int) -> Response:
 
 
 @blueprint.post("/orders/<id:order_id>/driver")
-@explaining
+@explain_refusals
 def assign_driver(order_id: int) -> Response:
     values = fields("version")
     form = read({**values, "driver_id": values.get("driver_id") or None}, DriverForm)
@@ -251,7 +251,7 @@ def assign_driver(order_id: int) -> Response:
 
 
 @blueprint.post("/orders/<id:order_id>/delete")
-@explaining
+@explain_refusals
 def delete(order_id: int) -> Response:
     orders.delete(auth.caller(), order_id, if_version=version())
     return go_to(back("/"), "deleted", order_id)

@@ -1,4 +1,4 @@
-"""The way of an order as stops on a line: what is behind it, where it is, what lies ahead. Pure."""
+"""Shows an order's progress: for each step of the main flow, whether it is done. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,42 +8,42 @@ from ordertrack.eventlog import Event
 from ordertrack.lifecycle import MAIN_FLOW, Status
 
 
-class Place(StrEnum):
-    BEHIND = "behind"
-    HERE = "here"
-    AHEAD = "ahead"
-    SKIPPED = "skipped"  # would have come, had the order not been cancelled
+class Progress(StrEnum):
+    DONE = "done"
+    CURRENT = "current"
+    UPCOMING = "upcoming"
+    SKIPPED = "skipped"  # upcoming, until the order was cancelled
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """A status on the line, and the event that brought the order there, if it was there."""
+class Step:
+    """A status of the main flow, and the event that set it, if the order has had it."""
 
     status: Status
-    place: Place
+    progress: Progress
     event: Event | None
 
 
-def stops(events: Sequence[Event]) -> list[Stop]:
-    """The four stops of the main flow; for a cancelled order also where it stopped, in its place.
+def steps(events: Sequence[Event]) -> list[Step]:
+    """The four steps of the main flow; of a cancelled order also Cancelled, where it happened.
 
     *events* ascend and hold at least the creation and every change of status.
     """
-    arrivals = {
+    reached = {
         Status(event.status): event
         for event in events
         if event.type in ("created", "status_changed")
     }
     current = Status(events[-1].status)
     cancelled = current is Status.CANCELLED
-    line = []
+    shown = []
     for status in MAIN_FLOW:
-        if status in arrivals:
-            place = Place.HERE if status is current else Place.BEHIND
+        if status in reached:
+            progress = Progress.CURRENT if status is current else Progress.DONE
         else:
-            place = Place.SKIPPED if cancelled else Place.AHEAD
-        line.append(Stop(status, place, arrivals.get(status)))
-    reached = sum(stop.event is not None for stop in line)
+            progress = Progress.SKIPPED if cancelled else Progress.UPCOMING
+        shown.append(Step(status, progress, reached.get(status)))
     if cancelled:
-        line.insert(reached, Stop(current, Place.HERE, arrivals[current]))
-    return line
+        done = sum(step.event is not None for step in shown)
+        shown.insert(done, Step(current, Progress.CURRENT, reached[current]))
+    return shown

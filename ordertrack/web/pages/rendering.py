@@ -1,4 +1,4 @@
-"""What the pages share: rendering, compression, notices after a redirect, forms."""
+"""What all pages use: rendering with compression, notices after a redirect, reading forms."""
 
 import gzip
 import secrets
@@ -21,7 +21,7 @@ from ordertrack.schemas import MAX_VERSION, parse, present_time
 
 AnyForm = TypeVar("AnyForm", bound=BaseModel)
 
-# What a page says once, after the form that led to it. {0}, {1} are numbers and words of ours.
+# Texts that the next page shows once after a form. {0}, {1}: numbers, and words of our own.
 NOTICES: Final[dict[str, str]] = {
     "placed": "Your order is placed. You can change it until we start on it.",
     "edited": "The description is changed.",
@@ -30,7 +30,7 @@ NOTICES: Final[dict[str, str]] = {
     "unassigned": "Order #{0} has no driver now.",
     "deleted": "Order #{0} is deleted.",
     "refused": "Order #{0} was not changed: somebody else was quicker. It is {1} now.",
-    "denied": "Order #{0} was not changed: you may not do that with it.",
+    "denied": "Order #{0} was not changed: you are not allowed to do that.",
     "changed": "{0} {1}.",
     "none_chosen": "No order was selected.",
     "saved": "Saved.",
@@ -44,14 +44,14 @@ NOTICES: Final[dict[str, str]] = {
 _WARNINGS: Final = frozenset({"refused", "denied", "none_chosen", "session_ended"})
 _COOKIE: Final = "notice"
 
-# What a role is called where people read it.
+# The names of roles on pages.
 ROLES: Final[dict[str, str]] = {
     Role.USER: "Customer",
     Role.DRIVER: "Driver",
     Role.ADMIN: "Admin",
 }
 
-# Fields that every form may have and that are not the form's own.
+# Fields that every form may have beside its own.
 _COMMON: Final = ("csrf_token", "back")
 
 # Below this, gzip's own bytes and time are not worth it.
@@ -63,7 +63,7 @@ def init_app(app: Flask) -> None:
     env.trim_blocks = env.lstrip_blocks = True
     env.globals.update(
         moment=moment,
-        entry_templates=cache(lambda: Markup(env.get_template("entries.html").render())),  # noqa: S704
+        entry_templates=cache(lambda: Markup(env.get_template("history_entries.html").render())),  # noqa: S704
         STATUSES=tuple(Status),
         TERMINAL=TERMINAL,
         ROLES=ROLES,
@@ -73,7 +73,7 @@ def init_app(app: Flask) -> None:
 def render(
     template: str, status: int = 200, *, viewer: Actor | None = None, **context: Any
 ) -> Response:
-    """The page, compressed when the browser takes it. *viewer* is who is signed in."""
+    """The page, compressed if the browser accepts it. *viewer*: the signed-in user."""
     notice = _notice()
     csrf = auth.csrf_token() if viewer is not None else ""
     html = render_template(template, viewer=viewer, notice=notice, csrf=csrf, **context)
@@ -89,8 +89,8 @@ def _compressed(body: bytes, status: int) -> Response:
     if len(body) < _WORTH_COMPRESSING or request.accept_encodings["gzip"] <= 0:
         return response
     packed = BytesIO()
-    # A page holds a secret (the CSRF token) beside what others wrote. A name of random length in
-    # gzip's header hides by how much a guess shortened it (BREACH; Django does the same).
+    # A page holds a secret (the CSRF token) beside text of other users. A name of random length in
+    # gzip's header hides by how much a guess has shortened it (BREACH; Django does the same).
     name = "a" * secrets.randbelow(100)
     with gzip.GzipFile(filename=name, mode="wb", compresslevel=3, fileobj=packed, mtime=0) as file:
         file.write(body)
@@ -103,9 +103,9 @@ _MONTHS: Final = tuple("- Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split
 
 
 def moment(when: datetime) -> Markup:
-    """A time element: UTC for everybody, until the script shows it in the reader's own zone."""
+    """A time element, in UTC until js/times.js shows it in the reader's zone."""
     iso = present_time(when)
-    # Digits and our own words: nothing to escape, and a page has dozens of them.
+    # Only digits and our own words, so nothing to escape; a page has dozens of them.
     return Markup(  # noqa: S704
         f'<time datetime="{iso}" title="{iso[:10]} {iso[11:19]} UTC">'
         f"{when.day} {_MONTHS[when.month]} {when.year}, {iso[11:16]} UTC</time>"
@@ -116,7 +116,7 @@ def moment(when: datetime) -> Markup:
 
 
 def go_to(url: str, notice: str | None = None, *arguments: object) -> Response:
-    """Redirect after a form; the next page says *notice* (a key of `NOTICES`) once."""
+    """Redirect after a form; the next page shows *notice*, a key of `NOTICES`, once."""
     response = Response(status=303, headers={"Location": url})
     if notice is not None:
         value = "~".join([notice, *map(str, arguments)])
@@ -150,14 +150,14 @@ def safe_path(raw: str | None, default: str = "/") -> str:
 
 
 def back(default: str) -> str:
-    """Where the form says that it was."""
+    """The path of the page that the form was on, as the form says."""
     return safe_path(request.form.get("back"), default)
 
 
 def fields(*apart: str) -> dict[str, str]:
     """The form's own fields, without those that every form has and those named in *apart*.
 
-    Line ends are what people typed, not what HTML makes of them (CRLF).
+    Line ends are LF, as in JSON requests; browsers send CRLF.
     """
     return {
         name: value.replace("\r\n", "\n")
@@ -172,7 +172,7 @@ def read(values: Mapping[str, Any], form: type[AnyForm]) -> AnyForm:
 
 
 def version() -> int | None:
-    """The version of the order that the form was made for."""
+    """The version of the order that the form's page has shown."""
     raw = request.form.get("version", "")
     if not raw:
         return None
@@ -182,7 +182,7 @@ def version() -> int | None:
 
 
 def messages(error: ValidationFailed) -> dict[str, str]:
-    """What to say at each field."""
+    """The message for each field of a form, by the field's name."""
     return {
         entry["pointer"].lstrip("/"): _plain(entry["message"]) for entry in error.extra["errors"]
     }

@@ -1,4 +1,4 @@
-"""Users and their roles, for admins."""
+"""The admins' page of users: roles, deactivation, links to set a password."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ordertrack.services import accounts, callers, passwords
 from ordertrack.web.http import integer
 from ordertrack.web.pages.rendering import back, fields, go_to, read, render
 
-blueprint = Blueprint("people", __name__)
+blueprint = Blueprint("user_pages", __name__)
 
 PAGE = 50
 
@@ -45,8 +45,8 @@ def change(user_id: int) -> Response:
 
 @blueprint.post("/users/<id:user_id>/reset")
 def make_reset(user_id: int) -> Response:
-    """Show a one-time link, for the admin to hand over; it is not kept and not shown again."""
+    """Show a one-time link, for the admin to pass on; it is not stored and not shown again."""
     caller = auth.caller()
     reset = passwords.reset_by_admin(caller, user_id)
     link = url_for("account.reset_form", token=auth.sign_reset(reset), _external=True)
-    return render("reset-link.html", viewer=callers.identify(caller), link=link)
+    return render("reset_link.html", viewer=callers.identify(caller), link=link)

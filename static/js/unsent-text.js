@@ -1,9 +1,10 @@
 /**
- * What somebody typed where it has no place any more: it is shown, with why, to be copied.
+ * Saves text that was typed into a form which cannot be sent any more, because its order has changed
+ * or the session has ended: the text is shown at the top of the page, with the reason, to be copied.
  */
 
-/** The texts that were typed within `root` and are not sent: [{label, text, field}]. */
-export function typedIn(root) {
+/** The texts that were typed within `root` and not sent: [{label, text, field}]. */
+export function unsentTexts(root) {
   return [...root.querySelectorAll('textarea:not([readonly]), input[name="note"]')]
     .filter((field) => field.value.trim() !== "" && field.value !== field.defaultValue)
     .map((field) => ({
@@ -13,16 +14,16 @@ export function typedIn(root) {
     }));
 }
 
-/** Show `texts` at the top of the page. */
-export function keep(texts, why) {
+/** Show `texts` at the top of the page, and empty their fields. */
+export function showUnsent(texts, why) {
   if (texts.length === 0) return;
-  document.getElementById("main").prepend(panel(texts, why));
+  document.getElementById("main").prepend(unsentPanel(texts, why));
   for (const { field } of texts) field.value = field.defaultValue;
 }
 
-/** Load the page again; where something was typed, first let it be copied. */
-export function renewPage(why) {
-  const texts = typedIn(document.getElementById("main"));
+/** Load the page again; where text was typed, show it first, with a link that loads the page. */
+export function reloadPage(why) {
+  const texts = unsentTexts(document.getElementById("main"));
   if (texts.length === 0) {
     location.reload();
     return;
@@ -31,13 +32,13 @@ export function renewPage(why) {
   link.className = "btn btn-primary";
   link.href = location.href;
   link.textContent = "Load the page again";
-  document.getElementById("main").replaceChildren(panel(texts, why, false), link);
+  document.getElementById("main").replaceChildren(unsentPanel(texts, why, false), link);
 }
 
-/** A notice with the texts. `closable`: whether it can be put away. */
-export function panel(texts, why, closable = true) {
+/** A notice with the texts. `closable`: whether it has a button that removes it. */
+export function unsentPanel(texts, why, closable = true) {
   const notice = document.createElement("section");
-  notice.className = "notice notice-warning kept";
+  notice.className = "notice notice-warning unsent";
   notice.setAttribute("role", "alert");
   const reason = document.createElement("p");
   reason.dir = "auto";
@@ -57,7 +58,7 @@ export function panel(texts, why, closable = true) {
 function copyable(label, text, number) {
   const area = document.createElement("textarea");
   area.className = "form-control";
-  area.id = `kept-${Date.now()}-${number}`;
+  area.id = `unsent-${Date.now()}-${number}`;
   area.readOnly = true;
   area.dir = "auto";
   area.rows = Math.min(6, 1 + text.split("\n").length);
@@ -70,7 +71,7 @@ function copyable(label, text, number) {
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      area.select(); // no leave to write to the clipboard: then by hand
+      area.select(); // without permission for the clipboard: the older way
       document.execCommand("copy");
     }
     copy.textContent = "Copied";

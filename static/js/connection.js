@@ -1,5 +1,6 @@
 /**
- * The page's one connection, how it is doing, and what is said when something changes.
+ * The page's one connection: the stream of events, the badge that shows its state, and what all pages
+ * need to show an event.
  */
 
 import { io } from "../vendor/socket.io/socket.io.esm.min.js";
@@ -19,10 +20,10 @@ const HINTS = {
   offline: "No network. What changes meanwhile appears as soon as you are back.",
 };
 
-/** A connection that is back within this many milliseconds is not worth a flicker. */
+/** Milliseconds. A connection that is back sooner is not shown as lost. */
 const BLINK = 700;
 
-/** Milliseconds that a toast stays. */
+/** Milliseconds for which a toast is shown. */
 const TOAST = 7000;
 
 let socket;
@@ -41,12 +42,12 @@ function show(state) {
   badge.dataset.state = state;
   badge.textContent = WORDS[state] ?? state;
   badge.title = HINTS[state] ?? "";
-  badge.hidden = state === "signed_out"; // the page itself says so, and why
-  if (state === "live") tellTransport(socket.io.engine);
+  badge.hidden = state === "signed_out"; // the page itself shows it, with the reason
+  if (state === "live") showTransport(socket.io.engine);
 }
 
-/** Where WebSockets are blocked, the connection is one of long polls: live, but not as good. */
-function tellTransport(engine) {
+/** Show when WebSockets are blocked: events then come by long polling, a little later. */
+function showTransport(engine) {
   if (engine.transport.name === "websocket") return;
   badge.textContent = "Live (polling)";
   badge.title = "WebSockets are blocked here; changes come by polling, a little later.";
@@ -54,7 +55,7 @@ function tellTransport(engine) {
 }
 
 stream.addEventListener("state", ({ detail: { state, problem } }) => {
-  if (state === "closed") return; // ours, see below: the reason stays on the badge
+  if (state === "closed") return; // by `stream.close()` below: the badge keeps the reason
   clearTimeout(waiting);
   if (state === "reconnecting") waiting = setTimeout(show, BLINK, state);
   else show(state);
@@ -65,15 +66,15 @@ stream.addEventListener("state", ({ detail: { state, problem } }) => {
 });
 waiting = setTimeout(show, BLINK, stream.state);
 
-// A page that comes back from the browser's own cache starts anew: its connection is long gone.
+// A page from the back/forward cache has lost its connection: load it again.
 addEventListener("pageshow", (event) => event.persisted && location.reload());
 
-// --- what is said --------------------------------------------------------------------------------
+// --- announcements -------------------------------------------------------------------------------
 
 const toasts = document.getElementById("toasts");
 const title = { own: document.title, unseen: 0 };
 
-/** Say `text` shortly: on the page, to screen readers, and in the tab's title when it is hidden. */
+/** Show `text` as a toast, which screen readers read; in a hidden tab also in the title. */
 export function announce(text, status) {
   const line = document.createElement("p");
   line.className = "toast-line";
@@ -91,7 +92,7 @@ export function announce(text, status) {
   }
 }
 
-/** The tab's title while the page is seen. */
+/** Set the tab's title; a hidden tab gets it when it is seen again. */
 export function setTitle(text) {
   title.own = text;
   if (!document.hidden) document.title = text;
@@ -103,11 +104,11 @@ document.addEventListener("visibilitychange", () => {
   document.title = title.own;
 });
 
-// --- small parts ---------------------------------------------------------------------------------
+// --- parts of the page ---------------------------------------------------------------------------
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** The sign of a status, from the page's sprite. */
+/** The icon of a status, from the page's sprite. */
 export function glyph(status) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("class", "glyph");
@@ -118,22 +119,22 @@ export function glyph(status) {
   return svg;
 }
 
-/** Make a chip say `status`. */
+/** Show `status` in a chip. */
 export function setChip(chip, status) {
   chip.dataset.status = status;
   chip.querySelector("use").setAttribute("href", `#s-${status}`);
   chip.querySelector('[data-slot="status"]').textContent = status;
 }
 
-/** Draw the eye to what has just changed, gently. */
+/** Highlight what has just changed, unless the user prefers reduced motion. */
 export function highlight(element) {
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   const from = getComputedStyle(document.documentElement).getPropertyValue("--accent-soft");
   element.animate([{ backgroundColor: from }, {}], { duration: 1800, easing: "ease-out" });
 }
 
-/** What somebody did with an order, in one line without its number. */
-export function deed({ type, status, actor, changes }) {
+/** An event as "Dewi moved it to Shipped": who did what, without the order's number. */
+export function describeAction({ type, status, actor, changes }) {
   const who = actor?.name ?? "Somebody";
   switch (type) {
     case "status_changed":
@@ -149,8 +150,8 @@ export function deed({ type, status, actor, changes }) {
   }
 }
 
-/** What an event says in one line. */
-export function sentence(event) {
+/** An event as "Order #7 is Shipped": the result. */
+export function describe(event) {
   const order = `#${event.order_id}`;
   switch (event.type) {
     case "status_changed":

@@ -1,43 +1,43 @@
 /**
- * Make the marked regions of this page look like those of a fresh copy of it, touching only what
- * differs: what somebody is typing, has ticked, opened or focused stays.
+ * Refreshes the page's `data-refresh` regions from a fresh copy of the page, changing only the nodes
+ * that differ: what the user is typing, has ticked, opened or focused stays.
  *
- * The copy comes from the server, at this page's own address, so a list needs no second rendering
- * in the browser, and what is shown is what a reload would show.
+ * The copy comes from the server, from this page's own URL. So a list is rendered in one place only,
+ * and the page shows what a reload would show.
  */
 
-import { keep, renewPage, typedIn } from "./kept.js";
 import { showTimes } from "./times.js";
+import { reloadPage, showUnsent, unsentTexts } from "./unsent-text.js";
 
-/** Fetch a copy and take it over within `around`. Rejects when there is none to be had. */
+/** Fetch a copy, and run `around` with the function that applies it. Rejects without an answer. */
 async function refresh(around) {
   const response = await fetch(location.href, {
     headers: { Accept: "text/html" },
     cache: "no-store",
     signal: AbortSignal.timeout(10_000),
   });
-  // A right is gone: the server's page says so.
-  if (response.status === 403) renewPage("You do not have access to this page any more.");
-  if (!response.ok || response.redirected) return; // signed out: the stream will say so
+  // The user's role has changed; the server's page says so.
+  if (response.status === 403) reloadPage("You do not have access to this page any more.");
+  if (!response.ok || response.redirected) return; // signed out: the stream reports it
   const copy = new DOMParser().parseFromString(await response.text(), "text/html");
   showTimes(copy);
-  around(() => takeOver(copy));
+  around(() => apply(copy));
 }
 
-function takeOver(copy) {
+function apply(copy) {
   const focused = document.activeElement;
-  const typed = typedIn(document.getElementById("main"));
-  for (const region of document.querySelectorAll("[data-swap]")) {
-    const fresh = copy.querySelector(`[data-swap="${region.dataset.swap}"]`);
+  const unsent = unsentTexts(document.getElementById("main"));
+  for (const region of document.querySelectorAll("[data-refresh]")) {
+    const fresh = copy.querySelector(`[data-refresh="${region.dataset.refresh}"]`);
     if (fresh) morph(region, fresh);
   }
   if (focused !== document.activeElement && focused?.isConnected) focused.focus();
-  const lost = typed.filter(({ field }) => !field.isConnected && !moveTo(field));
-  keep(lost, "The list has changed while you were writing.");
+  const lost = unsent.filter(({ field }) => !field.isConnected && !moveText(field));
+  showUnsent(lost, "The list has changed while you were writing.");
 }
 
-/** Go on in the field that has come for a removed one, in another place of the page. */
-function moveTo(field) {
+/** Copy the text of a removed field to the new field with its id. False: there is none. */
+function moveText(field) {
   const next = field.id && document.getElementById(field.id);
   if (!next) return false;
   next.value = field.value;
@@ -48,9 +48,9 @@ function moveTo(field) {
 }
 
 /**
- * Makes a function that asks for a refresh soon; many calls make one. `around` is handed what changes
- * the page, and runs it. `pause`: milliseconds between two, so that a busy hour does not become a
- * busy server.
+ * Make a function that requests a refresh; calls in quick succession make one. `around` is called
+ * with the function that changes the page, and has to call it. `pause`: milliseconds between two
+ * refreshes, which bounds the load on the server when many orders change.
  */
 export function refresher({ around = (change) => change(), pause = 1000 } = {}) {
   let timer = null;
@@ -62,7 +62,7 @@ export function refresher({ around = (change) => change(), pause = 1000 } = {}) 
     try {
       await refresh(around);
     } catch {
-      // No network, or no server: when the stream is back it asks again.
+      // No network, or no server: the stream's onResume requests a refresh again.
     }
     setTimeout(() => {
       running = false;
@@ -83,7 +83,7 @@ function morph(old, fresh) {
     old.nodeValue = fresh.nodeValue;
     return;
   }
-  if (old.dataset.script !== undefined) return; // filled by a script, and by nobody else
+  if (old.dataset.script !== undefined) return; // its content is a script's
   for (const { name } of [...old.attributes]) {
     if (name !== "open" && !fresh.hasAttribute(name)) old.removeAttribute(name);
   }
@@ -108,7 +108,7 @@ function morph(old, fresh) {
   for (const child of [...old.childNodes]) if (!kept.has(child)) child.remove();
 }
 
-/** The node that `child` renews: the one with its key, or the next of its kind. */
+/** The old node that `child` replaces: the one with its key, or the next one of its kind. */
 function counterpart(old, child, place, kept) {
   const key = child.dataset?.key;
   if (key !== undefined) return old.querySelector(`:scope > [data-key="${CSS.escape(key)}"]`);
