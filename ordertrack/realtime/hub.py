@@ -111,7 +111,7 @@ class Watcher(Protocol):
     kind: str  # "socketio" or "websocket", as the metrics name it
     credential: Credential
     actor: Actor | None  # the user as of the last read of the database
-    rooms: list[str]  # kept by the hub
+    rooms: tuple[str, ...]  # kept by the hub, as a tuple because it is small
     closing: DomainError | None  # why it is being closed; None while it is open
 
     @property
@@ -182,7 +182,8 @@ class Hub:
     def __init__(self, catch_up: CatchUp, budget: Budget = Budget()) -> None:  # noqa: B008
         self._catch_up = catch_up
         self._budget = budget
-        self._rooms: dict[str, dict[Watcher, None]] = {}
+        # A room with one watcher, as most are, is that watcher: a dictionary would take 240 bytes.
+        self._rooms: dict[str, Watcher | dict[Watcher, None]] = {}
         self._subscriptions: dict[int, dict[Watcher, _Subscription]] = {}
         # Those that are SETTLING since before the relay's present read, and since it began.
         self._settling_before_read: list[_Subscription] = []
@@ -200,18 +201,22 @@ class Hub:
 
     def join(self, watcher: Watcher, room: str) -> None:
         """Put *watcher* into *room*, unless it is being closed."""
-        if watcher.closing is not None:
+        if watcher.closing is not None or watcher in self._members(room):
             return
-        members = self._rooms.setdefault(room, {})
-        if watcher not in members:
+        members = self._rooms.get(room)
+        if members is None:
+            self._rooms[room] = watcher
+        elif isinstance(members, dict):
             members[watcher] = None
-            watcher.rooms.append(room)
-            self.memberships[_membership(watcher, room)] += 1
-            watcher.joined(room)
+        else:
+            self._rooms[room] = {members: None, watcher: None}
+        watcher.rooms += (room,)
+        self.memberships[_membership(watcher, room)] += 1
+        watcher.joined(room)
 
     def leave(self, watcher: Watcher, room: str) -> None:
-        if watcher in self._rooms.get(room, ()):
-            watcher.rooms.remove(room)
+        if watcher in self._members(room):
+            watcher.rooms = tuple(one for one in watcher.rooms if one != room)
             self._remove(watcher, room)
             watcher.left(room)
 
@@ -219,14 +224,19 @@ class Hub:
         """Take *watcher* out of all rooms: its connection has ended."""
         for room in watcher.rooms:
             self._remove(watcher, room)
-        watcher.rooms = []
+        watcher.rooms = ()
 
     def _remove(self, watcher: Watcher, room: str) -> None:
         members = self._rooms[room]
-        del members[watcher]
-        if not members:
+        if isinstance(members, dict):
+            del members[watcher]
+        if not isinstance(members, dict) or not members:
             del self._rooms[room]
         self.memberships[_membership(watcher, room)] -= 1
+
+    def _members(self, room: str) -> Collection[Watcher]:
+        members = self._rooms.get(room, ())
+        return members if isinstance(members, dict | tuple) else (members,)
 
     # --- subscribing --------------------------------------------------------------------------
 
@@ -340,13 +350,12 @@ class Hub:
 
     def _recipients(self, event: Event) -> list[Watcher]:
         """The watchers in the order's room and in the feeds that show it, each once."""
-        rooms = self._rooms
-        of_order = rooms.get(order_room(event.order_id), {})
-        feeds = [rooms.get(STAFF_FEED), rooms.get(_own_feed(event.customer_id))]
+        of_order = self._members(order_room(event.order_id))
+        feeds = [self._members(STAFF_FEED), self._members(_own_feed(event.customer_id))]
         if event.driver_id is not None:
-            feeds.append(rooms.get(_own_feed(event.driver_id)))
+            feeds.append(self._members(_own_feed(event.driver_id)))
         if any(feeds):
-            return list(dict.fromkeys(chain(of_order, *filter(None, feeds))))
+            return list(dict.fromkeys(chain(of_order, *feeds)))
         return list(of_order)
 
     def _hold_or_drop(

@@ -62,7 +62,7 @@ class OrderWatcher:
     ) -> None:
         self.credential = credential
         self.actor: Actor | None = None
-        self.rooms: list[str] = []
+        self.rooms: tuple[str, ...] = ()
         self.closing: DomainError | None = None
         self._hub = hub
         self._connections = connections

@@ -72,7 +72,7 @@ class SocketIOWatcher:
     ) -> None:
         self.credential = credential
         self.actor: Actor | None = None
-        self.rooms: list[str] = []
+        self.rooms: tuple[str, ...] = ()
         self.closing: DomainError | None = None
         self.is_connected = False  # its CONNECT has been accepted
         self._sid = sid

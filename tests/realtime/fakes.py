@@ -23,7 +23,7 @@ class FakeWatcher:
     def __init__(self, user_id: int = 1, session_id: int = 1, expires_in: float = 900) -> None:
         self.credential = credential_for(user_id, session_id, expires_in)
         self.actor: Actor | None = None
-        self.rooms: list[str] = []
+        self.rooms: tuple[str, ...] = ()
         self.is_alive = True
         self.closing: DomainError | None = None
         self.events: list[dict[str, Any]] = []
