@@ -1,6 +1,6 @@
 /**
- * Watch orders live: each order's events in order, each once, none missing, whatever the network
- * does. A plain ES module on the stock socket.io-client; runs in browsers and in Node 20 or later.
+ * Watches orders live: each order's events in version order, each once, none missing. A plain ES
+ * module on the stock socket.io-client; runs in browsers and in Node 20 or later.
  *
  *   import { io } from "socket.io-client";
  *   import { OrderStream } from "./order-stream.js";
@@ -9,12 +9,12 @@
  *   stream.addEventListener("state", (e) => show(e.detail.state));
  *   const stop = stream.watch("42", page.version, { onEvent: apply, onReset: replace });
  *
- * How it works. Push is a hint, the server's log is the truth. For each order a `Trail` remembers the
- * last version that was handed on, and hands on only the next one. Whatever else arrives (a repeat,
- * an event from after a gap) is dropped; a gap is closed by subscribing again, `after` the last
- * version. The same happens after each reconnect, and while no socket can be had the history is
- * polled. So there is one rule for live events, replays and polls, and it holds in any order of
- * arrival. clients/README.md tells the rest; clients/python/ is the same in Python.
+ * How it works. Push is a hint; the server's log is the truth. For each order an `OrderCursor` keeps
+ * the last version that was passed on, and lets only the next one pass. Anything else (a repeat, an
+ * event after a gap) is dropped; a gap is filled by subscribing again `after` the last version. The
+ * same happens after each reconnect, and while no socket can be opened the history is polled. So one
+ * rule serves live events, replays and polls, in any order of arrival. clients/README.md describes
+ * the rest; clients/python/ is the same library in Python.
  */
 
 /** Orders in one subscribe call; the server takes no more. */
@@ -32,18 +32,19 @@ const PROBE_TIMEOUT = 2000;
  */
 const POLL_TIMEOUT = 40000;
 
-/** Fresh credentials refused in a row, after which we take the server's word for it. */
+/** Fresh credentials refused in a row, after which the stream is signed out. */
 const REFUSALS = 3;
 
 const ABOUT_CREDENTIALS = new Set(["invalid_token", "token_expired"]);
 
 /**
- * What has been seen of one order. Pure: no clock, no I/O.
+ * The position of a client in one order's log: lets only the next version pass. Pure: no clock, no
+ * I/O.
  *
- * seen   the version up to which events were handed on; null: the order's state is not known yet
- * known  the highest version heard of
+ * seen   the version up to which events were passed on; null while the order's state is unknown
+ * known  the highest version that the server has mentioned
  */
-export class Trail {
+export class OrderCursor {
   constructor(after = null) {
     this.seen = after;
     this.known = after ?? 0;
@@ -54,7 +55,7 @@ export class Trail {
     return this.seen !== null && this.known > this.seen;
   }
 
-  /** Take events from wherever, and what is said to be the latest version; the ones to hand on. */
+  /** Take events and the order's latest version, if it is known; returns the events to pass on. */
   take(events, version = 0) {
     const next = [];
     this.known = Math.max(this.known, version);
@@ -68,25 +69,28 @@ export class Trail {
     return next;
   }
 
-  /** Take the answer to a subscription: `order` is the state to start anew from, or null. */
+  /** Take the acknowledgement of a subscription: `order` replaces the present state, or is null. */
   answer({ order, version, events, reset = false }) {
     if (!reset && this.seen !== null) {
       return { order: null, events: this.take(events, version) };
     }
     this.known = Math.max(this.known, version);
     if (this.seen !== null && version <= this.seen) {
-      return { order: null, events: [] }; // an old answer: we are beyond it
+      return { order: null, events: [] }; // an old answer: the cursor is past it
     }
     this.seen = version;
     return { order, events: [] };
   }
 
-  /** Forget everything: the next answer's state is where to start from. */
+  /** Forget the position: the next answer's state becomes the start. */
   restart() {
     this.seen = null;
     this.known = 0;
   }
 }
+
+/** The name of `OrderCursor` in version 0.1.0, kept for code that imports it. */
+export { OrderCursor as Trail };
 
 /** An HTTP answer that is an error. `problem` is the problem object (RFC 9457). */
 export class ProblemError extends Error {
@@ -109,35 +113,35 @@ class Watch extends Subscription {
   constructor(id, after, handlers, handOn) {
     super();
     this.id = id;
-    this.trail = new Trail(after);
+    this.cursor = new OrderCursor(after);
     this.handlers = handlers;
     this.handOn = handOn;
   }
 
   get request() {
-    const { seen } = this.trail;
+    const { seen } = this.cursor;
     return seen === null ? { order_id: this.id } : { order_id: this.id, after: seen };
   }
 
-  /** Take the server's answer; false when it brought us no further than we were. */
+  /** Take the server's answer; false when it brought no progress. */
   accept(answer) {
-    const before = this.trail.seen;
+    const before = this.cursor.seen;
     if (before !== null && answer.reset_reason === "answer_full") {
-      // The orders before it took the room. It is asked for again, being behind.
-      this.trail.take([], answer.version);
+      // The orders before it filled the answer. Being behind, it is asked for again.
+      this.cursor.take([], answer.version);
       return true;
     }
-    const { order, events } = this.trail.answer(answer);
+    const { order, events } = this.cursor.answer(answer);
     if (order !== null) tell(this.handlers.onReset, order);
     this.handOn(this, events);
-    return !this.trail.behind || this.trail.seen !== before;
+    return !this.cursor.behind || this.cursor.seen !== before;
   }
 
   /** Take the server's refusal; false when it is final. */
   refuse(problem) {
     // A version that the order has not reached: its database was restored from a backup.
-    if (problem.code !== "validation_failed" || this.trail.seen === null) return false;
-    this.trail.restart();
+    if (problem.code !== "validation_failed" || this.cursor.seen === null) return false;
+    this.cursor.restart();
     return true;
   }
 }
@@ -148,7 +152,7 @@ class Feed extends Subscription {
   listeners = new Set();
   #seen = new Map(); // order id → version
 
-  /** Hand on each event once. After a gap the listeners are told to look for themselves. */
+  /** Pass on each event once. After a gap the listeners are told to read the list again. */
   handOn(event) {
     if (this.listeners.size === 0) return;
     const seen = this.#seen.get(event.order_id);
@@ -202,7 +206,7 @@ export class OrderStream extends EventTarget {
   #silences = 0; // requests in a row that were not answered
   #refusals = 0;
   #token = null; // the one that the present attempt uses
-  #problem = null; // why the server signed us out
+  #problem = null; // why the server ended the session
   #patience; // until polling begins
   #polling = null;
   #pumping = false;
@@ -370,7 +374,7 @@ export class OrderStream extends EventTarget {
     on("disconnect", () => this.#failed());
     on("order_update", (event) => this.#update(event));
     on("signed_out", (problem) => {
-      // The token may have been renewed meanwhile, or only a role have changed: ask again.
+      // The token may have been renewed meanwhile, or only a role has changed: try again.
       this.#problem = problem;
       this.#failed();
     });
@@ -402,10 +406,10 @@ export class OrderStream extends EventTarget {
   /** The connection is lost, or could not be made. */
   #failed(problem) {
     if (this.#up) {
-      // Back by the way that worked.
+      // Reconnect with the transport that worked.
       this.#pollsFirst = this.#socket.io.engine?.transport.name === "polling";
     } else if (!problem) {
-      // Where WebSockets are swallowed, trying them first always would take all the time there is.
+      // Where a proxy swallows WebSockets, always trying them first would take too long.
       this.#pollsFirst = !this.#pollsFirst;
     }
     this.#drop();
@@ -419,7 +423,7 @@ export class OrderStream extends EventTarget {
     this.#timer = setTimeout(() => this.#connect(), pause);
   }
 
-  /** Half to all of a time that doubles, so that clients who lost one server do not return as one. */
+  /** Half to all of a time that doubles: the clients of a lost server return one by one. */
   #pause(attempts, problem) {
     const most = Math.min(this.#times.maxDelay, 200 * 2 ** Math.min(attempts, 20));
     const asked = Math.min(problem?.retry_after ?? 0, 30) * 1000;
@@ -472,7 +476,7 @@ export class OrderStream extends EventTarget {
     );
   }
 
-  /** After a sleep a connection may be dead and look alive for most of a minute. */
+  /** After a sleep a dead connection may look alive for most of a minute. */
   #probe() {
     const joined = [this.#feed, ...this.#watches.values()].find(
       ({ joined, asked }) => joined === this.#socket && asked === null,
@@ -482,7 +486,7 @@ export class OrderStream extends EventTarget {
 
   // --- subscriptions ----------------------------------------------------------------------------
 
-  /** Ask for what is not joined, or has a gap: soon, so that many calls make one batch. */
+  /** Subscribe to what is not joined or has a gap: soon, so that many calls make one batch. */
   #pump() {
     if (this.#pumping) return;
     this.#pumping = true;
@@ -501,7 +505,7 @@ export class OrderStream extends EventTarget {
     }
     let batch = [];
     for (const watch of this.#watches.values()) {
-      if (watch.asked !== null || (watch.joined !== null && !watch.trail.behind)) continue;
+      if (watch.asked !== null || (watch.joined !== null && !watch.cursor.behind)) continue;
       if (watch.alone) {
         this.#ask(socket, [watch]);
       } else if (batch.push(watch) === BATCH) {
@@ -524,7 +528,7 @@ export class OrderStream extends EventTarget {
     if (socket !== this.#socket) return;
     this.#silences = ack === null ? this.#silences + 1 : 0;
     if (this.#silences > 1 || (probing && ack === null)) {
-      this.#failed(); // it looks connected, and is not
+      this.#failed(); // the connection looks alive, and is dead
       return;
     }
     const together = batch.length > 1;
@@ -540,7 +544,7 @@ export class OrderStream extends EventTarget {
         if (one.accept(answer)) one.attempts = 0;
         else again.push(one);
       } else if (ABOUT_CREDENTIALS.has(problem?.code)) {
-        this.#failed(); // connecting will tell, by the same rules as ever
+        this.#failed(); // a new connection shows why, by the usual rules
         return;
       } else if (!problem || problem.status >= 500 || problem.status === 429) {
         again.push(one);
@@ -561,7 +565,7 @@ export class OrderStream extends EventTarget {
     const pause = this.#pause(Math.max(...batch.map((one) => one.attempts)), problem);
     for (const one of batch) {
       one.attempts += 1;
-      one.asked = socket; // so that nobody asks meanwhile
+      one.asked = socket; // so that it is not asked for twice
     }
     const timer = setTimeout(() => {
       this.#timers.delete(timer);
@@ -572,7 +576,7 @@ export class OrderStream extends EventTarget {
     this.#timers.add(timer);
   }
 
-  /** The server will not let us watch it. */
+  /** The server refuses the subscription. */
   #end(subscription, problem) {
     if (subscription === this.#feed) {
       const listeners = [...this.#feed.listeners];
@@ -604,13 +608,13 @@ export class OrderStream extends EventTarget {
   #update(event) {
     const watch = this.#watches.get(String(event.order_id));
     if (watch) {
-      this.#handOn(watch, watch.trail.take([event]));
-      if (watch.trail.behind) this.#pump();
+      this.#handOn(watch, watch.cursor.take([event]));
+      if (watch.cursor.behind) this.#pump();
     }
     this.#feed.handOn(event);
   }
 
-  /** The feed gets them too: what came in an answer does not come again. */
+  /** The feed gets them too: events in an acknowledgement are not sent again. */
   #handOn(watch, events) {
     for (const event of events) {
       if (this.#watches.get(watch.id) === watch) tell(watch.handlers.onEvent, event);
@@ -618,7 +622,7 @@ export class OrderStream extends EventTarget {
     }
   }
 
-  // --- how we are -------------------------------------------------------------------------------
+  // --- the state --------------------------------------------------------------------------------
 
   #say(state, problem = undefined) {
     if (state === this.#state) return;
@@ -627,13 +631,13 @@ export class OrderStream extends EventTarget {
     this.dispatchEvent(new CustomEvent("state", { detail }));
   }
 
-  /** Live is: connected, and following all that is watched. */
+  /** Live means connected and subscribed to everything that is watched. */
   #settle() {
     if (!this.#socket?.connected) return;
     const live = this.#state === "live";
     const wanted = [...this.#watches.values()];
     if (this.#feed.listeners.size > 0) wanted.push(this.#feed);
-    // What was just added makes nothing less live, unless it fails.
+    // A subscription that was just added does not end "live", unless it fails.
     const lagging = wanted.some((one) => (live ? one.attempts > 0 : one.joined === null));
     if (!lagging) {
       this.#failures = 0;
@@ -674,7 +678,7 @@ export class OrderStream extends EventTarget {
     let state = "polling";
     let problem;
     try {
-      if (this.#watches.size === 0) await this.#get("/api/me"); // is anybody there?
+      if (this.#watches.size === 0) await this.#get("/api/me"); // does the server answer?
       await Promise.all(Array.from({ length: POLLERS }, poller));
     } catch (error) {
       problem = error.problem;
@@ -692,19 +696,19 @@ export class OrderStream extends EventTarget {
   }
 
   async #catchUp(watch) {
-    const { id, trail } = watch;
+    const { id, cursor } = watch;
     const watched = () => this.#watches.get(id) === watch;
     if (!watched()) return;
     try {
-      if (trail.seen === null) {
+      if (cursor.seen === null) {
         const order = await this.#order(id);
         if (watched()) watch.accept({ order, version: order.version, events: [] });
         return;
       }
       for (let more = true; more && watched(); ) {
-        const { events, version, has_more } = await this.#history(id, trail.seen);
+        const { events, version, has_more } = await this.#history(id, cursor.seen);
         if (!watched()) return;
-        this.#handOn(watch, trail.take(events, version));
+        this.#handOn(watch, cursor.take(events, version));
         more = has_more && events.length > 0;
       }
     } catch (error) {
@@ -729,12 +733,12 @@ export class OrderStream extends EventTarget {
   }
 }
 
-/** What the browser thinks; elsewhere nobody knows, so yes. */
+/** Whether the browser reports a network; elsewhere, true. */
 function online() {
   return globalThis.navigator?.onLine !== false;
 }
 
-/** Call a handler, if there is one. What it throws is its own, and must not stop the stream. */
+/** Call a handler, if there is one. An exception in it must not stop the stream. */
 function tell(handler, argument) {
   try {
     handler?.(argument);

@@ -1,7 +1,6 @@
 """A real browser on a real server, and the people in front of it."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,7 @@ from tests.support.databases import Postgres
 from tests.support.people import Person
 from tests.support.servers import Server, running_server
 
-HERE = Path(__file__).parent
-AXE = HERE / "node_modules" / "axe-core" / "axe.min.js"
+AXE = missing.NODE_MODULES / "axe-core" / "axe.min.js"
 
 # What waits for the page, waits this long at most (milliseconds): two cores may be shared by many.
 PATIENCE = 20_000
@@ -34,7 +32,7 @@ def server(database: str) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def axe() -> str:
     """axe-core's source, to be run in a page."""
-    missing.node(HERE)  # not to run it: it comes with npm, which fetches it
+    missing.node()  # not to run it: it comes with npm, which fetches it
     return AXE.read_text()
 
 

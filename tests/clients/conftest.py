@@ -1,7 +1,6 @@
-"""A server whose processes may die, behind a network that may fail, and both clients."""
+"""Fixtures of the client tests: a server behind a network that can fail, and both libraries."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +11,11 @@ from tests.support.people import Person
 from tests.support.servers import Server
 from tests.support.tcp_proxy import TcpProxy
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(scope="session")
 def node() -> str:
-    """Node with the stock Socket.IO client beside the scripts here."""
-    return missing.node(HERE)
+    """Node, which finds the stock Socket.IO client."""
+    return missing.node()
 
 
 @pytest.fixture(params=["python", "node"])

@@ -1,7 +1,7 @@
-"""Both clients behind one interface, so that every scenario is told once and run with each.
+"""Drives both client libraries through one interface, so that every scenario runs with each.
 
-What a stream tells is kept in lists: ``states`` and ``renewals`` of the stream, and for each order
-(or "feed") its ``events``, ``resets``, ``errors`` and ``resumes``.
+The arguments of a stream's callbacks are kept in lists: ``states`` and ``renewals`` of the stream,
+and for each order (or "feed") its ``events``, ``resets``, ``errors`` and ``resumes``.
 """
 
 import json
@@ -33,7 +33,7 @@ TIMES = {
 
 
 class Stream(ABC):
-    """One client's stream on behalf of one person. *renewals*: tokens that renewing yields."""
+    """One client's stream for one person. *renewals*: the tokens that `onRenew` gets, in turn."""
 
     def __init__(self) -> None:
         self.states: list[str] = ["connecting"]
@@ -49,7 +49,7 @@ class Stream(ABC):
         return self.states[-1]
 
     def versions(self, order: Any) -> list[int]:
-        """The versions of the events that came for *order*, as they came."""
+        """The versions of the events of *order*, in order of arrival."""
         return [event["version"] for event in self.events[id_of(order)]]
 
     def until(self, state: str, timeout: float = 20) -> None:
@@ -159,7 +159,7 @@ class PythonStream(Stream):
 
 
 class NodeStream(Stream):
-    """static/js/order-stream.js, in a Node process of its own (watcher.js)."""
+    """static/js/order-stream.js, in its own Node process (stream_driver.js)."""
 
     def __init__(
         self, url: str, token: str, renewals: list[str] | None = None, **options: Any
@@ -173,7 +173,7 @@ class NodeStream(Stream):
             **{_camel(name): value for name, value in times.items()},
         }
         self._process = subprocess.Popen(
-            ["node", "watcher.js", json.dumps(settings)],  # noqa: S607
+            ["node", "stream_driver.js", json.dumps(settings)],  # noqa: S607
             cwd=HERE,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -213,12 +213,12 @@ class NodeStream(Stream):
     def close(self) -> None:
         if self._process.poll() is None:
             assert self._process.stdin is not None
-            self._process.stdin.close()  # watcher.js closes its stream, and ends with it
+            self._process.stdin.close()  # stream_driver.js closes its stream, and ends with it
         code = self._process.wait(20)
         self._reader.join()
         assert self._process.stdout is not None
         self._process.stdout.close()
-        assert code == 0, f"watcher.js ended with {code}"
+        assert code == 0, f"stream_driver.js ended with {code}"
 
 
 def _camel(name: str) -> str:

@@ -18,7 +18,6 @@ from tests.support import missing
 from tests.support.servers import ROOT, Server, running_server
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CLIENTS = ROOT / "tests" / "clients"
 
 # The one thing that is exchanged: where the server is.
 ADDRESS = "http://localhost:8080"
@@ -95,8 +94,8 @@ def objects(line: str) -> list[dict[str, object]]:
 def test_the_javascript_program_sees_the_change(
     walked: str, run: Callable[..., str], tmp_path: Path
 ) -> None:
-    node = missing.node(CLIENTS)
-    (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
+    node = missing.node()
+    (tmp_path / "node_modules").symlink_to(missing.NODE_MODULES)
     (program,) = programs("js")
     printed = run(node, "--input-type=module", program=program, cwd=tmp_path)
     assert printed == "2 Processing\n"

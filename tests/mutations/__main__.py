@@ -52,7 +52,7 @@ def copied() -> Iterator[Path]:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
-        for installed in (ROOT / ".venv", *ROOT.glob("tests/*/node_modules")):
+        for installed in (ROOT / ".venv", ROOT / "tests" / "node_modules"):
             if installed.exists():
                 (folder / installed.relative_to(ROOT)).symlink_to(installed)
         yield folder

@@ -25,7 +25,6 @@ from tests.support.servers import ROOT, Server, running_server
 from tests.support.waiting import eventually
 
 DOCUMENTS = ("README.md", "docs/operations.md")
-REALTIME = ROOT / "tests" / "realtime"
 TIMEOUT = 20
 
 
@@ -257,12 +256,12 @@ console.log((await socket.emitWithAck("subscribe", { order_id: id })).version);
 def test_the_stock_javascript_client_does_too(
     site: Site, customer: Person, drivers: list[Person], transport: str
 ) -> None:
-    node = missing.node(REALTIME)
+    node = missing.node()
     order = customer.order()
     arguments = json.dumps([site.url, customer.token, order["id"], [transport]])
     with subprocess.Popen(
         [node, "--input-type=module", "-", arguments],
-        cwd=REALTIME,
+        cwd=missing.TESTS,
         env={**site.servers[0].env, "NODE_EXTRA_CA_CERTS": str(site.certificate)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

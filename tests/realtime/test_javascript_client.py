@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.sio.javascript import HERE, JavaScriptClient, javascript_client
+from tests.sio.javascript import JavaScriptClient, javascript_client
 from tests.support import missing
 from tests.support.people import Person, id_of
 from tests.support.servers import Server
@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> None:
-    missing.node(HERE)
+    missing.node()
 
 
 @pytest.fixture

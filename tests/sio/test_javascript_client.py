@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.server.echo import Echo, running
-from tests.sio.javascript import HERE, javascript_client
+from tests.sio.javascript import javascript_client
 from tests.support import missing
 
 GOOD = {"token": "good"}
@@ -14,7 +14,7 @@ GOOD = {"token": "good"}
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> None:
-    missing.node(HERE)
+    missing.node()
 
 
 @pytest.fixture(scope="module")

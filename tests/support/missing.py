@@ -25,6 +25,9 @@ not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason=NOT_AS_ROOT)
 
 NODE_HINT = "apt install nodejs npm"
 
+TESTS = Path(__file__).resolve().parents[1]
+NODE_MODULES = TESTS / "node_modules"
+
 
 def in_ci() -> bool:
     return bool(os.environ.get("CI"))
@@ -49,28 +52,25 @@ def program(name: str, install: str) -> str:
 
 
 @cache
-def _installed(folder: Path) -> str | None:
-    """Run ``npm ci`` in *folder* unless it was; what went wrong, if anything."""
-    if (folder / "node_modules").exists():
-        return None
+def _npm_problem() -> str | None:
+    """Run ``npm ci`` in tests/; what went wrong, if anything."""
     command = ["npm", "ci", "--no-audit", "--no-fund"]
-    ran = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=TESTS, check=False, capture_output=True, text=True)
     if ran.returncode == 0:
         return None
-    shutil.rmtree(folder / "node_modules", ignore_errors=True)  # no half of it for the next run
+    shutil.rmtree(NODE_MODULES, ignore_errors=True)  # no half of it for the next run
     lines = ran.stderr.strip().splitlines() or ["no word from npm"]
     return lines[0]
 
 
-def node(folder: Path) -> str:
-    """The path of Node, with the packages that *folder* locks installed beside its scripts."""
+def node() -> str:
+    """The path of Node, with the packages of tests/package.json installed."""
     found = program("node", NODE_HINT)
-    if not (folder / "node_modules").exists():
+    if not NODE_MODULES.exists():
         program("npm", NODE_HINT)
-        problem = _installed(folder)
+        problem = _npm_problem()
         if problem is not None:
-            where = folder.relative_to(Path(__file__).resolve().parents[2])
-            cannot(f"no packages in {where}", f"npm ci --prefix {where} ({problem})")
+            cannot("no packages in tests/node_modules", f"npm ci --prefix tests ({problem})")
     return found
 
 

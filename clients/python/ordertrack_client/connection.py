@@ -15,8 +15,9 @@ _quiet.setLevel(logging.CRITICAL)
 
 
 class _InOrderEngine(engineio.Client):  # type: ignore[misc]
-    """The library's engine runs each message in a thread of its own, so that they may overtake one
-    another. Here they are handled as they come, by the thread that reads them.
+    """An engine that handles messages in order, on the thread that reads them.
+
+    The library's own runs each on a new thread, so that one may overtake another.
     """
 
     def _trigger_event(self, event: str, *args: Any, **kwargs: Any) -> Any:
@@ -35,18 +36,18 @@ class _Client(socketio.Client):  # type: ignore[misc]
 
 
 class Owner(Protocol):
-    """Whom a connection tells what happens to it, from threads of its own."""
+    """Receives what happens on a connection, on threads of that connection."""
 
     def on_connected(self, connection: "Connection") -> None: ...
 
     def on_lost(self, connection: "Connection", problem: Any) -> None:
-        """It could not be made (with a problem, if the server gave one), or it ended."""
+        """The connection failed (with the server's problem, if it sent one), or it ended."""
 
     def on_message(self, connection: "Connection", name: str, data: Any) -> None: ...
 
 
 class Connection:
-    """One attempt, and the connection that it may become. It is not used a second time."""
+    """One attempt to connect, and the connection if it succeeds. It is not used a second time."""
 
     def __init__(
         self,
@@ -79,19 +80,19 @@ class Connection:
 
     @property
     def transport(self) -> str | None:
-        """By which it is connected, or was: "websocket" or "polling"."""
+        """The transport of the connection: "websocket" or "polling"."""
         name: str | None = self._client.transport()
         return name
 
     def open(self, auth: Mapping[str, Any]) -> None:
-        """Try to connect; blocks. The owner is told what comes of it."""
+        """Try to connect; blocks. The owner is told the result."""
         try:
             self._client.connect(self._url, auth=auth, transports=self._transports, wait=False)
         except (socketio.exceptions.ConnectionError, OSError, ValueError):
             self._owner.on_lost(self, None)
             return
         if self._client.eio.state != "connected":
-            # It ended so early that the library forgot to say so.
+            # It ended so early that the library called no handler.
             self._owner.on_lost(self, None)
         if self._dropped.is_set():
             self._close()
@@ -104,7 +105,7 @@ class Connection:
             self._owner.on_lost(self, None)
 
     def drop(self) -> None:
-        """Close it. Does not block: saying goodbye to a dead connection can take seconds."""
+        """Close it. Does not block: closing a dead connection can take seconds."""
         self.is_up = False
         self._dropped.set()
         threading.Thread(target=self._close, name="ordertrack-close", daemon=True).start()
@@ -116,7 +117,7 @@ class Connection:
             _quiet.debug("closing a connection", exc_info=True)
         websocket = self._client.eio.ws
         if websocket is not None:
-            websocket.shutdown()  # the library leaves one that broke open
+            websocket.shutdown()  # which the library leaves open after a failure
 
     def _refused(self, data: Any = None) -> None:
         # A refused CONNECT carries {"message", "data": problem}; a refused request, its body.

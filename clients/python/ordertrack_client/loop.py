@@ -1,4 +1,4 @@
-"""One thread on which everything of a stream happens: then nothing needs a lock, and callbacks come
+"""Runs everything of a stream on one thread, so that nothing needs a lock and callbacks come
 one at a time, in order.
 """
 

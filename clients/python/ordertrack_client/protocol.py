@@ -1,4 +1,4 @@
-"""What the server says, as types. It may add members at any time."""
+"""The objects of the protocol, as types. The server may add members at any time."""
 
 from typing import Any, NotRequired, TypedDict
 

@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeVar
 import requests
 
 from ordertrack_client.connection import Connection
+from ordertrack_client.cursor import OrderCursor
 from ordertrack_client.loop import Loop, Timer
 from ordertrack_client.protocol import Event, History, Order, Problem, ProblemError
-from ordertrack_client.trail import Trail
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ OnState = Callable[[State, Problem | None], None]
 Stop = Callable[[], None]
 
 BATCH = 200  # orders in one subscribe call; the server takes no more
-REFUSALS = 3  # fresh credentials refused in a row, after which we take the server's word for it
+REFUSALS = 3  # fresh credentials refused in a row, after which the stream is signed out
 ABOUT_CREDENTIALS = ("invalid_token", "token_expired")
 
 _MOST_ID = 2**63 - 1
@@ -53,7 +53,7 @@ class _Subscription:
         raise NotImplementedError
 
     def accept(self, answer: Any) -> bool:
-        """Take the server's answer; False when it brought us no further than we were."""
+        """Take the server's answer; False when it brought no progress."""
         raise NotImplementedError
 
     def refuse(self, problem: Problem) -> bool:
@@ -73,7 +73,7 @@ class _Watch(_Subscription):
     ) -> None:
         super().__init__()
         self.id = id
-        self.trail = Trail(after)
+        self.cursor = OrderCursor(after)
         self.on_event = on_event
         self.on_reset = on_reset
         self.on_error = on_error
@@ -82,29 +82,29 @@ class _Watch(_Subscription):
 
     @property
     def request(self) -> dict[str, Any]:
-        if self.trail.seen is None:
+        if self.cursor.seen is None:
             return {"order_id": self.id}
-        return {"order_id": self.id, "after": self.trail.seen}
+        return {"order_id": self.id, "after": self.cursor.seen}
 
     def accept(self, answer: Any) -> bool:
-        before = self.trail.seen
+        before = self.cursor.seen
         if before is not None and answer.get("reset_reason") == "answer_full":
-            # The orders before it took the room. It is asked for again, being behind.
-            self.trail.take((), answer["version"])
+            # The orders before it filled the answer. Being behind, it is asked for again.
+            self.cursor.take((), answer["version"])
             return True
-        order, events = self.trail.answer(
+        order, events = self.cursor.answer(
             answer["order"], answer["version"], answer["events"], reset=answer.get("reset", False)
         )
         if order is not None:
             _tell(self.on_reset, order)
         self._hand_on(self, events)
-        return not self.trail.behind or self.trail.seen != before
+        return not self.cursor.behind or self.cursor.seen != before
 
     def refuse(self, problem: Problem) -> bool:
         # A version that the order has not reached: its database was restored from a backup.
-        if problem.get("code") != "validation_failed" or self.trail.seen is None:
+        if problem.get("code") != "validation_failed" or self.cursor.seen is None:
             return False
-        self.trail.restart()
+        self.cursor.restart()
         return True
 
 
@@ -130,7 +130,7 @@ class _Feed(_Subscription):
         return {"feed": "orders"}
 
     def hand_on(self, event: Event) -> None:
-        """Hand on each event once. After a gap the listeners are told to look for themselves."""
+        """Pass on each event once. After a gap the listeners are told to read the list again."""
         if not self.listeners:
             return
         seen = self._seen.get(event["order_id"])
@@ -157,7 +157,7 @@ class _Feed(_Subscription):
 
 
 class OrderStream:
-    """Watches orders live over one connection; see the package's README for what it promises.
+    """Watches orders live over one connection; clients/README.md lists its guarantees.
 
     url            the server's, such as ``https://orders.example.org``
     token          answers an access token; called for each attempt and each poll, on any thread.
@@ -224,7 +224,7 @@ class OrderStream:
         self._silences = 0  # requests in a row that were not answered
         self._refusals = 0
         self._used_token: str | None = None
-        self._problem: Problem | None = None  # why the server signed us out
+        self._problem: Problem | None = None  # why the server ended the session
         self._patience: Timer | None = None  # until polling begins, or its next round
         self._polling: object | None = None
         self._pumping = False
@@ -306,7 +306,7 @@ class OrderStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- what connections tell, on their threads --------------------------------------------------
+    # --- called by connections, on their threads --------------------------------------------------
 
     def on_connected(self, connection: Connection) -> None:
         self._loop.post(partial(self._if_present, connection, self._connected))
@@ -390,10 +390,10 @@ class OrderStream:
         """The connection is lost, or could not be made."""
         connection = self._connection
         if connection is not None and connection.is_up:
-            # Back by the way that worked.
+            # Reconnect with the transport that worked.
             self._turned_round = connection.transport == self._transports[-1]
         elif problem is None:
-            # Where WebSockets are swallowed, trying them first always would take all the time.
+            # Where a proxy swallows WebSockets, always trying them first would take too long.
             self._turned_round = not self._turned_round
         self._drop()
         self._down()
@@ -405,8 +405,7 @@ class OrderStream:
         self._timer = self._loop.later(pause, self._connect)
 
     def _pause(self, attempts: int, problem: Problem | None) -> float:
-        """Half to all of a time that doubles, so that clients who lost one server do not return as
-        one."""
+        """Half to all of a time that doubles: the clients of a lost server return one by one."""
         most: float = min(self._max_delay, 0.2 * 2 ** min(attempts, 20))
         asked: float = min((problem or {}).get("retry_after", 0), 30)
         return max(asked, most / 2) + random.random() * (most / 2)  # noqa: S311 (no secret)
@@ -443,7 +442,7 @@ class OrderStream:
             self._signed_out(problem)
 
     def _signed_out_by_server(self, problem: Problem) -> None:
-        # The token may have been renewed meanwhile, or only a role have changed: ask again.
+        # The token may have been renewed meanwhile, or only a role has changed: try again.
         self._problem = problem
         self._failed()
 
@@ -467,7 +466,7 @@ class OrderStream:
             return list(self._watches.values())
 
     def _pump(self) -> None:
-        """Ask for what is not joined, or has a gap: soon, so that many calls make one batch."""
+        """Subscribe to what is not joined or has a gap: soon, so that many calls make one batch."""
         if not self._pumping:
             self._pumping = True
             self._loop.post(self._subscribe)
@@ -483,7 +482,7 @@ class OrderStream:
         due += [
             watch
             for watch in self._watched()
-            if watch.asked is None and (watch.joined is None or watch.trail.behind)
+            if watch.asked is None and (watch.joined is None or watch.cursor.behind)
         ]
         for one in due:
             if one.alone:
@@ -518,7 +517,7 @@ class OrderStream:
             return
         self._silences = self._silences + 1 if ack is None else 0
         if self._silences > 1:
-            self._failed()  # it looks connected, and is not
+            self._failed()  # the connection looks alive, and is dead
             return
         ack = ack or {}
         together = len(batch) > 1
@@ -537,7 +536,7 @@ class OrderStream:
                 else:
                     again.append(one)
             elif _is_about_credentials(problem):
-                self._failed()  # connecting will tell, by the same rules as ever
+                self._failed()  # a new connection shows why, by the usual rules
                 return
             elif problem is None or _is_temporary(problem):
                 again.append(one)
@@ -557,7 +556,7 @@ class OrderStream:
         pause = self._pause(max(one.attempts for one in batch), problem)
         for one in batch:
             one.attempts += 1
-            one.asked = connection  # so that nobody asks meanwhile
+            one.asked = connection  # so that it is not asked for twice
 
         def ask_again() -> None:
             if connection is self._connection:
@@ -568,7 +567,7 @@ class OrderStream:
         self._loop.later(pause, ask_again)
 
     def _end(self, subscription: _Subscription, problem: Problem) -> None:
-        """The server will not let us watch it."""
+        """The server refuses the subscription."""
         if isinstance(subscription, _Watch):
             if self._forget(subscription):
                 _tell(subscription.on_error, problem)
@@ -612,19 +611,19 @@ class OrderStream:
     def _update(self, event: Event) -> None:
         watch = self._watches.get(str(event["order_id"]))
         if watch is not None:
-            self._hand_on(watch, watch.trail.take([event]))
-            if watch.trail.behind:
+            self._hand_on(watch, watch.cursor.take([event]))
+            if watch.cursor.behind:
                 self._pump()
         self._feed.hand_on(event)
 
     def _hand_on(self, watch: _Watch, events: list[Event]) -> None:
-        """The feed gets them too: what came in an answer does not come again."""
+        """The feed gets them too: events in an acknowledgement are not sent again."""
         for event in events:
             if watch.is_watched:
                 _tell(watch.on_event, event)
             self._feed.hand_on(event)
 
-    # --- how we are -------------------------------------------------------------------------------
+    # --- the state --------------------------------------------------------------------------------
 
     def _say(self, state: State, problem: Problem | None = None) -> None:
         if state != self._state:
@@ -633,14 +632,14 @@ class OrderStream:
                 _tell(lambda new: self.on_state and self.on_state(new, problem), state)
 
     def _settle(self) -> None:
-        """Live is: connected, and following all that is watched."""
+        """Live means connected and subscribed to everything that is watched."""
         if self._connection is None or not self._connection.is_up:
             return
         is_live = self._state == "live"
         wanted: list[_Subscription] = [*self._watched()]
         if self._feed.listeners:
             wanted.append(self._feed)
-        # What was just added makes nothing less live, unless it fails.
+        # A subscription that was just added does not end "live", unless it fails.
         if any(one.attempts > 0 if is_live else one.joined is None for one in wanted):
             if is_live:
                 self._down()
@@ -670,7 +669,7 @@ class OrderStream:
         self._polling = None
 
     def _poll(self, polling: object) -> None:
-        """One round, on a thread of its own; what it finds is applied here."""
+        """One round of polling, on its own thread; the stream's thread applies its results."""
         watches = self._watched()
 
         def run() -> None:
@@ -678,14 +677,14 @@ class OrderStream:
             problem: Problem | None = None
             try:
                 if not watches:
-                    self._get("/api/me")  # is anybody there?
+                    self._get("/api/me")  # does the server answer?
                 for watch in watches:
                     if polling is not self._polling:
                         return
                     self._catch_up(watch)
             except ProblemError as error:
                 state, problem = "reconnecting", error.problem
-            except Exception:  # whatever it is, nobody was reached
+            except Exception:  # whatever failed, the server was not reached
                 state = "offline"
                 log.debug("polling failed", exc_info=True)
             self._loop.post(partial(self._polled, polling, state, problem))
@@ -707,7 +706,7 @@ class OrderStream:
     def _catch_up(self, watch: _Watch) -> None:
         """Read what *watch* missed; on the polling thread."""
         try:
-            seen = watch.trail.seen
+            seen = watch.cursor.seen
             if seen is None:
                 order = self._order(watch.id)
                 answer = {"order": order, "version": order["version"], "events": []}
@@ -732,7 +731,7 @@ class OrderStream:
             task()
 
     def _turn_page(self, watch: _Watch, page: History) -> None:
-        self._hand_on(watch, watch.trail.take(page["events"], page["version"]))
+        self._hand_on(watch, watch.cursor.take(page["events"], page["version"]))
 
     def _get_history(self, order_id: str, after: int) -> History:
         page: History = self._get(f"/api/orders/{order_id}/history?after={after}")
@@ -776,7 +775,7 @@ def _cancel(timer: Timer | None) -> None:
 
 
 def _tell(callback: Callable[[T], object] | None, argument: T) -> None:
-    """Call back. What a callback raises is its own, and must not stop the stream."""
+    """Call back. An exception in a callback must not stop the stream."""
     try:
         if callback is not None:
             callback(argument)

@@ -1,8 +1,8 @@
 /**
- * Drives an OrderStream for the tests. Commands come as JSON lines on standard input, what the stream
- * tells goes out as JSON lines on standard output: [what, of which order, argument].
+ * Drives an OrderStream for the tests. Commands come as JSON lines on standard input; the stream's
+ * callbacks go out as JSON lines on standard output: [callback, order, argument].
  *
- *   node watcher.js '{"url": …, "token": …, "options": {…}, "renewals": [tokens, if onRenew is to give them]}'
+ *   node stream_driver.js '{"url": …, "token": …, "renewals": [tokens that onRenew gives] or null, …}'
  */
 
 import { createInterface } from "node:readline";
@@ -61,11 +61,6 @@ const commands = {
   reconnect() {
     stream.reconnect();
   },
-  close() {
-    stream.close();
-process.exitCode = 0;
-process.stdout.write("", () => process.exit()); // a poll that hangs would keep Node from ending
-  },
 };
 
 for await (const line of createInterface({ input: process.stdin })) {
@@ -73,4 +68,4 @@ for await (const line of createInterface({ input: process.stdin })) {
   commands[name](...args);
 }
 stream.close();
-process.stdout.write("", () => process.exit()); // a poll that hangs would keep Node from ending
+process.stdout.write("", () => process.exit()); // a poll that hangs would keep Node alive

@@ -1,7 +1,6 @@
-"""The rule at the heart of both clients, against every order of arrival: earlier state + what it
-hands on = fresh state, always.
+"""`OrderCursor` under every order of arrival: earlier state + events passed on = fresh state.
 
-The same machine drives Python's `Trail` and, over a pipe, JavaScript's.
+The same state machine drives Python's `OrderCursor` and, over a pipe, JavaScript's.
 """
 
 import json
@@ -20,7 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ordertrack_client import Trail
+from ordertrack_client import OrderCursor
 
 from tests.support.examples import examples
 
@@ -31,8 +30,8 @@ REPLAY_LIMIT = 4
 PAGE = 3
 
 
-class AnyTrail(Protocol):
-    """What both languages' trails have in common."""
+class AnyCursor(Protocol):
+    """What both languages' cursors have in common."""
 
     seen: int | None
     known: int
@@ -47,8 +46,8 @@ class AnyTrail(Protocol):
     def restart(self) -> None: ...
 
 
-class JavaScriptTrail:
-    """The one of order-stream.js. There is one process; a new trail takes the place of the last."""
+class JavaScriptCursor:
+    """The one of order-stream.js, in one process: a new cursor replaces the last one."""
 
     process: subprocess.Popen[str]
 
@@ -79,20 +78,20 @@ class JavaScriptTrail:
 
 
 @pytest.fixture(params=["python", "javascript"])
-def trail_class(request: pytest.FixtureRequest) -> Iterator[Any]:
+def cursor_class(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "python":
-        yield Trail
+        yield OrderCursor
         return
     request.getfixturevalue("node")
     with subprocess.Popen(
-        ["node", "trail_bridge.js"],  # noqa: S607
+        ["node", "cursor_bridge.js"],  # noqa: S607
         cwd=HERE,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        JavaScriptTrail.process = process
-        yield JavaScriptTrail
+        JavaScriptCursor.process = process
+        yield JavaScriptCursor
 
 
 def event(version: int) -> dict[str, Any]:
@@ -132,17 +131,17 @@ class Machine(RuleBasedStateMachine):
     times, or never: live events, answers to subscriptions, pages of the history.
     """
 
-    trail_class: Callable[..., AnyTrail]
+    cursor_class: Callable[..., AnyCursor]
 
     def __init__(self) -> None:
         super().__init__()
         self.log = Log()
-        self.trail: AnyTrail
+        self.cursor: AnyCursor
         self.under_way: list[tuple[str, Any]] = []
 
     @initialize(after=st.sampled_from([None, 0, 1]))
     def begin(self, after: int | None) -> None:
-        self.trail = self.trail_class(after)
+        self.cursor = self.cursor_class(after)
         # What the page shows: the state it was given, moved on by each event.
         self.version: int | None = after
         self.status: str | None = None if after is None else f"as of {after}"
@@ -158,11 +157,11 @@ class Machine(RuleBasedStateMachine):
 
     def arrive(self, kind: str, what: Any) -> None:
         if kind == "live":
-            self.told(None, self.trail.take([what]))
+            self.told(None, self.cursor.take([what]))
         elif kind == "page":
-            self.told(None, self.trail.take(what["events"], what["version"]))
+            self.told(None, self.cursor.take(what["events"], what["version"]))
         else:
-            self.told(*self.trail.answer(**what))
+            self.told(*self.cursor.answer(**what))
 
     @rule(number=st.integers(1, 6))
     def change(self, number: int) -> None:
@@ -172,12 +171,12 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def subscribe(self) -> None:
-        self.under_way.append(("answer", self.log.subscribe(self.trail.seen)))
+        self.under_way.append(("answer", self.log.subscribe(self.cursor.seen)))
 
     @rule()
     def poll(self) -> None:
-        if self.trail.seen is not None:
-            self.under_way.append(("page", self.log.page(self.trail.seen)))
+        if self.cursor.seen is not None:
+            self.under_way.append(("page", self.log.page(self.cursor.seen)))
 
     @rule(data=st.data(), stays=st.booleans())
     def something_arrives(self, data: st.DataObject, stays: bool) -> None:
@@ -193,75 +192,75 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def it_catches_up(self) -> None:
         """What both clients do on a new connection, while nothing fails."""
-        self.arrive("answer", self.log.subscribe(self.trail.seen))
+        self.arrive("answer", self.log.subscribe(self.cursor.seen))
         self.converged()
 
     @rule()
     def it_catches_up_by_polling(self) -> None:
-        if self.trail.seen is None:
+        if self.cursor.seen is None:
             return
         more = True
         while more:
-            page = self.log.page(self.trail.seen)
+            page = self.log.page(self.cursor.seen)
             self.arrive("page", page)
             more = bool(page["events"])
         self.converged()
 
     @rule()
     def a_gap_is_closed_when_it_is_noticed(self) -> None:
-        if self.trail.behind:
-            self.arrive("answer", self.log.subscribe(self.trail.seen))
+        if self.cursor.behind:
+            self.arrive("answer", self.log.subscribe(self.cursor.seen))
             self.converged()
 
     def converged(self) -> None:
-        assert not self.trail.behind
+        assert not self.cursor.behind
         assert (self.version, self.status) == (self.log.version, order(self.log.version)["status"])
 
     @invariant()
     def the_state_is_one_that_the_order_had(self) -> None:
-        assert self.version == self.trail.seen
+        assert self.version == self.cursor.seen
         if self.version is not None:
-            assert 0 <= self.version <= self.trail.known <= self.log.version
+            assert 0 <= self.version <= self.cursor.known <= self.log.version
             assert self.status == f"as of {self.version}"
 
     def teardown(self) -> None:
-        if hasattr(self, "trail"):
+        if hasattr(self, "cursor"):
             self.it_catches_up()
 
 
-def test_whatever_arrives_in_whatever_order_the_state_converges(trail_class: Any) -> None:
-    machine = type("Machine", (Machine,), {"trail_class": trail_class})
+def test_whatever_arrives_in_whatever_order_the_state_converges(cursor_class: Any) -> None:
+    machine = type("Machine", (Machine,), {"cursor_class": cursor_class})
     run_state_machine_as_test(
         machine,
         settings=settings(max_examples=examples(150), stateful_step_count=40, deadline=None),
     )
 
 
-def test_the_next_event_is_handed_on_and_no_other(trail_class: Any) -> None:
-    trail = trail_class(3)
-    assert trail.take([event(3), event(5)]) == []
-    assert trail.behind
-    assert trail.take([event(4), event(4), event(5), event(7)], 8) == [event(4), event(5)]
-    assert (trail.seen, trail.known, trail.behind) == (5, 8, True)
+def test_the_next_event_is_handed_on_and_no_other(cursor_class: Any) -> None:
+    cursor = cursor_class(3)
+    assert cursor.take([event(3), event(5)]) == []
+    assert cursor.behind
+    assert cursor.take([event(4), event(4), event(5), event(7)], 8) == [event(4), event(5)]
+    assert (cursor.seen, cursor.known, cursor.behind) == (5, 8, True)
 
 
-def test_before_a_state_is_known_nothing_is_handed_on(trail_class: Any) -> None:
-    trail = trail_class()
-    assert trail.take([event(1), event(2)]) == []
-    assert not trail.behind  # there is nothing yet that it could be behind of
-    assert trail.answer(order(1), 1, []) == (order(1), [])
-    assert trail.behind
+def test_before_a_state_is_known_nothing_is_handed_on(cursor_class: Any) -> None:
+    cursor = cursor_class()
+    assert cursor.take([event(1), event(2)]) == []
+    assert not cursor.behind  # there is nothing yet that it could be behind of
+    assert cursor.answer(order(1), 1, []) == (order(1), [])
+    assert cursor.behind
 
 
-def test_a_reset_replaces_the_state_unless_it_is_old(trail_class: Any) -> None:
-    trail = trail_class(3)
-    assert trail.answer(order(9), 9, [], reset=True) == (order(9), [])
-    assert trail.answer(order(8), 8, [], reset=True) == (None, [])
-    assert trail.seen == 9
+def test_a_reset_replaces_the_state_unless_it_is_old(cursor_class: Any) -> None:
+    cursor = cursor_class(3)
+    assert cursor.answer(order(9), 9, [], reset=True) == (order(9), [])
+    assert cursor.answer(order(8), 8, [], reset=True) == (None, [])
+    assert cursor.seen == 9
 
 
-def test_after_a_restart_any_state_will_do(trail_class: Any) -> None:
-    trail = trail_class(99)
-    trail.restart()
-    assert trail.answer(order(2), 2, []) == (order(2), [])
-    assert not trail.behind
+def test_after_a_restart_any_state_will_do(cursor_class: Any) -> None:
+    cursor = cursor_class(99)
+    cursor.restart()
+    assert cursor.answer(order(2), 2, []) == (order(2), [])
+    assert not cursor.behind

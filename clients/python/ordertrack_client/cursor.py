@@ -1,4 +1,4 @@
-"""What has been seen of one order: the rule that makes every event arrive once and in order.
+"""The cursor of one order: the rule by which every event arrives once and in version order.
 
 Pure: no clock, no I/O, no threads. static/js/order-stream.js has the same class.
 """
@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from ordertrack_client.protocol import Event, Order
 
 
-class Trail:
-    """Hands on only the next version; whatever else arrives is dropped.
+class OrderCursor:
+    """The position of a client in one order's log: lets only the next version pass.
 
-    seen    the version up to which events were handed on; None: the order's state is not known yet
-    known   the highest version heard of
+    seen    the version up to which events were passed on; None while the order's state is unknown
+    known   the highest version that the server has mentioned
 
-    A repeat is dropped because it was seen. An event from after a gap is dropped, too, but makes
-    the trail `behind`: it comes again, in its place, when the gap is closed from the server's log.
+    A repeated event is dropped. An event after a gap is dropped, too, and makes the cursor
+    `behind`: it comes again, in its place, when the gap is filled from the server's log.
     """
 
     __slots__ = ("known", "seen")
@@ -30,9 +30,9 @@ class Trail:
         return self.seen is not None and self.known > self.seen
 
     def take(self, events: Iterable[Event], version: int = 0) -> list[Event]:
-        """Take events from wherever, and what is said to be the latest version.
+        """Take events, wherever they come from, and the order's latest version, if it is known.
 
-        Answers those to hand on now: their versions go on from `seen`, one by one.
+        Returns the events to pass on now: their versions continue from `seen` one by one.
         """
         following: list[Event] = []
         self.known = max(self.known, version)
@@ -46,19 +46,19 @@ class Trail:
     def answer(
         self, order: Order, version: int, events: Iterable[Event], *, reset: bool = False
     ) -> tuple[Order | None, list[Event]]:
-        """Take the answer to a subscription.
+        """Take the acknowledgement of a subscription.
 
-        Answers the state to start anew from, or None, and the events to hand on after it.
+        Returns the state that replaces the present one, or None, and the events to pass on.
         """
         if self.seen is not None and not reset:
             return None, self.take(events, version)
         self.known = max(self.known, version)
         if self.seen is not None and version <= self.seen:
-            return None, []  # an old answer: we are beyond it
+            return None, []  # an old answer: the cursor is past it
         self.seen = version
         return order, []
 
     def restart(self) -> None:
-        """Forget everything: the next answer's state is where to start from."""
+        """Forget the position: the next answer's state becomes the start."""
         self.seen = None
         self.known = 0
