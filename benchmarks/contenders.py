@@ -67,7 +67,9 @@ class Contender:
         raise NotImplementedError
 
     @contextmanager
-    def serving(self, processes: int = 1, cores: Sequence[int] = ()) -> Iterator[list["Server"]]:
+    def serving(
+        self, processes: int = 1, cores: Sequence[int] = ()
+    ) -> Iterator["list[ServerProcess]"]:
         """That many server processes, ready; killed at the end."""
         with tempfile.TemporaryDirectory() as folder:
             servers = []
@@ -75,7 +77,7 @@ class Contender:
                 for number in range(processes):
                     command, environment = self.command(port := free_port())
                     log = (Path(folder) / f"{number}.log").open("w+")
-                    servers.append(Server(command, environment, port, log, cores))
+                    servers.append(ServerProcess(command, environment, port, log, cores))
                 for server in servers:
                     server.wait_until_ready(self.ready_path)
                 yield servers
@@ -99,7 +101,9 @@ class Contender:
             )
 
 
-class Server:
+class ServerProcess:
+    """A contender's server on one port, pinned to the cores that servers get."""
+
     def __init__(
         self,
         command: list[str],

@@ -1,4 +1,4 @@
-"""The benchmarks still run, and their load generator finds what it is there to find."""
+"""A quick benchmark runs to its end, and the load generator counts the faults of a server."""
 
 import sys
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import load, report, run, tools
-from benchmarks.contenders import Server, free_port
+from benchmarks.contenders import ServerProcess, free_port
 from benchmarks.scenarios import all_scenarios
 from tests.support import missing
 
@@ -51,7 +51,7 @@ def test_the_load_generator_counts_the_faults_of_a_faulty_server(
 ) -> None:
     with (tmp_path / "log").open("w+") as log:
         command = [str(tools.c_limit()), str(port := free_port()), fault]
-        server = Server(command, {}, port, log)
+        server = ServerProcess(command, {}, port, log)
         try:
             server.wait_until_ready("/")
             target = load.Target([port], ["none"], [(n, 1) for n in range(1, 11)], [server.pid])

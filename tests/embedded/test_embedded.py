@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -18,6 +17,7 @@ import pytest
 from ordertrack import embedded
 from ordertrack.embedded import EmbeddedError
 from tests.support.missing import needs_root, not_as_root
+from tests.support.waiting import eventually
 
 DEADLINE = 30
 
@@ -75,15 +75,8 @@ def query(dsn: str, sql: str) -> object:
         return row[0] if row else None
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-class Server:
-    """Another process that holds the embedded database, as a server would."""
+class Holder:
+    """Another process that has the embedded database running, as a server has."""
 
     PROGRAM = """
 import sys
@@ -121,15 +114,15 @@ postgres.stop()
 
 
 @pytest.fixture
-def server(data_dir: Path) -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
+def hold(data_dir: Path) -> Iterator[Callable[..., Holder]]:
+    holders: list[Holder] = []
 
-    def begin(*, patched: bool = False) -> Server:
-        servers.append(Server(data_dir, patched=patched))
-        return servers[-1]
+    def begin(*, patched: bool = False) -> Holder:
+        holders.append(Holder(data_dir, patched=patched))
+        return holders[-1]
 
     yield begin
-    for each in servers:
+    for each in holders:
         each.kill()
 
 
@@ -207,9 +200,9 @@ def test_settings_of_another_server_in_the_environment_do_not_lead_astray(
 
 @pytest.mark.parametrize("patched", [False, True], ids=["plain", "patched by eventlet"])
 def test_processes_share_one_postgresql_and_the_last_one_stops_it(
-    stopped: Path, server: Callable[..., Server], patched: bool
+    stopped: Path, hold: Callable[..., Holder], patched: bool
 ) -> None:
-    first, second = server(patched=patched), server(patched=patched)
+    first, second = hold(patched=patched), hold(patched=patched)
     assert first.dsn() == second.dsn()
     [postmaster] = postmasters(stopped)
     first.end()
@@ -219,13 +212,13 @@ def test_processes_share_one_postgresql_and_the_last_one_stops_it(
 
 
 def test_many_first_starts_at_once_make_one_cluster(
-    data_dir: Path, server: Callable[..., Server]
+    data_dir: Path, hold: Callable[..., Holder]
 ) -> None:
-    servers = [server() for _ in range(3)]
-    assert len({each.dsn() for each in servers}) == 1
+    holders = [hold() for _ in range(3)]
+    assert len({each.dsn() for each in holders}) == 1
     assert len(postmasters(data_dir)) == 1
     with ThreadPoolExecutor() as pool:
-        list(pool.map(Server.end, servers))
+        list(pool.map(Holder.end, holders))
     assert not postmasters(data_dir)
 
 
@@ -233,14 +226,14 @@ def test_many_first_starts_at_once_make_one_cluster(
 
 
 def test_a_killed_server_leaves_postgresql_to_the_next_one_who_stops_it(
-    stopped: Path, server: Callable[..., Server]
+    stopped: Path, hold: Callable[..., Holder]
 ) -> None:
-    first = server()
+    first = hold()
     first.dsn()
     [postmaster] = postmasters(stopped)
     first.kill()
     assert postmaster.is_running()
-    second = server()
+    second = hold()
     second.dsn()
     assert postmasters(stopped) == [postmaster]
     second.end()
@@ -269,7 +262,7 @@ def test_a_killed_postmaster_whose_backends_linger_comes_back(stopped: Path) -> 
         with ThreadPoolExecutor() as pool:
             endless = "SET statement_timeout = '1s'; DO 'BEGIN LOOP END LOOP; END'"
             lingers = pool.submit(query, postgres.dsn, endless)
-            until(lambda: query(postgres.superuser_dsn, BUSY))
+            eventually(lambda: query(postgres.superuser_dsn, BUSY))
             postmaster.kill()
             postmaster.wait(DEADLINE)
             postgres.ensure_running()
@@ -298,7 +291,7 @@ def test_a_stranger_with_the_process_id_of_a_dead_postgresql_is_no_obstacle(
     seconds = "1000" if state == psutil.STATUS_SLEEPING else "0"
     user = owner if os.geteuid() == 0 else None
     with subprocess.Popen(["/bin/sleep", seconds], user=user) as stranger:
-        until(lambda: psutil.Process(stranger.pid).status() == state)
+        eventually(lambda: psutil.Process(stranger.pid).status() == state)
         pid_file.write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
         postgres.ensure_running()
         assert query(postgres.dsn, "SELECT 1") == 1
@@ -316,12 +309,12 @@ def test_a_first_start_that_was_killed_half_way_is_begun_anew(data_dir: Path) ->
 
 
 def test_a_server_that_is_stopped_while_another_starts_leaves_it_a_running_database(
-    stopped: Path, server: Callable[..., Server]
+    stopped: Path, hold: Callable[..., Holder]
 ) -> None:
     for _ in range(3):
-        first = server()
+        first = hold()
         first.dsn()
-        second = server()
+        second = hold()
         first.end()
         assert query(second.dsn(), "SELECT 1") == 1
         second.end()

@@ -12,15 +12,15 @@ import pytest
 from ordertrack import embedded
 from tests.embedded.test_embedded import (
     DEADLINE,
-    Server,
+    Holder,
     data_dir,
     made,
     postmasters,
     query,
     stopped,
-    until,
 )
 from tests.support.missing import NO_NAMESPACES, needs_root, program
+from tests.support.waiting import eventually
 
 __all__ = ["data_dir", "made", "stopped"]  # fixtures
 
@@ -38,7 +38,7 @@ def in_another_container(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     if tried.returncode:
         pytest.skip(NO_NAMESPACES)
     process = subprocess.Popen(
-        [*ELSEWHERE, sys.executable, "-W", "ignore", "-c", Server.PROGRAM, str(folder), "plain"],
+        [*ELSEWHERE, sys.executable, "-W", "ignore", "-c", Holder.PROGRAM, str(folder), "plain"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -74,7 +74,7 @@ def test_a_postgresql_in_another_container_is_waited_for_and_none_started_beside
         postmaster.suspend()  # as one that recovers, or stands in a long queue for the disk
         try:
             starting = pool.submit(embedded.start, stopped)
-            until(lambda: len(looks) >= 2 or starting.done())
+            eventually(lambda: len(looks) >= 2 or starting.done())
             assert postmasters(stopped) == [postmaster]
         finally:
             postmaster.resume()

@@ -1,4 +1,4 @@
-"""A PostgreSQL of a test's own, to be killed."""
+"""A PostgreSQL that a test has for itself, to kill it."""
 
 import contextlib
 import shutil
@@ -13,7 +13,7 @@ from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT, make_dsn, parse_dsn
 
 from ordertrack import embedded
 from ordertrack.embedded import EmbeddedPostgres
-from tests.support.databases import migrate
+from tests.support.databases import execute, migrate
 
 
 class Cluster:
@@ -38,16 +38,12 @@ class Cluster:
         return connection
 
     def execute(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Run one statement as superuser; its rows."""
-        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute(sql, values or None)
-            return cursor.fetchall() if cursor.description else []
+        """Run one statement as superuser, committed; its rows."""
+        return execute(self.superuser_dsn, sql, *values)
 
     def execute_elsewhere(self, sql: str) -> None:
         """As `execute`, from the maintenance database."""
-        with contextlib.closing(psycopg2.connect(self._running.superuser_dsn)) as connection:
-            connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
-            connection.cursor().execute(sql)
+        execute(self._running.superuser_dsn, sql)
 
     def _processes(self) -> list[psutil.Process]:
         pid_file = self._running.data_dir / "postgres" / "postmaster.pid"
@@ -61,7 +57,7 @@ class Cluster:
                 process.kill()
 
     def suspend(self) -> None:
-        """Let it hang: connections stay open, and nothing answers."""
+        """Make it hang: connections stay open, and nothing is answered."""
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.suspend()
@@ -75,7 +71,7 @@ class Cluster:
         self._running.ensure_running()
 
     def backends(self, application: str = "%") -> list[int]:
-        """The process ids of the clients' backends, by the name that the client gave."""
+        """The process ids of client backends whose application_name is LIKE *application*."""
         rows = self.execute(
             "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
             " AND pid <> pg_backend_pid() AND application_name LIKE %s ORDER BY pid",
@@ -90,12 +86,10 @@ def running_cluster(**settings: str) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="ordertrack-faults-"))
     try:
         with embedded.start(folder) as running:
-            # What is killed here are processes, not the machine: what was written stays written.
+            # Processes are killed here, not the machine, so the system's cache keeps every write.
             for name, value in {"fsync": "off", **settings}.items():
-                with contextlib.closing(psycopg2.connect(running.superuser_dsn)) as connection:
-                    connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
-                    connection.cursor().execute(f"ALTER SYSTEM SET {name} = '{value}'")
-                    connection.cursor().execute("SELECT pg_reload_conf()")
+                execute(running.superuser_dsn, f"ALTER SYSTEM SET {name} = '{value}'")
+            execute(running.superuser_dsn, "SELECT pg_reload_conf()")
             cluster = Cluster(running)
             yield cluster
             cluster.ensure_running()  # so that it stops in order

@@ -1,6 +1,6 @@
 """Two servers behind a real nginx with TLS, configured word for word as the documentation says.
 
-What is exchanged in its block are ports and the certificate, which it leaves to the reader.
+Only the ports and the certificate are replaced, which the documentation leaves to the reader.
 """
 
 import json
@@ -73,7 +73,7 @@ def free_port() -> int:
 
 
 def written(folder: Path, port: int, servers: list[Server]) -> Path:
-    """The documented block as a whole configuration; every exchange must find its place."""
+    """The documented block in a whole configuration; every replacement must find its place."""
     block = documented()
     for was, becomes in (
         ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
@@ -92,7 +92,7 @@ def written(folder: Path, port: int, servers: list[Server]) -> Path:
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     whole = f"""
-        # One process, of whoever runs the tests, in the foreground.
+        # One process in the foreground, of the user who runs the tests.
         daemon off; master_process off;
         pid {folder}/pid; error_log {folder}/error.log;
         events {{ }}
@@ -174,7 +174,9 @@ def test_pages_get_secure_cookies_and_strict_transport(site: Site, customer: Per
     assert not moved.headers.get("Location", "").startswith("http://")
 
 
-def test_a_forms_origin_is_the_address_that_the_browser_sees(site: Site, customer: Person) -> None:
+def test_the_origin_of_a_form_is_the_address_that_the_browser_sees(
+    site: Site, customer: Person
+) -> None:
     form = {"email": customer.email, "password": customer.password}
     statuses = {
         origin: site.session()
@@ -191,7 +193,7 @@ def test_a_forms_origin_is_the_address_that_the_browser_sees(site: Site, custome
     assert statuses == {site.url: 303, "https://localhost": 403, site.servers[0].url: 403}
 
 
-def test_the_figures_are_for_nobody_outside(site: Site) -> None:
+def test_the_metrics_are_refused_from_outside(site: Site) -> None:
     assert site.session().get(f"{site.url}/metrics", timeout=TIMEOUT).status_code == 403
 
 
@@ -219,13 +221,13 @@ def test_the_address_in_the_log_is_the_one_that_nginx_saw(site: Site) -> None:
     [["websocket"], ["polling"], ["polling", "websocket"]],
     ids=["websocket", "polling", "upgrade"],
 )
-def test_the_stock_client_hears_what_happens_at_either_server(
+def test_the_stock_client_receives_the_events_of_either_server(
     site: Site, customer: Person, drivers: list[Person], transports: list[str]
 ) -> None:
     order = customer.order()
-    heard: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
     client = socketio.Client(http_session=site.session(), reconnection=False)
-    client.on("order_update", heard.append)
+    client.on("order_update", received.append)
     client.connect(
         site.url, auth={"token": customer.token}, transports=transports, wait_timeout=TIMEOUT
     )
@@ -235,8 +237,8 @@ def test_the_stock_client_hears_what_happens_at_either_server(
         drivers[0].move(order, "Processing")
         drivers[1].move(order, "Shipped")
         drivers[0].move(order, "Completed")
-        eventually(lambda: len(heard) == 3)
-        assert [event["version"] for event in heard] == [2, 3, 4]
+        eventually(lambda: len(received) == 3)
+        assert [event["version"] for event in received] == [2, 3, 4]
         assert client.transport() == transports[-1]
     finally:
         client.disconnect()
@@ -253,7 +255,7 @@ console.log((await socket.emitWithAck("subscribe", { order_id: id })).version);
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
-def test_the_stock_javascript_client_does_too(
+def test_the_stock_javascript_client_receives_events(
     site: Site, customer: Person, drivers: list[Person], transport: str
 ) -> None:
     node = missing.node()
@@ -286,7 +288,7 @@ def raw(site: Site, order: Any, **options: Any) -> websocket.WebSocket:
     )
 
 
-def test_a_raw_socket_passes_with_its_upgrade(
+def test_a_raw_websocket_is_upgraded_and_receives_events(
     site: Site, customer: Person, drivers: list[Person]
 ) -> None:
     order = customer.order()
@@ -301,7 +303,7 @@ def test_a_raw_socket_passes_with_its_upgrade(
     connection.close(timeout=1)
 
 
-def test_pages_of_other_sites_open_no_socket(site: Site, customer: Person) -> None:
+def test_pages_of_other_origins_open_no_websocket(site: Site, customer: Person) -> None:
     order = customer.order()
     header = [f"Authorization: Bearer {customer.token}"]
     for origin in ("https://elsewhere.example", site.url.replace("https", "http"), "null"):
@@ -328,10 +330,10 @@ def test_a_page_is_live_with_its_secure_cookies(
         context.close()
 
 
-def test_when_a_server_stops_nginx_leads_to_the_other(
+def test_when_a_server_stops_nginx_sends_its_clients_to_the_other(
     site: Site, customer: Person, drivers: list[Person]
 ) -> None:
-    """The last test of the module: it stops the server to which this machine's address belongs."""
+    """The last test of the module: it stops the server that nginx chose."""
     order = customer.order()
     versions: list[int] = []
     client = socketio.Client(
@@ -351,7 +353,7 @@ def test_when_a_server_stops_nginx_leads_to_the_other(
     client.connect(site.url, auth={"token": customer.token}, transports=["websocket"])
     try:
         eventually(lambda: versions == [1])
-        serving = next(server for server in site.servers if _has_a_guest(server))
+        serving = next(server for server in site.servers if _has_a_connection(server))
         (staying,) = (server for server in site.servers if server is not serving)
         drivers[site.servers.index(staying)].move(order, "Processing")
         assert serving.terminate() == 0
@@ -368,7 +370,7 @@ def test_when_a_server_stops_nginx_leads_to_the_other(
         client.disconnect()
 
 
-def _has_a_guest(server: Server) -> bool:
+def _has_a_connection(server: Server) -> bool:
     figures = server.api.get("/metrics").text
     found = re.search(r"^ordertrack_guests (\S+)$", figures, re.MULTILINE)
     assert found is not None

@@ -41,6 +41,15 @@ def as_owner(dsn: str) -> str:
     return make_dsn(dsn, user=OWNER_ROLE, password=ROLE_PASSWORD)
 
 
+def execute(dsn: str, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Run one statement on a connection of its own, committed; its rows, if it has any."""
+    with contextlib.closing(psycopg2.connect(dsn)) as connection:
+        connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+        with connection.cursor() as cursor:
+            cursor.execute(sql, values or None)
+            return cursor.fetchall() if cursor.description else []
+
+
 class Postgres:
     """Maintenance access to the test server.
 
@@ -56,15 +65,8 @@ class Postgres:
         self._ensure_roles()
 
     def execute(self, sql: str, *values: Any, dsn: str | None = None) -> list[tuple[Any, ...]]:
-        """Run one statement, committed, as superuser; answers its rows. *dsn*: where else."""
-        connection = psycopg2.connect(dsn or self.dsn)
-        try:
-            connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
-            with connection.cursor() as cursor:
-                cursor.execute(sql, values or None)
-                return cursor.fetchall() if cursor.description else []
-        finally:
-            connection.close()
+        """`execute` in the maintenance database as superuser, or where *dsn* says."""
+        return execute(dsn or self.dsn, sql, *values)
 
     def as_superuser(self, dsn: str) -> str:
         """The DSN of the same database for a superuser."""

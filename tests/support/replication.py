@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT, make_dsn
+from psycopg2.extensions import make_dsn
 
+from tests.support.databases import execute
 from tests.support.waiting import eventually
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
@@ -65,12 +65,7 @@ class Node:
 
     def execute(self, sql: str, *values: Any, dbname: str = DATABASE) -> list[tuple[Any, ...]]:
         """Run one statement as superuser, committed; its rows."""
-        dsn = make_dsn(self.superuser_dsn, dbname=dbname)
-        with contextlib.closing(psycopg2.connect(dsn)) as connection:
-            connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
-            with connection.cursor() as cursor:
-                cursor.execute(sql, values or None)
-                return cursor.fetchall() if cursor.description else []
+        return execute(make_dsn(self.superuser_dsn, dbname=dbname), sql, *values)
 
 
 class Pair:
