@@ -22,7 +22,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def _shared_server(cluster: Cluster) -> Iterator[Server]:
-    with running_server(cluster.dsn, script="tests/faults/launcher.py") as started:
+    with running_server(cluster.dsn, script="tests/faults/faulty_server.py") as started:
         yield started
 
 
@@ -39,7 +39,7 @@ def start(cluster: Cluster) -> Iterator[Callable[..., Server]]:
     """Starts servers on `cluster`, with faults to be armed: ``start(DB_POOL_SIZE="3")``."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(
-            running_server(cluster.dsn, script="tests/faults/launcher.py", **settings)
+            running_server(cluster.dsn, script="tests/faults/faulty_server.py", **settings)
         )
 
 

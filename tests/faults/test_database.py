@@ -1,4 +1,4 @@
-"""When the database is slow, stuck or gone: bounded answers, nobody else affected, recovery."""
+"""With a slow, locked or killed database, answers are bounded, other orders work, it recovers."""
 
 import asyncio
 import contextlib
@@ -27,9 +27,9 @@ Start = Callable[..., Server]
 LOCK_TIMEOUT_MS = 500
 BOUND = LOCK_TIMEOUT_MS / 1000 + 1
 
-# The promise is 100 ms, of the loop's own work: for how long the machine runs something else is not
-# ours to promise. What blocks without working, as a query would that does not cooperate, is found
-# by the clock, well above what a busy machine does.
+# The promise is 100 ms of the loop's own computing: for how long the machine runs other processes
+# cannot be promised. Blocking without computing, as in a query that does not yield, is measured by
+# the clock, with a bound well above the delays of a busy machine.
 BLOCKED_AT_WORK = 0.1
 BLOCKED = 1.0
 
@@ -52,7 +52,7 @@ def move(person: Person, order: Any, status: str = "Processing") -> Answer:
 
 @contextlib.contextmanager
 def locked(cluster: Cluster, order: Any) -> Iterator[None]:
-    """Somebody holds the order's row and does not let go."""
+    """Another transaction holds the order's row lock."""
     with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as holder:
         holder.cursor().execute("SELECT 1 FROM orders WHERE id = %s FOR UPDATE", [order["id"]])
         yield
@@ -60,14 +60,14 @@ def locked(cluster: Cluster, order: Any) -> Iterator[None]:
 
 
 @pytest.mark.safety("stuck-row")
-def test_a_stuck_order_is_answered_in_time_and_the_others_do_not_notice(
+def test_a_locked_order_is_answered_in_time_and_other_orders_are_unaffected(
     cluster: Cluster, start: Start
 ) -> None:
     server = start(LOCK_TIMEOUT_MS=str(LOCK_TIMEOUT_MS), DB_POOL_SIZE="10")
     admin = server.people.admin()
     stuck, *others = [admin.order() for _ in range(21)]
     with locked(cluster, stuck):
-        # More impatient clients than there are connections, and people who want something else.
+        # More clients than there are connections, and requests for other orders.
         answers = at_once(
             [lambda: timed(lambda: move(admin, stuck)) for _ in range(30)]
             + [lambda o=other: timed(lambda: move(admin, o)) for other in others]  # type: ignore[misc]
@@ -77,7 +77,7 @@ def test_a_stuck_order_is_answered_in_time_and_the_others_do_not_notice(
             assert took < BOUND
         for answer, took in answers[30:]:
             assert answer.status_code == 200, answer.text
-            assert took < LOCK_TIMEOUT_MS / 1000, "it waited for somebody else's lock"
+            assert took < LOCK_TIMEOUT_MS / 1000, "it waited for another order's lock"
         assert admin.read(stuck)["status"] == "Pending"
     assert move(admin, stuck).status_code == 200
     assert [event["version"] for event in admin.history(stuck)] == [1, 2]
@@ -85,7 +85,7 @@ def test_a_stuck_order_is_answered_in_time_and_the_others_do_not_notice(
 
 @pytest.mark.safety("stuck-row")
 @pytest.mark.parametrize("change", ["edit", "delete", "assign"])
-def test_every_change_of_a_stuck_order_is_answered_in_time(
+def test_every_change_of_a_locked_order_is_answered_in_time(
     cluster: Cluster, start: Start, change: str
 ) -> None:
     server = start(LOCK_TIMEOUT_MS=str(LOCK_TIMEOUT_MS))
@@ -103,7 +103,7 @@ def test_every_change_of_a_stuck_order_is_answered_in_time(
     assert took < BOUND
 
 
-def test_a_key_that_is_being_used_is_waited_for_no_longer_than_a_lock(
+def test_an_idempotency_key_in_use_is_waited_for_no_longer_than_a_lock(
     cluster: Cluster, start: Start
 ) -> None:
     server = start(LOCK_TIMEOUT_MS=str(LOCK_TIMEOUT_MS))
@@ -198,7 +198,7 @@ def test_a_login_storm_does_not_block_the_loop(lasting_server: Server) -> None:
         return codes
 
     codes = asyncio.run(scenario())
-    # Many are let in, and who is not is told to come later; the database had nothing to do with it.
+    # Many succeed, and the others get 429: the limit is on hashing, not on the database.
     assert set(codes) <= {200, 429}
     assert codes.count(200) >= 10
 
@@ -227,7 +227,7 @@ def test_a_catch_up_of_thousands_of_events_does_not_block_the_loop(
     asyncio.run(scenario())
 
 
-def test_more_than_can_be_caught_up_with_sends_everybody_to_resume(
+def test_too_many_new_events_close_all_connections_so_that_clients_resume(
     cluster: Cluster, start: Start
 ) -> None:
     server = start(DRAIN_SECONDS="6")  # they are closed over half of that
@@ -244,7 +244,7 @@ def test_more_than_can_be_caught_up_with_sends_everybody_to_resume(
         append_event(cluster.dsn, order, count=log_tail.MOST + 1)
         fresh_start = "ordertrack_relay_fresh_starts_total 1.0"
         eventually(lambda: fresh_start in server.api.get("/metrics").text)
-        # Most of them are still open, and must not hear of what comes after what they missed.
+        # Most of them are still open, and must not get events from after the gap.
         admin.edit(order, "beyond the gap")
         await asyncio.wait_for(asyncio.gather(*(client.listen() for client in clients)), 20)
         assert [client.close_code for client in clients] == [1012] * 20
@@ -252,7 +252,7 @@ def test_more_than_can_be_caught_up_with_sends_everybody_to_resume(
         assert_not_blocked(server)
         for client in clients:
             client.close()
-        # Who comes back is told that it missed too much, and hears what happens next.
+        # A client that reconnects gets a reset, and the events after it.
         back = BareClient()
         await back.connect(server.port, admin.token)
         answer = await back.call("subscribe", {"order_id": order["id"], "after": 1})
@@ -292,7 +292,7 @@ class PollingClient:
 
 
 @pytest.mark.safety("database-killed")
-def test_all_of_postgresql_dies_and_the_server_lives_on(cluster: Cluster, start: Start) -> None:
+def test_a_server_survives_the_kill_of_all_of_postgresql(cluster: Cluster, start: Start) -> None:
     server = start()
     admin = server.people.admin()
     order = admin.order()
@@ -319,7 +319,7 @@ def test_all_of_postgresql_dies_and_the_server_lives_on(cluster: Cluster, start:
 
 
 def test_a_postgresql_that_hangs_is_not_waited_for(cluster: Cluster, start: Start) -> None:
-    """Connections stay open and nothing comes: no end of file, no reset, no timeout of its own."""
+    """Connections stay open and silent: no end of file, no reset, no timeout of PostgreSQL's."""
     server = start(STATEMENT_TIMEOUT_MS="1000", LOCK_TIMEOUT_MS="500")
     admin = server.people.admin()
     order = admin.order()

@@ -1,4 +1,4 @@
-"""SIGTERM: nothing new, everything begun is finished, sockets are told to come back, exit 0."""
+"""Drain after SIGTERM: running requests finish, no new one begins, sockets close with 1012."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from tests.faults.cluster import Cluster
-from tests.faults.storm import Storm
+from tests.faults.random_kills import RandomKills
 from tests.support.bare_client import BareClient
 from tests.support.parallel import at_once
 from tests.support.servers import Server
@@ -23,7 +23,7 @@ EXIT_SECONDS = 10
 
 
 @pytest.mark.safety("drain")
-def test_what_is_under_way_is_finished_and_nothing_new_is_begun(
+def test_drain_finishes_running_requests_and_accepts_no_new_one(
     cluster: Cluster, start: Start
 ) -> None:
     server = start()
@@ -54,7 +54,7 @@ def test_what_is_under_way_is_finished_and_nothing_new_is_begun(
 
 
 @pytest.mark.safety("drain")
-def test_every_socket_is_told_to_come_back(start: Start) -> None:
+def test_drain_closes_every_socket_with_1012(start: Start) -> None:
     server = start()
     admin = server.people.admin()
     order = admin.order()
@@ -69,7 +69,7 @@ def test_every_socket_is_told_to_come_back(start: Start) -> None:
         await asyncio.wait_for(listening, EXIT_SECONDS)
         for client in clients:
             client.close()
-        # An event named so would keep the stock clients from coming back by themselves.
+        # A DISCONNECT would keep the stock clients from reconnecting by themselves.
         assert all(client.events == [] for client in clients)
         return [client.close_code for client in clients]
 
@@ -83,10 +83,10 @@ def test_every_socket_is_told_to_come_back(start: Start) -> None:
 
 @pytest.mark.safety("drain")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_two_servers_restarted_in_turn_under_load_lose_nothing(cluster: Cluster) -> None:
-    storm = Storm(cluster, seed=1, shares={"SIGTERM of a server": 1})
+def test_rolling_restarts_under_load_lose_nothing(cluster: Cluster) -> None:
+    run = RandomKills(cluster, seed=1, shares={"SIGTERM of a server": 1})
     try:
-        report = storm.run(4)
+        report = run.run(4)
     finally:
-        storm.close()
+        run.close()
     assert report.findings == [], str(report)

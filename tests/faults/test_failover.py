@@ -1,4 +1,4 @@
-"""The database is another one from now on: nobody misses anything without being told."""
+"""Failover: when the database is replaced by another, clients resume and miss nothing unnoticed."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from tests.support.servers import Server, running_server
 from tests.support.sockets import raw_watching
 from tests.support.waiting import eventually
 
-# What a killed server leaves of a connection is left to the garbage collector.
+# The connections of a killed server are closed by the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
@@ -34,7 +34,7 @@ def pair() -> Iterator[Pair]:
 
 
 class Stream:
-    """The published client, watching one order: the versions that it handed on since its start."""
+    """The Python client library, watching one order: the versions that it passed on."""
 
     def __init__(self, server: Server, person: Person, order: Any) -> None:
         self.versions: list[int] = []
@@ -66,7 +66,7 @@ def burn_transactions(pair: Pair, number: int) -> None:
 
 
 @pytest.mark.safety("lagging-standby")
-def test_after_a_failover_to_a_standby_that_lags_everybody_resumes_and_nothing_is_silent(
+def test_after_a_failover_to_a_lagging_standby_all_clients_resume(
     pair: Pair,
 ) -> None:
     with running_server(pair.dsn, DRAIN_SECONDS="1") as server:
@@ -75,7 +75,7 @@ def test_after_a_failover_to_a_standby_that_lags_everybody_resumes_and_nothing_i
         admin.edit(busy, "before")
         pair.catch_up()
         pair.cut()
-        # Watchers hear of these, and the standby never does.
+        # Watchers get these, and the standby never does.
         for number in range(20):
             admin.edit(busy, f"lost {number}")
 
@@ -88,7 +88,7 @@ def test_after_a_failover_to_a_standby_that_lags_everybody_resumes_and_nothing_i
             await asyncio.wait_for(listening, 30)
             for client in clients:
                 client.close()
-            # Not an event of after the gap on a connection from before it.
+            # No event from after the gap on a connection from before it.
             assert [client.events for client in clients] == [[]] * 10
             return [client.close_code for client in clients]
 
@@ -106,12 +106,12 @@ def test_after_a_failover_to_a_standby_that_lags_everybody_resumes_and_nothing_i
             eventually(lambda: [stream.last for stream in streams] == [1, 22])
             assert asyncio.run(watch_through_it()) == [1012] * 10
             assert raw.until_closed() == 1012
-        # By itself, and without another change: the quiet one resumes and gets what it missed, the
-        # busy one is told that what it has seen has never happened.
+        # By themselves and without another change: the quiet one resumes and gets the missed
+        # event; the busy one is reset, because its last versions never reached the standby.
         eventually(lambda: [stream.last for stream in streams] == [2, 3])
         assert [stream.resets for stream in streams] == [[], [3]]
 
-        # And the log is followed again.
+        # The log is followed again.
         eventually(lambda: server.api.get("/readyz").status_code == 200)
         for order in (quiet, busy):
             admin.edit(order, "afterwards")
@@ -126,7 +126,7 @@ def test_after_a_failover_to_a_standby_that_lags_everybody_resumes_and_nothing_i
         assert server.process.poll() is None
 
 
-def test_a_restart_of_the_same_database_sends_nobody_away(
+def test_a_restart_of_the_same_database_closes_no_connection(
     cluster: Cluster, start: Callable[..., Server]
 ) -> None:
     server = start()
@@ -142,7 +142,7 @@ def test_a_restart_of_the_same_database_sends_nobody_away(
 
 
 @pytest.mark.safety("lagging-standby")
-def test_a_standby_is_not_followed_and_writes_find_the_primary_whatever_the_order_of_hosts(
+def test_a_standby_is_not_followed_and_writes_find_the_primary_among_the_hosts(
     pair: Pair,
 ) -> None:
     pair.open_the_standby()

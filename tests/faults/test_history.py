@@ -70,7 +70,7 @@ def history() -> History:
     )
 
 
-def test_a_history_that_keeps_the_promise_passes(history: History) -> None:
+def test_a_history_without_violations_passes(history: History) -> None:
     assert history.violations() == []
 
 
@@ -214,9 +214,7 @@ def leave_a_gap_in_the_feed(h: History) -> None:
     ],
     ids=lambda spoil: spoil.__name__,
 )
-def test_the_check_finds_that_somebody_did(
-    history: History, spoil: Callable[[History], None]
-) -> None:
+def test_the_check_finds_the_violation(history: History, spoil: Callable[[History], None]) -> None:
     spoil(history)
     assert history.violations()
 

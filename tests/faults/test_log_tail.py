@@ -1,4 +1,4 @@
-"""A reader of the logs skips, repeats and delays no row, whatever happens."""
+"""A tail of the log skips, repeats and delays no event, also after a crash of PostgreSQL."""
 
 import contextlib
 
@@ -44,7 +44,7 @@ def test_an_event_that_commits_late_is_neither_skipped_nor_waited_for(
         assert read(tail, cluster) == []
 
 
-def test_what_rolls_back_is_never_seen(cluster: Cluster, order: int, tail: Tail) -> None:
+def test_an_event_that_rolls_back_is_never_read(cluster: Cluster, order: int, tail: Tail) -> None:
     with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as connection:
         append_uncommitted(connection, order)
         assert read(tail, cluster) == []
@@ -79,7 +79,7 @@ def test_a_transaction_id_that_a_crash_gave_out_twice_hides_no_event(
 
 
 @pytest.mark.safety("late-commits")
-def test_a_foreign_transaction_held_open_does_not_make_reading_dearer(
+def test_a_foreign_transaction_held_open_does_not_make_reading_slower(
     cluster: Cluster, order: int, tail: Tail
 ) -> None:
     with contextlib.closing(psycopg2.connect(cluster.superuser_dsn)) as foreign:
@@ -114,6 +114,6 @@ def test_a_cursor_is_written_as_postgresql_writes_snapshots() -> None:
     assert Cursor.at("3:12:3,5,9", 7) == Cursor(7, frozenset({3, 5}))
 
 
-def test_a_database_that_forgot_what_was_read_is_not_read_on() -> None:
+def test_a_database_that_lost_transactions_already_read_is_not_read_on() -> None:
     with pytest.raises(LogLost):
         Cursor.at("90:90:", 100)

@@ -1,4 +1,4 @@
-"""A migration that takes long, begun by two servers at once while a third one serves.
+"""A long migration that two starting servers begin at once while a third server serves.
 
 Longer, as a large table would take: FAULTS_MIGRATION_SECONDS=30 pytest <this file>
 """
@@ -53,7 +53,7 @@ def folder_with_migrations(folder: Path, head: str) -> Path:
 
 
 @pytest.mark.safety("slow-migration")
-def test_a_long_migration_under_traffic_and_two_starting_servers_comes_to_its_end(
+def test_a_long_migration_by_two_starting_servers_under_traffic_succeeds(
     postgres: Postgres, fresh_database: Callable[[], str], tmp_path: Path
 ) -> None:
     dsn = fresh_database()
@@ -83,7 +83,7 @@ def test_a_long_migration_under_traffic_and_two_starting_servers_comes_to_its_en
 
         def start() -> Server:
             return stack.enter_context(
-                running_server(dsn, script="tests/faults/launcher.py", **settings)
+                running_server(dsn, script="tests/faults/faulty_server.py", **settings)
             )
 
         # A report, or a dump, that has the table for long.

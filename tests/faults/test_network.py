@@ -1,4 +1,4 @@
-"""The network takes the answer away, not the change: asking again has no second effect."""
+"""When the network loses an answer, repeating the request has no second effect."""
 
 import json
 import re
@@ -39,9 +39,7 @@ def cut_off(admin: Person, proxy: TcpProxy) -> Iterator[Person]:
 
 
 @pytest.mark.safety("answer-lost")
-def test_the_same_put_again_changes_nothing_more(
-    admin: Person, cut_off: Person, proxy: TcpProxy
-) -> None:
+def test_a_repeated_put_is_idempotent(admin: Person, cut_off: Person, proxy: TcpProxy) -> None:
     order = admin.order()
     with pytest.raises(requests.RequestException):
         cut_off.move(order, "Processing")
@@ -52,7 +50,7 @@ def test_the_same_put_again_changes_nothing_more(
 
 
 @pytest.mark.safety("answer-lost")
-def test_the_same_key_again_finds_the_order_that_was_made(
+def test_a_repeated_idempotency_key_returns_the_order_of_the_first_request(
     cluster: Cluster, admin: Person, cut_off: Person, proxy: TcpProxy
 ) -> None:
     def made() -> int:

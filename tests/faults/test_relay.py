@@ -1,4 +1,4 @@
-"""The relay tells everybody, whatever happens to it or to its process."""
+"""The relay delivers every event, also when its connection or its process is killed."""
 
 import contextlib
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def is_ready(server: Server) -> bool:
 
 @pytest.mark.safety("killed-before-the-push")
 @pytest.mark.parametrize("point", ["before-hint", "before-push"])
-def test_killed_between_commit_and_push_the_other_process_tells_its_watchers(
+def test_a_server_killed_between_commit_and_push_leaves_the_push_to_the_other_server(
     start: Start, watch: Watch, point: str
 ) -> None:
     doomed, other = start(), start()
@@ -37,10 +37,10 @@ def test_killed_between_commit_and_push_the_other_process_tells_its_watchers(
         admin.move(order, "Processing")
     assert doomed.process.wait(10) < 0
 
-    # Without reconnecting, and within the poll at the latest: the hint may have died too.
+    # Without reconnecting, and within one poll at the latest: the hint may be lost, too.
     eventually(lambda: at_other.reached({order["id"]: 2}), 2)
     assert at_other.connections == 1
-    # Its own watchers have it as soon as they are back, wherever that is.
+    # Its own watchers get it as soon as they reconnect, to whichever server.
     at_doomed.port = lambda: other.port
     eventually(lambda: at_doomed.seen[order["id"]] == 2, 5)
     trail = admin.at(other.transport).history(order)
@@ -48,7 +48,7 @@ def test_killed_between_commit_and_push_the_other_process_tells_its_watchers(
 
 
 @pytest.mark.safety("relay-connection-lost")
-def test_its_connection_dies_twenty_times_and_no_event_is_lost(
+def test_a_relay_whose_connection_is_killed_twenty_times_loses_no_event(
     cluster: Cluster, start: Start, watch: Watch
 ) -> None:
     server = start()
@@ -86,7 +86,7 @@ def test_a_relay_that_cannot_reach_the_database_is_not_ready(
     eventually(lambda: is_ready(server), 2)
 
 
-def test_a_relay_that_fails_for_good_takes_the_process_along(start: Start) -> None:
+def test_a_relay_that_fails_for_good_ends_the_process(start: Start) -> None:
     server = start()
     admin = server.people.admin()
     server.api.post("/fault/arm?point=relay")

@@ -1,4 +1,4 @@
-"""Writers that write down what they asked and were answered: one thread each, over REST."""
+"""Writers that change orders over REST and record requests and answers: one thread each."""
 
 import random
 import threading
@@ -13,7 +13,7 @@ from tests.faults.history import Outcome, Write
 
 TIMEOUT = 15.0
 
-# What each status may become; the same as the lifecycle, and now and then a step that is refused.
+# The steps that a writer tries from each status: the lifecycle's, and some that are refused.
 NEXT = {
     "Pending": ("Processing", "Processing", "Cancelled"),
     "Processing": ("Shipped",),
@@ -24,7 +24,7 @@ NEXT = {
 
 
 class Orders:
-    """The orders of a run, as the writers know them. Safe to share between threads."""
+    """The orders of a run and the last status of each that a writer saw. Thread-safe."""
 
     def __init__(self, alive: int) -> None:
         self.all: list[str] = []
@@ -50,9 +50,9 @@ class Orders:
 class Writer(threading.Thread):
     """Places, edits and moves orders, as an admin, until it is stopped.
 
-    An answer that does not come, or a 503, leaves the outcome open: it asks again, with the same
-    key or the same body, as clients are told to do. What a client may not do again without a second
-    effect, an edit, is left unknown.
+    Without an answer, or after a 503, the outcome is open: the writer repeats the request with the
+    same key or the same body, as clients are told to do. An edit is not idempotent, so it is not
+    repeated, and its outcome stays unknown.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Writer(threading.Thread):
                     headers=headers,
                     timeout=TIMEOUT,
                 )
-                # An answer that was cut off in its headers looks whole, and has no body.
+                # An answer that was cut off in its headers looks complete, and has no body.
                 shown = answer.json()
             except requests.RequestException:
                 in_doubt = True

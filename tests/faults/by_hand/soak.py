@@ -14,7 +14,7 @@ import time
 import psutil
 
 from tests.faults.cluster import Cluster, running_cluster
-from tests.faults.storm import Storm
+from tests.faults.random_kills import RandomKills
 
 # Of the resident memory, against the mark after the first fifth: caches are warm by then.
 GROWTH = 1.15
@@ -22,11 +22,11 @@ GROWTH = 1.15
 Sample = tuple[float, int, int]  # MB resident, descriptors, backends in PostgreSQL
 
 
-def sample(storm: Storm, cluster: Cluster) -> list[Sample]:
+def sample(run: RandomKills, cluster: Cluster) -> list[Sample]:
     found = []
-    for slot in storm.slots:
-        assert slot.server is not None, "a server ended by itself"
-        process = psutil.Process(slot.server.process.pid)
+    for supervised in run.servers:
+        assert supervised.server is not None, "a server ended by itself"
+        process = psutil.Process(supervised.server.process.pid)
         found.append(
             (
                 process.memory_info().rss / 1e6,
@@ -39,7 +39,7 @@ def sample(storm: Storm, cluster: Cluster) -> list[Sample]:
 
 def main(minutes: float) -> int:
     with running_cluster() as cluster:
-        storm = Storm(cluster, 1, pause=0.1, shares={"cut of connections": 1})
+        run = RandomKills(cluster, 1, pause=0.1, shares={"cut of connections": 1})
         marks: list[list[Sample]] = []
         ends = time.monotonic() + minutes * 60
         due = time.monotonic() + 30
@@ -48,15 +48,15 @@ def main(minutes: float) -> int:
             nonlocal due
             if time.monotonic() >= due:
                 due += max(5.0, minutes * 60 / 30)
-                marks.append(sample(storm, cluster))
+                marks.append(sample(run, cluster))
                 shown = ";  ".join(f"{m:.0f} MB, {fds} descriptors" for m, fds, _ in marks[-1])
                 print(f"{shown};  {marks[-1][0][2]} backends", flush=True)
             return time.monotonic() < ends
 
         try:
-            report = storm.run_while(look)
+            report = run.run_while(look)
         finally:
-            storm.close()
+            run.close()
     print(report)
     warm = marks[len(marks) // 5]
     grown = [

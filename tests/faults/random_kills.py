@@ -1,7 +1,8 @@
-"""The storm: servers, database, connections die at random; writers write and watchers watch.
+"""Kills servers, database and connections at random while writers write and watchers watch.
 
-Everything random comes from one seed, but for the scheduling of threads and processes: the same
-seed makes the same kinds of things die in the same order, at about the same moments.
+The history check then compares what all clients saw with the audit trail. Everything random comes
+from one seed, except the scheduling of threads and processes: the same seed kills the same kinds of
+things in the same order, at about the same moments.
 """
 
 import contextlib
@@ -49,19 +50,19 @@ SHARES = {
 RECOVERY = 10.0
 EXIT = 10.0
 
-# What a server may say that ends on its way up: its database was being killed at that moment.
+# What a server may log when it fails to start: its database was being killed at that moment.
 EXCUSES = (
     "DB_DSN names a database that cannot be used",
     "The database cannot answer right now",
     "the relay cannot reach the database",
 )
 
-# Words in a server's log that no fault excuses.
+# Words that no fault excuses in a server's log.
 ALARMS = ("unexpected error", "Traceback", "CRITICAL")
 
 
-class Slot:
-    """A place where a server runs, at one address: whenever it ends, it is started again."""
+class SupervisedServer:
+    """A server at one address, behind a proxy: whenever it ends, it is started again."""
 
     def __init__(self, name: str, dsn: str, **settings: str) -> None:
         self.name = name
@@ -86,14 +87,14 @@ class Slot:
                     self.server = server
                     code = server.process.wait()
                     self.server = None
-                    self._look_back(server, code)
+                    self._check_the_end(server, code)
             except Exception as error:  # noqa: BLE001 (it starts again, as under any supervisor)
                 said = "\n".join([repr(error), str(error), *getattr(error, "__notes__", ())])
                 if not any(excuse in said for excuse in EXCUSES):
                     self.faults.append(f"{self.name} did not start: {said[-3000:]}")
                 time.sleep(0.1)
 
-    def _look_back(self, server: Server, code: int) -> None:
+    def _check_the_end(self, server: Server, code: int) -> None:
         if not self.expected_to_end:
             self.faults.append(f"{self.name} ended by itself with {code}:\n{server.log[-3000:]}")
         self.faults += [
@@ -103,7 +104,7 @@ class Slot:
         ]
 
     def kill(self) -> bool:
-        """Whether there was one to kill."""
+        """kill -9; whether it was running."""
         server = self.server
         if server is None:
             return False
@@ -113,6 +114,7 @@ class Slot:
         return True
 
     def terminate(self) -> bool:
+        """SIGTERM, and check how it ends; whether it was running."""
         server = self.server
         if server is None:
             return False
@@ -162,7 +164,7 @@ class Report:
         kinds = "".join(f"\n    {number:4}  {kind}" for kind, number in self.kills.most_common())
         outcomes = ", ".join(f"{number} {outcome}" for outcome, number in self.writes.items())
         return (
-            f"storm with seed {self.seed}: {self.kills.total()} kills in {self.seconds:.0f} s"
+            f"random kills, seed {self.seed}: {self.kills.total()} kills in {self.seconds:.0f} s"
             f"{kinds}\n"
             f"  {self.orders} orders, {self.events} events; writes: {outcomes};"
             f" 503 answered {self.unavailable} times\n"
@@ -174,11 +176,11 @@ class Report:
         )
 
 
-class Storm:
-    """Two servers, eight writers and twenty watchers on *cluster*, and what dies among them.
+class RandomKills:
+    """Two servers, eight writers and twenty watchers on *cluster*, and the kills among them.
 
     pause    how long a writer waits between two changes, in seconds, on average
-    shares   what dies how often, relative to the others
+    shares   how often each kind of kill happens, relative to the others
     """
 
     def __init__(
@@ -195,12 +197,13 @@ class Storm:
         self._report = Report(seed)
         self._orders = Orders(alive=24)
         self._assigned = 0
-        self.slots = [
-            Slot(name, cluster.dsn, ACCESS_TOKEN_SECONDS="86400") for name in ("left", "right")
+        self.servers = [
+            SupervisedServer(name, cluster.dsn, ACCESS_TOKEN_SECONDS="86400")
+            for name in ("left", "right")
         ]
         admin = self._admin()
         self._owner = admin.id
-        urls = [slot.proxy.url for slot in self.slots]
+        urls = [supervised.proxy.url for supervised in self.servers]
         self.writers = [
             Writer(f"writer {n}", urls, admin.token, self._orders, seed * 100 + n, pause)
             for n in range(WRITERS)
@@ -213,7 +216,7 @@ class Storm:
 
     def _admin(self) -> Person:
         def ready() -> Server | None:
-            return self.slots[0].server
+            return self.servers[0].server
 
         server = eventually(ready, 60)
         assert server is not None
@@ -223,18 +226,18 @@ class Storm:
         return self._orders.pick(random.Random())
 
     def _port(self) -> int:
-        return random.choice(self.slots).proxy.port
+        return random.choice(self.servers).proxy.port
 
     def run(self, kills: int) -> Report:
-        """Kill so often, at random moments, and hold everybody's histories against the trail."""
+        """Kill *kills* times at random moments, then check all histories against the trail."""
         left = iter(range(kills))
         return self.run_while(lambda: next(left, None) is not None)
 
     def run_while(self, more: Callable[[], bool]) -> Report:
         """As `run`, for as long as *more* says so."""
         began = time.monotonic()
-        for slot in self.slots:
-            eventually(slot.is_ready, 60)
+        for supervised in self.servers:
+            eventually(supervised.is_ready, 60)
         for thread in [*self.writers, *self.watchers]:
             thread.start()
         while more():
@@ -249,9 +252,9 @@ class Storm:
         for thread in [*self.writers, *self.watchers]:
             thread.stop()
         self._cluster.ensure_running()
-        for slot in self.slots:
-            slot.close()
-        # What was cut off in the middle of something warns here, where that is expected.
+        for supervised in self.servers:
+            supervised.close()
+        # Connections that were cut warn here, where that is expected.
         gc.collect()
 
     def _let_them_work(self) -> None:
@@ -267,7 +270,7 @@ class Storm:
         return sum(writer.acknowledged for writer in self.writers)
 
     def _assign(self) -> None:
-        """Somebody watches every order."""
+        """Give each new order two watchers."""
         new = self._orders.all[self._assigned :]
         self._assigned += len(new)
         many = [one for one in self.watchers if isinstance(one, OrdersWatcher)]
@@ -275,13 +278,13 @@ class Storm:
             for watcher in self._chance.sample(many, 2):
                 watcher.want(order_id)
 
-    # --- what dies --------------------------------------------------------------------------------
+    # --- the kills --------------------------------------------------------------------------------
 
     def _kill_something(self) -> None:
         kind = self._chance.choices(list(self._shares), list(self._shares.values()))[0]
         ways: dict[str, Callable[[], None]] = {
-            "kill -9 of a server": lambda: self._end_a_server(Slot.kill),
-            "SIGTERM of a server": lambda: self._end_a_server(Slot.terminate),
+            "kill -9 of a server": lambda: self._end_a_server(SupervisedServer.kill),
+            "SIGTERM of a server": lambda: self._end_a_server(SupervisedServer.terminate),
             "kill -9 of a database backend": lambda: self._end_a_backend(kill=True),
             "termination of a database backend": lambda: self._end_a_backend(kill=False),
             "kill -9 of all of PostgreSQL": self._kill_postgresql,
@@ -290,9 +293,9 @@ class Storm:
         ways[kind]()
         self._report.kills[kind] += 1
 
-    def _end_a_server(self, way: Callable[[Slot], bool]) -> None:
-        slot = self._chance.choice(self.slots)
-        eventually(lambda: way(slot), 60)
+    def _end_a_server(self, way: Callable[[SupervisedServer], bool]) -> None:
+        supervised = self._chance.choice(self.servers)
+        eventually(lambda: way(supervised), 60)
 
     def _end_a_backend(self, *, kill: bool) -> None:
         backends = self._cluster.backends("ordertrack%")
@@ -314,13 +317,13 @@ class Storm:
         self._await_recovery()
 
     def _await_recovery(self) -> None:
-        """A server that lived through it is ready again, by itself, in time."""
-        slots = [slot for slot in self.slots if slot.server is not None]
+        """Servers that survived become ready again by themselves, in time."""
+        servers = [one for one in self.servers if one.server is not None]
         began = time.monotonic()
         eventually(self._database_answers, 30)
-        if not slots:
+        if not servers:
             return
-        eventually(lambda: any(slot.is_ready() for slot in slots), 60)
+        eventually(lambda: any(supervised.is_ready() for supervised in servers), 60)
         took = time.monotonic() - began
         self._report.slowest_recovery = max(self._report.slowest_recovery, took)
         if took > RECOVERY:
@@ -333,7 +336,7 @@ class Storm:
             return False
 
     def _cut_connections(self) -> None:
-        proxy = self._chance.choice(self.slots).proxy
+        proxy = self._chance.choice(self.servers).proxy
         direction = self._chance.choice([UP, DOWN])
         for connection in proxy.connections:
             if self._chance.random() < 0.5:
@@ -348,8 +351,8 @@ class Storm:
         for writer in self.writers:
             writer.join(60)
         ended = time.monotonic()
-        for slot in self.slots:
-            eventually(slot.is_ready, 60)
+        for supervised in self.servers:
+            eventually(supervised.is_ready, 60)
         self._assign()
         trails = self._trails()
         versions = {order_id: len(trail) for order_id, trail in trails.items()}
@@ -367,7 +370,7 @@ class Storm:
         writes = [write for writer in self.writers for write in writer.writes]
         legs = [leg for watcher in self.watchers for leg in watcher.complete()]
         report.findings += violations(trails, writes, legs)
-        for part in [*self.writers, *self.watchers, *self.slots]:
+        for part in [*self.writers, *self.watchers, *self.servers]:
             report.findings += part.faults
         report.writes = Counter(outcome.value for outcome in (write.outcome for write in writes))
         report.orders = len(trails)
@@ -379,10 +382,9 @@ class Storm:
         assert report.writes[Outcome.ACKNOWLEDGED] > 0
 
     def _trails(self) -> dict[str, list[dict[str, object]]]:
-        """Of every order of this run, also of those whose making nobody was told."""
-        slot = next(slot for slot in self.slots if slot.server is not None)
-        assert slot.server is not None
-        auditor = slot.server.people.admin()
+        """The trail of every order of this run, also of those whose creation was not answered."""
+        server = next(one.server for one in self.servers if one.server is not None)
+        auditor = server.people.admin()
         ids = self._cluster.execute(
             "SELECT id FROM orders WHERE customer_id = %s ORDER BY id", int(self._owner)
         )

@@ -1,14 +1,14 @@
-"""wsgi.py with faults built in: what the fault suite starts instead of it.
+"""wsgi.py with fault injection: the fault tests start it instead of wsgi.py.
 
-Three addresses are added, the environment's MIGRATIONS names another folder of migrations, and
-nothing else differs:
+It adds three addresses, and the environment's MIGRATIONS names another folder of migrations.
+Nothing else differs:
 
     POST /fault/heartbeat      the longest times for which the loop was blocked since the last call
     POST /fault/query?sql=…    runs a query on a connection of the pool
-    POST /fault/arm?point=…    the process dies, as by kill -9, or fails, at this point from now on:
-        before-hint            a change is committed, and nobody has been told
+    POST /fault/arm?point=…    from now on the process is killed (kill -9), or fails, at this point:
+        before-hint            a change is committed, and the relay is not yet woken
         before-push            the relay has read an event, and has not delivered it
-        relay                  the relay meets a defect
+        relay                  the relay raises an unexpected exception
 """
 
 # ruff: noqa: E402 (patched before everything else, as wsgi.py does it)
@@ -59,15 +59,15 @@ def faulty_publish(self: Hub, event: Any) -> None:
     if "before-push" in armed:
         die()
     if "relay" in armed:
-        raise RuntimeError("a defect, made on purpose")
+        raise RuntimeError("a defect made on purpose")
     publish(self, event)
 
 
 class Heartbeat:
-    """A greenlet that wants to run every few milliseconds, and notes how late it was.
+    """A greenlet that wakes every few milliseconds, and records how late it is.
 
-    waited    the longest lateness by the clock, in seconds, whoever had the processor
-    worked    the longest that this thread itself worked without letting anybody else run
+    waited    the longest delay by the clock, in seconds, whichever process had the processor
+    worked    the longest time that this thread itself computed without yielding
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ def faulty_app(*arguments: Any) -> Flask:
     def arm() -> Response:
         point = request.args["point"]
         response = Response(status=204)
-        response.call_on_close(lambda: armed.add(point))  # when this call itself is over
+        response.call_on_close(lambda: armed.add(point))  # once this request is answered
         return response
 
     return app

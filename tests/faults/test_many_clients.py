@@ -1,4 +1,4 @@
-"""Crowds: conflicting changes, reconnect storms and readers that stop reading, all at once."""
+"""Many clients at once: conflicting changes, a reconnect storm, a flood that is not read."""
 
 import asyncio
 import random
@@ -17,7 +17,7 @@ from tests.support.servers import Server
 
 Start = Callable[..., Server]
 
-# What a killed server leaves of a connection is left to the garbage collector.
+# The connections of a killed server are closed by the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 CROWD = 1000
@@ -28,7 +28,7 @@ CaughtUp = tuple[list[BareClient], list[dict[str, object]], float]
 
 
 @pytest.mark.safety("conflicting-changes")
-def test_of_conflicting_changes_one_wins_and_the_others_are_told_how_it_stands(
+def test_of_conflicting_changes_one_wins_and_the_others_get_the_present_status(
     start: Start,
 ) -> None:
     servers = [start(), start()]
@@ -37,13 +37,13 @@ def test_of_conflicting_changes_one_wins_and_the_others_are_told_how_it_stands(
     orders = [customer.order() for _ in range(ORDERS)]
 
     def change_all(number: int) -> list[tuple[str, str, Answer]]:
-        """The customer on half of its devices cancels; drivers begin to process."""
+        """Half of the clients cancel as the customer; the others begin to process as a driver."""
         who, target = (customer, "Cancelled") if number % 2 else (driver, "Processing")
         who = who.at(random.choice(servers).transport)
         answers = []
         for order in random.sample(orders, ORDERS):
             body = {"status": target}
-            for _ in range(20):  # as a client does that is told to come later
+            for _ in range(20):  # as clients do after a 503
                 answer = who.api.put(f"/api/orders/{order['id']}/status", json=body)
                 if answer.status_code != 503:
                     break
@@ -66,7 +66,7 @@ def test_of_conflicting_changes_one_wins_and_the_others_are_told_how_it_stands(
 
 
 @pytest.mark.safety("reconnect-storm")
-def test_a_thousand_clients_come_back_at_once_and_each_gets_what_it_missed(
+def test_in_a_reconnect_storm_a_thousand_clients_resume_and_get_what_they_missed(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     allow_descriptors()
@@ -112,7 +112,9 @@ def test_a_thousand_clients_come_back_at_once_and_each_gets_what_it_missed(
 
 
 @pytest.mark.safety("floods-and-hoarding")
-def test_a_reader_that_stops_costs_the_healthy_ones_nothing(cluster: Cluster, start: Start) -> None:
+def test_a_flood_to_clients_that_stop_reading_does_not_slow_the_others(
+    cluster: Cluster, start: Start
+) -> None:
     allow_descriptors()
     server = start(MAX_CONNECTIONS_PER_USER="5000", QUEUE_MAX_BYTES="200000", QUEUE_MAX_SECONDS="2")
     admin = server.people.admin()
@@ -124,8 +126,8 @@ def test_a_reader_that_stops_costs_the_healthy_ones_nothing(cluster: Cluster, st
         return int(float(next(line for line in lines if line.startswith(f"{name} ")).split()[1]))
 
     async def broadcast(clients: list[BareClient], number: int) -> int:
-        """Changes, one after the other, each when all have the one before; the system calls that
-        it took to send them."""
+        """Make changes one by one, each after all clients got the one before; the system calls
+        that sending them took."""
         before = figure("ordertrack_sends_total")
         for _ in range(number):
             seen = [len(client.events) for client in clients]
@@ -163,10 +165,10 @@ def test_a_reader_that_stops_costs_the_healthy_ones_nothing(cluster: Cluster, st
 
     healthy, beside, grown, codes = asyncio.run(scenario())
     assert grown < 5 * 200_000 + 20_000_000
-    # Nobody is written to more often than before: one call per reader and change, and for those who
-    # have stopped no more than that either.
+    # One system call per client and change, as before the five stopped reading, and for those five
+    # no more than that either.
     assert healthy <= 20 * 505 + 100
     assert beside <= 80 * 505 + 400
-    # The last frame that a stopped reader gets says why; one that was reset got none.
+    # The last frame to a stopped client has the code; a connection that was reset got none.
     assert all(code in (1013, None) for code in codes)
     assert figure("ordertrack_slow_closes_total") == 5
