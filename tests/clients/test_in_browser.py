@@ -1,4 +1,4 @@
-"""order-stream.js where there is a browser to listen to: offline, online, seen again."""
+"""order-stream.js in a real browser: offline, online, a page that becomes visible again."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,7 +52,7 @@ def until(page: Page, name: str, value: Any) -> None:
     eventually(came)
 
 
-def test_offline_is_said_at_once_and_online_brings_what_was_missed(
+def test_offline_is_reported_at_once_and_online_resumes(
     open_page: Open, customer: Person, driver: Person
 ) -> None:
     order = customer.order()
@@ -68,7 +68,7 @@ def test_offline_is_said_at_once_and_online_brings_what_was_missed(
     assert page.evaluate("() => states")[:3] == ["connecting", "live", "offline"]
 
 
-def test_a_connection_that_died_in_the_background_is_found_out_when_the_page_is_seen_again(
+def test_a_connection_that_died_in_the_background_is_detected_when_the_page_is_visible(
     open_page: Open, network: TcpProxy, customer: Person, driver: Person
 ) -> None:
     order = customer.order()
@@ -83,7 +83,7 @@ def test_a_connection_that_died_in_the_background_is_found_out_when_the_page_is_
     until(page, "states", "live")
 
 
-def test_a_connection_that_lives_is_kept_when_the_page_is_seen_again(
+def test_a_live_connection_is_kept_when_the_page_is_visible(
     open_page: Open, network: TcpProxy, customer: Person, driver: Person
 ) -> None:
     order = customer.order()
@@ -97,7 +97,7 @@ def test_a_connection_that_lives_is_kept_when_the_page_is_seen_again(
     assert page.evaluate("() => states") == ["connecting", "live"]
 
 
-def test_back_in_sight_without_a_connection_it_does_not_wait_its_turn(
+def test_a_visible_page_without_a_connection_reconnects_at_once(
     open_page: Open, network: TcpProxy, customer: Person, driver: Person
 ) -> None:
     busy = '44{"message":"","data":{"code":"too_many_requests","status":429,"retry_after":30}}'

@@ -1,4 +1,4 @@
-"""Both clients through everything that may happen: in order, each event once, none missing."""
+"""Both client libraries deliver each event once and in order, whatever fails on the way."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ Open = Callable[..., Stream]
 
 
 def assert_tells(stream: Stream, person: Person, order: Any, after: int = 0) -> None:
-    """*stream* has told exactly the audit trail from *after* on."""
+    """*stream* has delivered exactly the audit trail from *after* on."""
     expected = person.history(order, after)
     if expected:
         stream.until_seen(order, expected[-1]["version"])
@@ -28,7 +28,7 @@ def assert_tells(stream: Stream, person: Person, order: Any, after: int = 0) -> 
 # --- following -----------------------------------------------------------------------------------
 
 
-def test_it_tells_what_was_missed_and_then_what_happens(
+def test_missed_events_are_replayed_and_live_ones_follow(
     open_stream: Open, customer: Person, driver: Person
 ) -> None:
     order = customer.order()
@@ -56,7 +56,7 @@ def test_without_a_version_it_starts_from_the_present_state(
 
 
 @pytest.mark.safety("client-offline")
-def test_too_much_missed_is_a_new_state(
+def test_too_many_missed_events_are_a_reset(
     open_stream: Open, long_order: tuple[Person, dict[str, Any]]
 ) -> None:
     owner, order = long_order
@@ -70,7 +70,7 @@ def test_too_much_missed_is_a_new_state(
     assert_tells(stream, owner, order, after=state["version"])
 
 
-def test_as_much_as_is_replayed_is_told_event_by_event(
+def test_as_many_events_as_are_replayed_come_one_by_one(
     open_stream: Open, long_order: tuple[Person, dict[str, Any]]
 ) -> None:
     owner, order = long_order
@@ -81,7 +81,7 @@ def test_as_much_as_is_replayed_is_told_event_by_event(
     assert stream.resets[order["id"]] == []
 
 
-def test_a_version_that_the_order_has_not_reached_is_a_new_state(
+def test_a_version_that_the_order_has_not_reached_is_a_reset(
     open_stream: Open, customer: Person, driver: Person
 ) -> None:
     order, another = customer.order(), customer.order()
@@ -94,7 +94,7 @@ def test_a_version_that_the_order_has_not_reached_is_a_new_state(
     assert_tells(stream, customer, order, after=1)
 
 
-def test_an_order_of_somebody_else_is_an_error_and_harms_no_other(
+def test_an_order_of_another_user_is_an_error_for_that_order_only(
     open_stream: Open, customer: Person, driver: Person, server: Server
 ) -> None:
     own, other = customer.order(), server.people.customer().order()
@@ -110,7 +110,7 @@ def test_an_order_of_somebody_else_is_an_error_and_harms_no_other(
     assert stream.events[other["id"]] == []
 
 
-def test_an_order_that_is_deleted_says_so_last(open_stream: Open, customer: Person) -> None:
+def test_a_deletion_is_the_last_event(open_stream: Open, customer: Person) -> None:
     order = customer.order()
     stream = open_stream(customer)
     stream.watch(order, 1)
@@ -123,7 +123,7 @@ def test_an_order_that_is_deleted_says_so_last(open_stream: Open, customer: Pers
     assert stream.errors[order["id"]][0]["code"] == "not_found"
 
 
-def test_an_order_is_not_told_any_more_once_it_is_stopped_and_can_be_watched_anew(
+def test_a_stopped_watch_gets_no_more_events_and_can_begin_again(
     open_stream: Open, customer: Person, driver: Person
 ) -> None:
     order, another = customer.order(), customer.order()
@@ -133,7 +133,7 @@ def test_an_order_is_not_told_any_more_once_it_is_stopped_and_can_be_watched_ane
     stream.until("live")
     stream.stop(order)
     driver.move(another, "Processing")
-    stream.until_seen(another, 2)  # so the stop has been heard
+    stream.until_seen(another, 2)  # so the stop has taken effect
     driver.move(order, "Processing")
     driver.move(another, "Shipped")
     stream.until_seen(another, 3)
@@ -143,7 +143,7 @@ def test_an_order_is_not_told_any_more_once_it_is_stopped_and_can_be_watched_ane
     assert_tells(stream, customer, order, after=1)
 
 
-def test_hundreds_of_orders_are_followed_and_found_again(
+def test_hundreds_of_orders_are_watched_and_resumed(
     open_stream: Open, network: TcpProxy, customer: Person, driver: Person
 ) -> None:
     orders = [customer.order(f"box {number}") for number in range(430)]
@@ -194,7 +194,7 @@ def test_connections_cut_at_any_byte_lose_and_repeat_nothing(
     chance = random.Random(seed)
     order = customer.order()
     network.cut_after(chance.randint(300, 3000))
-    stream = open_stream(customer, poll_after=60)  # the sockets shall do it
+    stream = open_stream(customer, poll_after=60)  # so that no poll helps
     stream.watch(order, 0)
     for number in range(30):
         customer.edit(order, f"box {number}")
@@ -205,7 +205,7 @@ def test_connections_cut_at_any_byte_lose_and_repeat_nothing(
     assert stream.resets[order["id"]] == []
 
 
-def test_a_connection_that_falls_silent_is_given_up(
+def test_a_connection_that_falls_silent_is_closed(
     open_stream: Open, network: TcpProxy, customer: Person, driver: Person
 ) -> None:
     order, another = customer.order(), customer.order()
@@ -214,7 +214,7 @@ def test_a_connection_that_falls_silent_is_given_up(
     stream.until("live")
     network.pause()
     driver.move(order, "Processing")
-    stream.watch(another, 0)  # the question that is not answered
+    stream.watch(another, 0)  # the request that is not answered
     eventually(lambda: network.accepted > 1)
     network.resume()
     assert_tells(stream, customer, order)
@@ -286,13 +286,13 @@ def test_a_server_that_restarts_leaves_no_gap(
     assert not any(later)
 
 
-def test_more_than_one_answer_holds_is_told_event_by_event_all_the_same(
+def test_a_replay_larger_than_one_answer_comes_in_several_rounds(
     open_stream: Open,
     database: str,
     start_server: Callable[..., Server],
     network: TcpProxy,
 ) -> None:
-    """The server gives what fits; the rest is asked for again, in as many rounds as it takes."""
+    """The server sends what fits; the client asks for the rest again, in several rounds."""
     server = start_server(database, QUEUE_MAX_BYTES="65536")  # half of it is what an answer holds
     customer = server.people.customer()
     orders = [customer.order() for _ in range(6)]
@@ -300,7 +300,7 @@ def test_more_than_one_answer_holds_is_told_event_by_event_all_the_same(
         for letter in "abcdefgh":
             customer.edit(order, letter * 2000)
     network.target = server.port
-    stream = open_stream(customer, poll_after=60)  # the sockets shall do it
+    stream = open_stream(customer, poll_after=60)  # so that no poll helps
     for order in orders:
         stream.watch(order, 1)
     for order in orders:
@@ -309,7 +309,7 @@ def test_more_than_one_answer_holds_is_told_event_by_event_all_the_same(
     stream.until("live")
 
 
-def test_what_no_answer_holds_is_a_new_state(
+def test_a_replay_too_large_for_any_answer_is_a_reset(
     open_stream: Open,
     database: str,
     start_server: Callable[..., Server],
@@ -331,7 +331,7 @@ def test_what_no_answer_holds_is_a_new_state(
     assert stream.events[large["id"]] == []
 
 
-# --- words that no honest server says ------------------------------------------------------------
+# --- messages that a correct server never sends --------------------------------------------------
 # The real server behind a proxy that changes its messages.
 
 
@@ -344,7 +344,7 @@ def is_ack(message: str) -> bool:
 
 
 def unreliable(chance: random.Random) -> Mangle:
-    """Updates get lost, come twice, or later than the next one."""
+    """Updates are lost, repeated, or delayed until after the next one."""
     held: list[str] = []
 
     def mangle(message: str) -> Iterable[str]:
@@ -368,7 +368,7 @@ def unreliable(chance: random.Random) -> Mangle:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_lost_repeated_and_reordered_updates_are_told_once_and_in_order(
+def test_lost_repeated_and_reordered_updates_arrive_once_and_in_order(
     open_stream: Open, network: TcpProxy, customer: Person, seed: int
 ) -> None:
     chance = random.Random(seed)
@@ -381,12 +381,12 @@ def test_lost_repeated_and_reordered_updates_are_told_once_and_in_order(
     for number in range(60):
         customer.edit(chance.choice(orders), f"box {number}")
     network.filter(None)
-    stream.reconnect()  # the last update of an order may be lost, and nothing then tells of it
+    stream.reconnect()  # the last update of an order may be lost, and no later one shows the gap
     for order in orders:
         assert_tells(stream, customer, order)
 
 
-def test_an_answer_that_is_lost_is_asked_for_again(
+def test_a_lost_acknowledgement_is_requested_again(
     open_stream: Open, network: TcpProxy, customer: Person, driver: Person
 ) -> None:
     numbers = count()
@@ -402,7 +402,7 @@ def test_an_answer_that_is_lost_is_asked_for_again(
     assert network.accepted == 1
 
 
-def test_a_server_that_is_busy_is_asked_again(
+def test_a_busy_server_is_asked_again(
     open_stream: Open, network: TcpProxy, customer: Person, driver: Person
 ) -> None:
     numbers = count()
@@ -425,10 +425,10 @@ def test_a_server_that_is_busy_is_asked_again(
     assert next(numbers) > 3
 
 
-def test_a_disconnect_by_the_server_is_not_the_end(
+def test_it_reconnects_after_a_disconnect_by_the_server(
     open_stream: Open, network: TcpProxy, customer: Person, driver: Person
 ) -> None:
-    # After this packet the stock clients do not come back by themselves.
+    # After this packet the stock clients do not reconnect by themselves.
     numbers = count()
     network.filter(
         mangling(
@@ -447,11 +447,11 @@ def test_a_disconnect_by_the_server_is_not_the_end(
     assert stream.states == ["connecting", "live", "reconnecting", "live"]
 
 
-# --- sockets that cannot be had ------------------------------------------------------------------
+# --- networks without sockets --------------------------------------------------------------------
 
 
 def blocking(part: bytes, *, swallow: bool = False) -> Callable[[], Callable[[bytes], bytes]]:
-    """Connections on which *part* is asked for break, or hang."""
+    """Breaks or hangs connections on which *part* is requested."""
 
     def start() -> Callable[[bytes], bytes]:
         hanging = False
@@ -470,7 +470,7 @@ def blocking(part: bytes, *, swallow: bool = False) -> Callable[[], Callable[[by
 
 
 @pytest.mark.parametrize("swallow", [False, True], ids=["refused", "swallowed"])
-def test_without_any_socket_it_polls_and_says_so_and_goes_live_again(
+def test_without_any_socket_it_polls_and_becomes_live_again(
     open_stream: Open, network: TcpProxy, customer: Person, driver: Person, *, swallow: bool
 ) -> None:
     network.filter(blocking(b"/socket.io/", swallow=swallow), UP)
@@ -506,7 +506,7 @@ def test_without_websockets_long_polling_is_live(
     assert_tells(stream, customer, order)
 
 
-def test_without_any_network_it_says_offline(
+def test_without_a_network_its_state_is_offline(
     open_stream: Open, network: TcpProxy, customer: Person, driver: Person
 ) -> None:
     order = customer.order()
@@ -523,7 +523,7 @@ def test_without_any_network_it_says_offline(
     assert stream.states[:4] == ["connecting", "live", "reconnecting", "offline"]
 
 
-def test_polling_a_long_history_is_told_event_by_event(
+def test_polling_reads_a_long_history_event_by_event(
     open_stream: Open, network: TcpProxy, long_order: tuple[Person, dict[str, Any]]
 ) -> None:
     owner, order = long_order
@@ -533,7 +533,7 @@ def test_polling_a_long_history_is_told_event_by_event(
     assert_tells(stream, owner, order)
 
 
-def test_polling_tells_that_an_order_is_gone(
+def test_polling_reports_that_an_order_is_gone(
     open_stream: Open, network: TcpProxy, customer: Person, server: Server
 ) -> None:
     network.filter(blocking(b"/socket.io/"), UP)
@@ -547,7 +547,7 @@ def test_polling_tells_that_an_order_is_gone(
 # --- the feed ------------------------------------------------------------------------------------
 
 
-def test_the_feed_tells_of_every_order_once_and_says_when_it_may_have_missed_some(
+def test_the_feed_has_every_event_once_and_reports_possible_gaps(
     open_stream: Open, network: TcpProxy, customer: Person, driver: Person
 ) -> None:
     watched = customer.order()
@@ -585,7 +585,7 @@ def test_the_feed_can_be_left_and_joined_again(
     stream.until("live")
     stream.stop(FEED)
     driver.move(watched, "Processing")
-    stream.until_seen(watched, 2)  # so the stop has been heard
+    stream.until_seen(watched, 2)  # so the stop has taken effect
     driver.move(order, "Processing")
     driver.move(watched, "Shipped")
     stream.until_seen(watched, 3)
@@ -622,7 +622,7 @@ def test_an_expired_token_is_renewed_and_nothing_is_missed(
     customer = hasty_server.people.customer()
     order = customer.at(server.transport).order()
     network.target = hasty_server.port
-    # The other server's tokens live longer, and are as good.
+    # The other server's tokens live longer, and are valid here.
     stream = open_stream(customer, renewals=[renewed(customer, server)])
     stream.watch(order, 0)
     stream.until("live")
@@ -651,7 +651,7 @@ def test_a_token_that_was_replaced_in_time_needs_no_renewal(
     stream.until("live")
 
 
-def test_a_token_that_nobody_renews_ends_the_stream(
+def test_an_expired_token_that_is_not_renewed_ends_the_stream(
     open_stream: Open, network: TcpProxy, hasty_server: Server
 ) -> None:
     customer = hasty_server.people.customer()
@@ -662,7 +662,7 @@ def test_a_token_that_nobody_renews_ends_the_stream(
     assert stream.problem["code"] == "token_expired"
 
 
-def test_signing_out_ends_the_stream_and_signing_in_revives_it(
+def test_logout_ends_the_stream_and_login_resumes_it(
     open_stream: Open, customer: Person, driver: Person
 ) -> None:
     order = customer.order()
@@ -680,14 +680,14 @@ def test_signing_out_ends_the_stream_and_signing_in_revives_it(
     stream.until("live")
 
 
-def test_renewals_that_are_refused_too_end_the_stream(open_stream: Open, customer: Person) -> None:
+def test_refused_renewals_end_the_stream(open_stream: Open, customer: Person) -> None:
     assert customer.api.post("/api/logout").status_code == 204
     stream = open_stream(customer, renewals=[customer.token] * 10)
     stream.until("signed_out")
     assert len(stream.renewals) == 3
 
 
-def test_signing_out_is_noticed_while_polling(
+def test_logout_is_noticed_while_polling(
     open_stream: Open, network: TcpProxy, customer: Person
 ) -> None:
     network.filter(blocking(b"/socket.io/"), UP)

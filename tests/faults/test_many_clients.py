@@ -93,6 +93,8 @@ def test_in_a_reconnect_storm_a_thousand_clients_resume_and_get_what_they_missed
         listening = asyncio.gather(*(client.listen() for client in clients))
         first.process.kill()
         await listening
+        for client in clients:
+            client.close()
         elsewhere = admin.at(second.transport)
         await asyncio.to_thread(
             lambda: [elsewhere.edit(order, f"edit {n}") for order in orders for n in range(3)]
@@ -160,6 +162,7 @@ def test_a_flood_to_clients_that_stop_reading_does_not_slow_the_others(
         # Each change, once, in order, and whole: whatever the others did.
         for client in clients:
             assert [event["version"] for event, _ in client.events] == list(range(2, 102))
+        for client in [*clients, *stopped]:
             client.close()
         return healthy, beside, grown, [client.close_code for client in stopped]
 
