@@ -540,7 +540,7 @@ DEFECTS = [
         "        if timeline is None:\n", '        if timeline == "never":\n',
         only(
             FAILOVER_TESTS,
-            "test_a_standby_is_not_followed_and_writes_find_the_primary_whatever_the_order_of_hosts",
+            "test_a_standby_is_not_followed_and_writes_find_the_primary_among_the_hosts",
         ),
     ),
     Defect(

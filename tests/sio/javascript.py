@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.support.waiting import eventually
 
-HERE = Path(__file__).parent  # where npm has installed the client
+HERE = Path(__file__).parent
 DEADLINE = 20
 
 
