@@ -77,19 +77,19 @@ Description = Annotated[str, _line(2000), AfterValidator(_storable)]
 Note = Annotated[str, _line(500), AfterValidator(_storable)]
 
 
-class Form(BaseModel):
+class RequestModel(BaseModel):
     """A request body or a form. Unknown fields are refused, and types are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Registration(Form):
+class Registration(RequestModel):
     name: Name
     email: Email
     password: Password
 
 
-class Credentials(Form):
+class Credentials(RequestModel):
     # Stripped, as at the registration.
     email: Annotated[
         str, StringConstraints(strip_whitespace=True, max_length=254), AfterValidator(_storable)
@@ -97,58 +97,58 @@ class Credentials(Form):
     password: AnyPassword
 
 
-class PasswordChange(Form):
+class PasswordChange(RequestModel):
     current_password: AnyPassword
     new_password: Password
 
 
-class PasswordReset(Form):
+class PasswordReset(RequestModel):
     token: Annotated[str, StringConstraints(max_length=1000)]
     password: Password
 
 
-class OrderForm(Form):
+class OrderDescription(RequestModel):
     description: Description
 
 
-class StatusForm(Form):
+class StatusChange(RequestModel):
     status: Annotated[Status, Field(strict=False)]
     note: Note | None = None
 
 
-class DriverForm(Form):
+class DriverAssignment(RequestModel):
     driver_id: Id | None
 
 
-class UserForm(Form):
+class UserChange(RequestModel):
     role: Annotated[Role, Field(strict=False)] | None = None
     active: bool | None = None
 
 
-class OrderWanted(Form):
+class Subscription(RequestModel):
     """One order to watch, and the last version of it that the client has seen."""
 
     order_id: Id
     after: Version | None = None
 
 
-class OrdersWanted(Form):
-    orders: Annotated[list[OrderWanted], Field(min_length=1, max_length=MAX_SUBSCRIPTIONS)]
+class Subscriptions(RequestModel):
+    orders: Annotated[list[Subscription], Field(min_length=1, max_length=MAX_SUBSCRIPTIONS)]
 
 
-class OrderUnwanted(OrderWanted):
+class Unsubscription(Subscription):
     """An order to watch no longer; clients may send the same object as to watch it."""
 
 
-class TokenRenewal(Form):
+class TokenRenewal(RequestModel):
     token: str
 
 
-AnyForm = TypeVar("AnyForm", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def parse_json(body: bytes, form: type[AnyForm]) -> AnyForm:
-    """Read *body* as *form*. Raises `MalformedRequest` (not JSON) or `ValidationFailed`."""
+def parse_json(body: bytes, model: type[Model]) -> Model:
+    """Read *body* as *model*. Raises `MalformedRequest` (not JSON) or `ValidationFailed`."""
     try:
         text = body.decode("utf-8")
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
@@ -158,7 +158,7 @@ def parse_json(body: bytes, form: type[AnyForm]) -> AnyForm:
         raise MalformedRequest("The body is nested too deeply.") from error
     except ValueError as error:
         raise MalformedRequest(f"The body is not valid JSON: {error}.") from error
-    return parse(value, form)
+    return parse(value, model)
 
 
 def _no_constant(name: str) -> Any:
@@ -173,10 +173,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def parse(value: Any, form: type[AnyForm]) -> AnyForm:
-    """Read an already decoded value as *form*. Raises `ValidationFailed`, naming each field."""
+def parse(value: Any, model: type[Model]) -> Model:
+    """Read an already decoded value as *model*. Raises `ValidationFailed`, naming each field."""
     try:
-        return form.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
         raise ValidationFailed(
             "The request is not of the required form.",

@@ -26,10 +26,10 @@ from ordertrack.realtime.connections import Connections
 from ordertrack.realtime.database_gate import DatabaseGate
 from ordertrack.realtime.hub import Announcement, Answers, Hub, feed_room
 from ordertrack.schemas import (
-    OrdersWanted,
-    OrderUnwanted,
-    OrderWanted,
+    Subscription,
+    Subscriptions,
     TokenRenewal,
+    Unsubscription,
     parse,
     present_catch_up,
     to_json,
@@ -174,15 +174,17 @@ class SocketIOHandlers:
         if isinstance(data, dict) and "feed" in data:
             return self._subscribe_feed(watcher, data)
         if isinstance(data, dict) and "orders" in data:
-            wanted = parse(data, OrdersWanted).orders
+            wanted = parse(data, Subscriptions).orders
             if len({one.order_id for one in wanted}) != len(wanted):
                 raise ValidationFailed.at("/orders", "must name each order once")
             answers = self._subscribe_orders(watcher, wanted)
             return {"ok": True, "results": [_ack(answers[one.order_id]) for one in wanted]}
-        one = parse(data, OrderWanted)
+        one = parse(data, Subscription)
         return _ack(self._subscribe_orders(watcher, [one])[one.order_id])
 
-    def _subscribe_orders(self, watcher: SocketIOWatcher, wanted: Iterable[OrderWanted]) -> Answers:
+    def _subscribe_orders(
+        self, watcher: SocketIOWatcher, wanted: Iterable[Subscription]
+    ) -> Answers:
         return self._hub.subscribe(watcher, {one.order_id: one.after for one in wanted})
 
     def _subscribe_feed(self, watcher: SocketIOWatcher, data: dict[str, Any]) -> Ack:
@@ -197,7 +199,7 @@ class SocketIOHandlers:
             if watcher.actor is not None:
                 self._hub.leave(watcher, feed_room(watcher.actor))
         else:
-            self._hub.unsubscribe(watcher, parse(data, OrderUnwanted).order_id)
+            self._hub.unsubscribe(watcher, parse(data, Unsubscription).order_id)
         return {"ok": True}
 
     def _authenticate(self, watcher: SocketIOWatcher, data: Any) -> Ack:

@@ -133,15 +133,11 @@ def _counts(query: Query, ids: list[int] | None) -> dict[Status, Count]:
         if branch.path == "all" and not branch.conditions:
             statement, at_most = _count_each(branch), COUNTED
         else:
-            statement, at_most = _count_along(branch, query.values), None
+            statement, at_most = _count_along(branch, query.values), branch.reach
         rows = fetch(f"WITH {callers.ACTOR_CTE} {statement}", parameters)
-        looked_at = sum(row.looked_at for row in rows)
         for row in rows:
-            if at_most is None:
-                counts[Status(row.status)] += Count(row.number)
-            else:
-                counts[Status(row.status)] += Count(min(row.number, at_most), row.number > at_most)
-        if at_most is None and looked_at >= branch.reach:
+            counts[Status(row.status)] += Count(min(row.number, at_most), row.number > at_most)
+        if sum(row.looked_at for row in rows) >= branch.reach:
             counts = {status: count + Count(0, more=True) for status, count in counts.items()}
     return counts
 
@@ -163,7 +159,7 @@ def _count_each(branch: Branch) -> str:
 
 
 def _count_along(branch: Branch, values: dict[str, Any]) -> str:
-    """Count what matches among the newest rows of the branch's path."""
+    """Count what matches among the rows that the branch looks at, the newest of its path."""
     rows, order = order_walk.steps(branch.path, values, None)
     judged = " AND ".join(branch.judged) or "true"
     return f"""SELECT o.status, count(*) FILTER (WHERE {judged}) AS number, count(*) AS looked_at

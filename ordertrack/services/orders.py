@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, StrEnum, auto
@@ -511,6 +512,18 @@ def _explain(
 # --- other changes -----------------------------------------------------------------------------
 
 
+@contextmanager
+def _locked(caller: Caller, order_id: int) -> Iterator[tuple[Transaction, Actor, OrderRow]]:
+    """A transaction that holds the order's row lock, for a change. Raises `NotFound`.
+
+    The caller is read after the lock was taken: rights may end during the wait for it.
+    """
+    with _row_queue.take(order_id), db.transaction() as t:
+        t.execute(text(_LOCK_ROW), {"id": order_id})
+        actor, row = _read_in(t, caller, order_id)
+        yield t, actor, require_visible(actor, row)
+
+
 def edit(
     caller: Caller, order_id: int, description: str, *, if_version: int | None = None
 ) -> OrderView:
@@ -518,8 +531,8 @@ def edit(
 
     Raises `NotFound`, `Forbidden` (a driver), `Conflict` (no longer editable), `VersionMismatch`.
     """
-    with _row_queue.take(order_id), db.transaction() as t:
-        actor, row, held = _locked(t, caller, order_id)
+    with _locked(caller, order_id) as (t, actor, row):
+        held = policy.standings(actor, row)
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may edit an order.")
         if row.description == description:
@@ -546,8 +559,8 @@ def delete(caller: Caller, order_id: int, *, if_version: int | None = None) -> N
 
     Raises `NotFound` (also the second time), `Forbidden`, `Conflict`, `VersionMismatch`.
     """
-    with _row_queue.take(order_id), db.transaction() as t:
-        actor, row, held = _locked(t, caller, order_id)
+    with _locked(caller, order_id) as (t, actor, row):
+        held = policy.standings(actor, row)
         if not policy.may_touch(held):
             raise Forbidden("Only the customer and admins may delete an order.")
         _require_version(row.version, if_version)
@@ -568,8 +581,7 @@ def assign_driver(
     Raises `NotFound`, `Forbidden` unless the caller is an admin, `ValidationFailed` when
     *driver_id* is not an active driver, `Conflict` when the order is final, `VersionMismatch`.
     """
-    with _row_queue.take(order_id), db.transaction() as t:
-        actor, row, _ = _locked(t, caller, order_id)
+    with _locked(caller, order_id) as (t, actor, row):
         callers.require_admin(actor)
         if row.driver_id == driver_id:
             return view_of(actor, row)
@@ -605,19 +617,6 @@ def _active_driver(t: Transaction, user_id: int) -> str:
     if name is None:
         raise ValidationFailed.at("/driver_id", "must be the id of an active driver")
     return name
-
-
-def _locked(
-    t: Transaction, caller: Caller, order_id: int
-) -> tuple[Actor, OrderRow, frozenset[Standing]]:
-    """The order under its row lock, for a change.
-
-    The caller is read after the lock was taken: rights may end during the wait for it.
-    """
-    t.execute(text(_LOCK_ROW), {"id": order_id})
-    actor, found = _read_in(t, caller, order_id)
-    row = require_visible(actor, found)
-    return actor, row, policy.standings(actor, row)
 
 
 def _as_changed(view: OrderView, changed: eventlog.Changed, **values: Any) -> OrderView:

@@ -215,24 +215,8 @@ DEFECTS = [
         RACE_TESTS,
     ),
     Defect(
-        "edit-without-the-row-queue", ORDERS,
-        "(no longer editable), `VersionMismatch`.\n    \"\"\"\n"
-        "    with _row_queue.take(order_id), db.transaction() as t:",
-        "(no longer editable), `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
-        RACE_TESTS,
-    ),
-    Defect(
-        "delete-without-the-row-queue", ORDERS,
-        "`Forbidden`, `Conflict`, `VersionMismatch`.\n    \"\"\"\n"
-        "    with _row_queue.take(order_id), db.transaction() as t:",
-        "`Forbidden`, `Conflict`, `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
-        RACE_TESTS,
-    ),
-    Defect(
-        "assign-without-the-row-queue", ORDERS,
-        "when the order is final, `VersionMismatch`.\n    \"\"\"\n"
-        "    with _row_queue.take(order_id), db.transaction() as t:",
-        "when the order is final, `VersionMismatch`.\n    \"\"\"\n    with db.transaction() as t:",
+        "changes-without-the-row-queue", ORDERS,
+        "with _row_queue.take(order_id), db.transaction() as t:", "with db.transaction() as t:",
         RACE_TESTS,
     ),
     Defect(
@@ -244,7 +228,7 @@ DEFECTS = [
     ),
     Defect(
         "changes-do-not-lock-the-row", ORDERS,
-        '    t.execute(text(_LOCK_ROW), {"id": order_id})\n    actor', "    actor",
+        '        t.execute(text(_LOCK_ROW), {"id": order_id})\n        actor', "        actor",
         LIFECYCLE_TESTS
         + only(WAIT_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
     ),

@@ -10,9 +10,9 @@ from ordertrack.errors import ValidationFailed
 from ordertrack.lifecycle import Status
 from ordertrack.schemas import (
     MAX_VERSION,
-    DriverForm,
-    OrderForm,
-    StatusForm,
+    DriverAssignment,
+    OrderDescription,
+    StatusChange,
     decode_cursor,
     encode_cursor,
     present_history,
@@ -36,7 +36,7 @@ blueprint = Blueprint("orders", __name__, url_prefix="/api")
 
 @blueprint.post("/orders")
 def create() -> Response:
-    form = body(OrderForm)
+    form = body(OrderDescription)
     order = orders.create(auth.caller(), form.description, key=_idempotency_key())
     location = url_for("orders.get", order_id=order.id)
     return _answer(order, 201, {"Location": location})
@@ -112,7 +112,7 @@ def get(order_id: int) -> Response:
 
 @blueprint.route("/orders/<id:order_id>", methods=["PUT", "PATCH"])
 def edit(order_id: int) -> Response:
-    form = body(OrderForm)
+    form = body(OrderDescription)
     return _answer(orders.edit(auth.caller(), order_id, form.description, if_version=if_match()))
 
 
@@ -124,7 +124,7 @@ def delete(order_id: int) -> Response:
 
 @blueprint.put("/orders/<id:order_id>/status")
 def change_status(order_id: int) -> Response:
-    form = body(StatusForm)
+    form = body(StatusChange)
     return _answer(
         orders.change_status(
             auth.caller(),
@@ -138,7 +138,7 @@ def change_status(order_id: int) -> Response:
 
 @blueprint.put("/orders/<id:order_id>/driver")
 def assign_driver(order_id: int) -> Response:
-    form = body(DriverForm)
+    form = body(DriverAssignment)
     return _answer(
         orders.assign_driver(auth.caller(), order_id, form.driver_id, if_version=if_match())
     )

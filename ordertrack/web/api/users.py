@@ -4,7 +4,7 @@ from flask import Blueprint, Response, request
 
 from ordertrack import auth
 from ordertrack.errors import ValidationFailed
-from ordertrack.schemas import UserForm, present_account
+from ordertrack.schemas import UserChange, present_account
 from ordertrack.services import accounts, passwords
 from ordertrack.web.http import MAX_PAGE, body, integer, json_answer, known_arguments
 
@@ -33,7 +33,7 @@ def list_users() -> Response:
 
 @blueprint.patch("/users/<id:user_id>")
 def change_user(user_id: int) -> Response:
-    form = body(UserForm)
+    form = body(UserChange)
     if form.role is None and form.active is None:
         raise ValidationFailed.at("", "give role, active or both")
     account = accounts.change_user(auth.caller(), user_id, role=form.role, active=form.active)

@@ -15,7 +15,7 @@ from flask import Blueprint, Response, request, stream_with_context
 from ordertrack import auth
 from ordertrack.errors import Conflict, DomainError, ValidationFailed
 from ordertrack.lifecycle import TERMINAL, Status
-from ordertrack.schemas import MAX_ID, DriverForm, StatusForm, present_time
+from ordertrack.schemas import MAX_ID, DriverAssignment, StatusChange, present_time
 from ordertrack.services import accounts, bulk, callers, order_lists
 from ordertrack.services.bulk import Outcome
 from ordertrack.services.order_lists import Count
@@ -159,7 +159,7 @@ _MOVES: Final[dict[Status, tuple[str, str]]] = {
 @blueprint.post("/board/move")
 def move() -> Response:
     values = fields("order", "left", "driver_id", "confirmed")
-    target = read({"status": values.get("status", "")}, StatusForm).status
+    target = read({"status": values.get("status", "")}, StatusChange).status
     order_ids = _chosen()
     if order_ids and request.form.get("confirmed") != "yes":
         ask, hint = _MOVES[target]
@@ -172,7 +172,7 @@ def move() -> Response:
 @blueprint.post("/board/assign")
 def assign() -> Response:
     driver_id = fields("order", "left", "status", "confirmed").get("driver_id", "")
-    form = read({"driver_id": None if driver_id == "none" else driver_id}, DriverForm)
+    form = read({"driver_id": None if driver_id == "none" else driver_id}, DriverAssignment)
     order_ids = _chosen()
     if order_ids and request.form.get("confirmed") != "yes":
         callers.require_admin(callers.identify(auth.caller()))

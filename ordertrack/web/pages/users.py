@@ -6,7 +6,7 @@ from flask import Blueprint, Response, request, url_for
 
 from ordertrack import auth
 from ordertrack.policy import Role
-from ordertrack.schemas import UserForm
+from ordertrack.schemas import UserChange
 from ordertrack.services import accounts, callers, passwords
 from ordertrack.web.http import integer
 from ordertrack.web.pages.rendering import back, fields, go_to, read, render
@@ -38,7 +38,7 @@ def change(user_id: int) -> Response:
     values: dict[str, Any] = fields()
     if "active" in values:
         values["active"] = {"yes": True, "no": False}.get(values["active"])
-    form = read(values, UserForm)
+    form = read(values, UserChange)
     accounts.change_user(auth.caller(), user_id, role=form.role, active=form.active)
     return go_to(back("/users"), "saved")
 
