@@ -13,9 +13,9 @@ from ordertrack.extensions import State, db, jwt, migrate
 from ordertrack.realtime import setup
 from ordertrack.services import owner
 from ordertrack.web import api, assets, error_handlers, pages
-from ordertrack.web.http import IdConverter
 from ordertrack.web.middleware.request_log import RequestLog, note_route
 from ordertrack.web.middleware.security_headers import SecurityHeaders
+from ordertrack.web.parsing import IdConverter
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,4 +1,4 @@
-"""/api: registering, signing in and out."""
+"""/api: register, log in, refresh, log out; the caller's password and sessions."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from ordertrack.schemas import (
     present_session,
 )
 from ordertrack.services import accounts, passwords, sessions
-from ordertrack.web.http import body, json_answer
+from ordertrack.web.parsing import json_body, json_response
 
 blueprint = Blueprint("auth", __name__, url_prefix="/api")
 
@@ -22,16 +22,18 @@ blueprint = Blueprint("auth", __name__, url_prefix="/api")
 @blueprint.post("/register")
 @auth.public
 def register() -> Response:
-    form = body(Registration)
+    form = json_body(Registration)
     account = accounts.register(form.name, form.email, form.password)
-    return json_answer(present_account(account), 201)
+    return json_response(present_account(account), 201)
 
 
 @blueprint.post("/login")
 @auth.public
 def login() -> Response:
-    form = body(Credentials)
-    return json_answer(_tokens(*auth.log_in(form.email, form.password, request.user_agent.string)))
+    form = json_body(Credentials)
+    return json_response(
+        _tokens(*auth.log_in(form.email, form.password, request.user_agent.string))
+    )
 
 
 @blueprint.post("/refresh")
@@ -40,7 +42,7 @@ def refresh() -> Response:
     """A new access token for the same session; the refresh token stays good."""
     shown = _tokens(*auth.renew(auth.caller()))
     del shown["refresh_token"]
-    return json_answer(shown)
+    return json_response(shown)
 
 
 def _tokens(login: accounts.Login, tokens: auth.Tokens) -> dict[str, Any]:
@@ -61,13 +63,13 @@ def logout() -> Response:
 
 @blueprint.get("/me")
 def me() -> Response:
-    return json_answer(present_account(accounts.me(auth.caller())))
+    return json_response(present_account(accounts.me(auth.caller())))
 
 
 @blueprint.put("/me/password")
 def change_password() -> Response:
     """Set the caller's password; its other sessions end."""
-    form = body(PasswordChange)
+    form = json_body(PasswordChange)
     passwords.change(auth.caller(), form.current_password, form.new_password)
     return Response(status=204)
 
@@ -76,7 +78,7 @@ def change_password() -> Response:
 @auth.public
 def reset_password() -> Response:
     """Set a password by the token of a one-time link; all sessions of that user end."""
-    form = body(PasswordReset)
+    form = json_body(PasswordReset)
     passwords.redeem(auth.read_reset(form.token), form.password)
     return Response(status=204)
 
@@ -84,7 +86,7 @@ def reset_password() -> Response:
 @blueprint.get("/me/sessions")
 def list_sessions() -> Response:
     found = sessions.list_open(auth.caller())
-    return json_answer({"sessions": [present_session(session) for session in found]})
+    return json_response({"sessions": [present_session(session) for session in found]})
 
 
 @blueprint.delete("/me/sessions/<id:session_id>")

@@ -6,7 +6,7 @@ from prometheus_client.exposition import choose_encoder
 from ordertrack import auth, db
 from ordertrack.errors import Unavailable
 from ordertrack.extensions import state
-from ordertrack.web.http import json_answer
+from ordertrack.web.parsing import json_response
 
 blueprint = Blueprint("health", __name__)
 
@@ -15,7 +15,7 @@ blueprint = Blueprint("health", __name__)
 @auth.public
 def healthz() -> Response:
     """Liveness: the process answers. The database is not checked: a restart would not mend it."""
-    return json_answer({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
 @blueprint.get("/readyz")
@@ -25,7 +25,7 @@ def readyz() -> Response:
     if not state().relay.is_following:
         raise Unavailable("The relay is not following the log.")
     db.require_answer()
-    return json_answer({"status": "ready"})
+    return json_response({"status": "ready"})
 
 
 @blueprint.get("/metrics")

@@ -21,14 +21,14 @@ from ordertrack.schemas import (
 from ordertrack.services import order_lists, orders
 from ordertrack.services.order_query import Filters, Page
 from ordertrack.services.order_rows import OrderView
-from ordertrack.web.http import (
+from ordertrack.web.parsing import (
     MAX_PAGE,
-    body,
     if_match,
-    integer,
-    json_answer,
-    known_arguments,
-    moment,
+    integer_argument,
+    json_body,
+    json_response,
+    refuse_unknown_arguments,
+    time_argument,
 )
 
 blueprint = Blueprint("orders", __name__, url_prefix="/api")
@@ -36,7 +36,7 @@ blueprint = Blueprint("orders", __name__, url_prefix="/api")
 
 @blueprint.post("/orders")
 def create() -> Response:
-    form = body(OrderDescription)
+    form = json_body(OrderDescription)
     order = orders.create(auth.caller(), form.description, key=_idempotency_key())
     location = url_for("orders.get", order_id=order.id)
     return _answer(order, 201, {"Location": location})
@@ -53,14 +53,14 @@ def _idempotency_key() -> str | None:
 
 @blueprint.get("/orders")
 def own_page() -> Response:
-    known_arguments("status", "q", "limit", "cursor")
+    refuse_unknown_arguments("status", "q", "limit", "cursor")
     limit, before = _place()
     return _page(order_lists.own_page(auth.caller(), _filters(), before=before, limit=limit))
 
 
 @blueprint.get("/admin/orders")
 def staff_page() -> Response:
-    known_arguments(
+    refuse_unknown_arguments(
         "status", "q", "limit", "cursor", "driver", "customer", "created_from", "created_before"
     )
     limit, before = _place()
@@ -79,16 +79,16 @@ def _filters() -> Filters:
     return Filters(
         status=status,
         text=words or None,
-        driver_id=integer("driver", low=1),
-        customer_id=integer("customer", low=1),
-        created_from=moment("created_from"),
-        created_before=moment("created_before"),
+        driver_id=integer_argument("driver", low=1),
+        customer_id=integer_argument("customer", low=1),
+        created_from=time_argument("created_from"),
+        created_before=time_argument("created_before"),
     )
 
 
 def _place() -> tuple[int, int | None]:
     cursor = request.args.get("cursor")
-    limit = integer("limit", 50, low=1, high=MAX_PAGE)
+    limit = integer_argument("limit", 50, low=1, high=MAX_PAGE)
     return limit, decode_cursor(cursor) if cursor is not None else None
 
 
@@ -99,7 +99,7 @@ def _page(page: Page) -> Response:
         arguments: dict[str, Any] = {**request.args.to_dict(), "cursor": cursor}
         following = url_for(request.endpoint or "", **arguments)
         headers["Link"] = f'<{following}>; rel="next"'
-    return json_answer(
+    return json_response(
         {"orders": [present_order(order) for order in page.orders], "next_cursor": cursor},
         headers=headers,
     )
@@ -112,7 +112,7 @@ def get(order_id: int) -> Response:
 
 @blueprint.route("/orders/<id:order_id>", methods=["PUT", "PATCH"])
 def edit(order_id: int) -> Response:
-    form = body(OrderDescription)
+    form = json_body(OrderDescription)
     return _answer(orders.edit(auth.caller(), order_id, form.description, if_version=if_match()))
 
 
@@ -124,7 +124,7 @@ def delete(order_id: int) -> Response:
 
 @blueprint.put("/orders/<id:order_id>/status")
 def change_status(order_id: int) -> Response:
-    form = body(StatusChange)
+    form = json_body(StatusChange)
     return _answer(
         orders.change_status(
             auth.caller(),
@@ -138,7 +138,7 @@ def change_status(order_id: int) -> Response:
 
 @blueprint.put("/orders/<id:order_id>/driver")
 def assign_driver(order_id: int) -> Response:
-    form = body(DriverAssignment)
+    form = json_body(DriverAssignment)
     return _answer(
         orders.assign_driver(auth.caller(), order_id, form.driver_id, if_version=if_match())
     )
@@ -146,17 +146,17 @@ def assign_driver(order_id: int) -> Response:
 
 @blueprint.get("/orders/<id:order_id>/history")
 def history(order_id: int) -> Response:
-    known_arguments("after", "limit")
+    refuse_unknown_arguments("after", "limit")
     found = orders.history(
         auth.caller(),
         order_id,
-        after=integer("after", 0, high=MAX_VERSION),
-        limit=integer("limit", MAX_PAGE, low=1, high=orders.REPLAY_LIMIT),
+        after=integer_argument("after", 0, high=MAX_VERSION),
+        limit=integer_argument("limit", MAX_PAGE, low=1, high=orders.REPLAY_LIMIT),
     )
-    return json_answer(present_history(found))
+    return json_response(present_history(found))
 
 
 def _answer(order: OrderView, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return json_answer(
+    return json_response(
         present_order(order), status, {"ETag": f'"{order.version}"', **(headers or {})}
     )

@@ -1,4 +1,4 @@
-"""One's own account: the password, the open sessions, and setting a password by a one-time link."""
+"""The account page (password, open sessions), and the form of a one-time link for a password."""
 
 import re
 from typing import Final
@@ -13,8 +13,8 @@ from ordertrack.web.pages.rendering import fields, go_to, messages, read, render
 
 blueprint = Blueprint("account", __name__)
 
-# What a User-Agent header holds → what people call it. The first that fits: browsers also carry
-# the names of those that they descend from.
+# Part of a User-Agent header → the browser's name. The first match counts: a browser also carries
+# the names of browsers that it descends from.
 _BROWSERS: Final = (
     ("Edg", "Edge"), ("OPR/", "Opera"), ("Firefox", "Firefox"), ("FxiOS", "Firefox"),
     ("SamsungBrowser", "Samsung Internet"), ("CriOS", "Chrome"), ("Chrome", "Chrome"),

@@ -1,4 +1,4 @@
-"""Signing up, in and out, and staying signed in while a page is open."""
+"""Pages to register, log in and log out; and the renewal of an open page's session."""
 
 from flask import Blueprint, Response, request
 
@@ -13,17 +13,17 @@ from ordertrack.policy import Role
 from ordertrack.problems import STATUS
 from ordertrack.schemas import Credentials, Registration
 from ordertrack.services import accounts, callers
-from ordertrack.web.http import json_answer
 from ordertrack.web.pages.rendering import fields, go_to, messages, read, render, safe_path
+from ordertrack.web.parsing import json_response
 
-blueprint = Blueprint("session", __name__)
+blueprint = Blueprint("auth_pages", __name__)
 
 HOME = {Role.USER: "/orders", Role.DRIVER: "/deliveries", Role.ADMIN: "/board"}
 
 
 @blueprint.get("/")
 def home() -> Response:
-    """Everybody's first page: their own kind of work. Who is not signed in, is asked to."""
+    """Redirect to the first page of the caller's role; without a session, to log in."""
     return go_to(HOME[callers.identify(auth.caller()).role])
 
 
@@ -55,11 +55,11 @@ def login() -> Response:
         error, status = refused.detail, STATUS[refused.code].value
     else:
         following = safe_path(_following())
-        return _enter(tokens, following if following != "/" else HOME[login.account.role])
+        return _logged_in(tokens, following if following != "/" else HOME[login.account.role])
     return _login_form(status, email=values.get("email", ""), error=error)
 
 
-def _enter(tokens: auth.Tokens, url: str, notice: str | None = None) -> Response:
+def _logged_in(tokens: auth.Tokens, url: str, notice: str | None = None) -> Response:
     response = go_to(url, notice)
     auth.set_session_cookies(response, tokens)
     return response
@@ -85,14 +85,14 @@ def register() -> Response:
     except EmailTaken as error:
         errors, status = {"email": error.detail}, 409
     else:
-        return _enter(tokens, "/orders", "registered")
+        return _logged_in(tokens, "/orders", "registered")
     shown = {name: values.get(name, "") for name in ("name", "email")}
     return render("register.html", status, values=shown, errors=errors)
 
 
 @blueprint.post("/logout")
 def logout() -> Response:
-    """End the session everywhere: its pages in other tabs notice at once."""
+    """Revoke the session; its pages in other tabs are told at once."""
     accounts.log_out(auth.caller())
     response = go_to("/login", "signed_out")
     auth.clear_cookies(response)
@@ -102,8 +102,8 @@ def logout() -> Response:
 @blueprint.post("/session/renew")
 @auth.takes_refresh_token
 def renew() -> Response:
-    """For open pages: a new access cookie for the session, by the refresh cookie."""
+    """Set a new access cookie, by the refresh cookie; for open pages."""
     _, tokens = auth.renew(auth.caller())
-    response = json_answer({"expires_in": tokens.expires_in})
+    response = json_response({"expires_in": tokens.expires_in})
     auth.set_access_cookie(response, tokens)
     return response

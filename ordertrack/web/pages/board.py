@@ -21,8 +21,8 @@ from ordertrack.services.bulk import Outcome
 from ordertrack.services.order_lists import Count
 from ordertrack.services.order_query import Filters
 from ordertrack.services.order_rows import OrderView, no_such_order
-from ordertrack.web.http import integer, known_arguments
 from ordertrack.web.pages.rendering import back, fields, go_to, messages, read, render
+from ordertrack.web.parsing import integer_argument, refuse_unknown_arguments
 
 blueprint = Blueprint("board", __name__)
 
@@ -37,7 +37,7 @@ FILTERS = ("status", "q", "driver", "customer", "from", "to", "deleted")
 @blueprint.get("/board")
 def show() -> Response:
     """``picked`` names the orders that are selected when the page is shown."""
-    known_arguments(*FILTERS, "before", "picked")
+    refuse_unknown_arguments(*FILTERS, "before", "picked")
     wanted = request.args.get("picked")
     picked = _ids(wanted.split(","), "/picked") if wanted else []
     errors: dict[str, str] = {}
@@ -51,7 +51,7 @@ def show() -> Response:
     found = order_lists.board(
         auth.caller(),
         filters,
-        before=integer("before", low=1),
+        before=integer_argument("before", low=1),
         limit=PAGE,
     )
     page = found.page
@@ -99,7 +99,7 @@ def _filters() -> Filters:
     return Filters(
         status=Status(wanted) if wanted else None,
         words=arguments.get("q", "").strip()[:200] or None,
-        driver_id=None if driver in ("", "none") else integer("driver", low=1),
+        driver_id=None if driver in ("", "none") else integer_argument("driver", low=1),
         unassigned=driver == "none",
         customer=None if is_id else customer or None,
         customer_id=int(customer) if is_id else None,
@@ -285,7 +285,7 @@ COLUMNS = (
 @blueprint.get("/board.csv")
 def export() -> Response:
     """Stream all orders that match the filters as CSV, with one batch in memory at a time."""
-    known_arguments(*FILTERS)
+    refuse_unknown_arguments(*FILTERS)
     rows = order_lists.export(auth.caller(), _filters())
     # The first row is read before the response begins, so that a refusal is an error page.
     first = next(rows, None)

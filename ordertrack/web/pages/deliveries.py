@@ -7,7 +7,6 @@ from ordertrack.lifecycle import TERMINAL, Status
 from ordertrack.policy import DriverScope
 from ordertrack.services import order_lists
 from ordertrack.services.order_rows import OrderView
-from ordertrack.web.http import settings
 from ordertrack.web.pages.rendering import render
 
 blueprint = Blueprint("deliveries", __name__)
@@ -29,6 +28,6 @@ def show() -> Response:
         groups=groups,
         mine=mine,
         most=order_lists.WAITING,
-        may_see_all=settings().driver_scope is DriverScope.ALL,
+        may_see_all=auth.caller().scope is DriverScope.ALL,
         here="/deliveries?show=mine" if mine else "/deliveries",
     )

@@ -26,7 +26,6 @@ from ordertrack.schemas import MAX_VERSION, DriverAssignment, OrderDescription, 
 from ordertrack.services import order_lists, orders
 from ordertrack.services.order_query import Filters
 from ordertrack.services.orders import OrderPage
-from ordertrack.web.http import integer
 from ordertrack.web.pages.progress import steps
 from ordertrack.web.pages.rendering import (
     back,
@@ -37,6 +36,7 @@ from ordertrack.web.pages.rendering import (
     render,
     version,
 )
+from ordertrack.web.parsing import integer_argument
 
 blueprint = Blueprint("order_pages", __name__)
 
@@ -62,7 +62,7 @@ def _own(status: int = 200, *, typed: str = "", error: str | None = None) -> Res
     found = order_lists.own_page(
         auth.caller(),
         Filters(status=chosen),
-        before=integer("before", low=1),
+        before=integer_argument("before", low=1),
         limit=PAGE,
     )
     return render(
@@ -182,7 +182,7 @@ def _when(screen: OrderPage) -> dict[str, list[Status]]:
 
 @blueprint.get("/orders/<id:order_id>/history")
 def history(order_id: int) -> Response:
-    after = integer("after", 0, high=MAX_VERSION)
+    after = integer_argument("after", 0, high=MAX_VERSION)
     screen = orders.history_page(auth.caller(), order_id, after=after)
     last = screen.events[-1].version if screen.events else screen.order.version
     return render(

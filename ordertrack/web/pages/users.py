@@ -8,8 +8,8 @@ from ordertrack import auth
 from ordertrack.policy import Role
 from ordertrack.schemas import UserChange
 from ordertrack.services import accounts, callers, passwords
-from ordertrack.web.http import integer
 from ordertrack.web.pages.rendering import back, fields, go_to, read, render
+from ordertrack.web.parsing import integer_argument
 
 blueprint = Blueprint("user_pages", __name__)
 
@@ -21,7 +21,9 @@ def show() -> Response:
     caller = auth.caller()
     viewer = callers.identify(caller)
     words = request.args.get("q", "").strip()
-    found = accounts.list_users(caller, words=words, after=integer("after", 0), limit=PAGE + 1)
+    found = accounts.list_users(
+        caller, words=words, after=integer_argument("after", 0), limit=PAGE + 1
+    )
     return render(
         "users.html",
         viewer=viewer,

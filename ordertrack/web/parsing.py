@@ -1,4 +1,6 @@
-"""What the JSON views share: bodies, ids, query parameters, preconditions, answers."""
+"""Parses what views read from a request (ids, JSON bodies, query parameters, If-Match), and makes
+JSON responses.
+"""
 
 import re
 from datetime import UTC, datetime
@@ -8,22 +10,20 @@ from flask import Response, request
 from pydantic import BaseModel
 from werkzeug.routing import BaseConverter
 
-from ordertrack.config import Settings
 from ordertrack.errors import (
     UnsupportedMediaType,
     ValidationFailed,
     VersionMismatch,
 )
-from ordertrack.extensions import state
 from ordertrack.schemas import MAX_ID, parse_json, to_json
 
 AnyForm = TypeVar("AnyForm", bound=BaseModel)
 
-MAX_PAGE = 100
+MAX_PAGE = 100  # entries; of the largest ``limit`` that a list takes
 
 
 class IdConverter(BaseConverter):
-    """A decimal id. One that PostgreSQL's bigint cannot hold becomes 0, which no row has."""
+    """Converts a decimal id in a path. A number beyond bigint becomes 0, which no row has."""
 
     regex = "[0-9]{1,19}"
 
@@ -32,23 +32,22 @@ class IdConverter(BaseConverter):
         return number if number <= MAX_ID else 0
 
 
-def settings() -> Settings:
-    return state().settings
+def json_body(form: type[AnyForm]) -> AnyForm:
+    """The request's JSON body as *form*.
 
-
-def body(form: type[AnyForm]) -> AnyForm:
-    """The request's JSON body as *form*."""
+    Raises `UnsupportedMediaType`, `MalformedRequest`, `ValidationFailed`.
+    """
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as application/json.")
     return parse_json(request.get_data(), form)
 
 
-def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(to_json(value), status, headers, content_type="application/json")
 
 
-def known_arguments(*names: str) -> None:
-    """Refuse query parameters that this address does not know: a typo must not widen a list."""
+def refuse_unknown_arguments(*names: str) -> None:
+    """Raise `ValidationFailed` for another query parameter: a typo must not widen a list."""
     for name in request.args:
         if name not in names:
             raise ValidationFailed.at(f"/{name}", "is not a known parameter")
@@ -56,8 +55,10 @@ def known_arguments(*names: str) -> None:
             raise ValidationFailed.at(f"/{name}", "must not contain the NUL character")
 
 
-def integer(name: str, default: int | None = None, *, low: int = 0, high: int = MAX_ID) -> Any:
-    """A whole number among the query parameters. Raises `ValidationFailed` outside low … high."""
+def integer_argument(
+    name: str, default: int | None = None, *, low: int = 0, high: int = MAX_ID
+) -> Any:
+    """A query parameter as a whole number. Raises `ValidationFailed` outside *low* … *high*."""
     raw = request.args.get(name)
     if raw is None:
         return default
@@ -66,8 +67,11 @@ def integer(name: str, default: int | None = None, *, low: int = 0, high: int = 
     return int(raw)
 
 
-def moment(name: str) -> datetime | None:
-    """A date or an RFC 3339 time among the query parameters; UTC where it names no zone."""
+def time_argument(name: str) -> datetime | None:
+    """A query parameter as a date or RFC 3339 time, UTC if it has no zone.
+
+    Raises `ValidationFailed`.
+    """
     raw = request.args.get(name)
     if not raw:
         return None
@@ -79,7 +83,7 @@ def moment(name: str) -> datetime | None:
 
 
 def if_match() -> int | None:
-    """The version that ``If-Match`` demands; None when the header is absent or ``*``."""
+    """The version that ``If-Match`` names; None without the header, or for ``*``."""
     raw = request.headers.get("If-Match", "").strip()
     if raw in ("", "*"):
         return None
