@@ -1,10 +1,9 @@
 """Runs the migrations as the owner of the tables, one process at a time.
 
-Others may be serving meanwhile, and others may be starting. A change of a table that has to wait
-for somebody's transaction makes everybody else wait behind it, so it waits only for a moment, gives
-way, and tries again. Who finds another process migrating asks now and then whether it is done, and
-holds no transaction in between: a transaction that waits is one that CREATE INDEX CONCURRENTLY
-would wait for in turn.
+Other processes may be serving or starting at the same time. While a change of a table waits for a
+lock, all later statements on that table wait behind it. So it waits only for a short time, lets
+them pass, and tries again. A process that finds another one migrating polls until that one is done.
+It holds no transaction open between two polls: CREATE INDEX CONCURRENTLY would wait for it.
 """
 
 import logging
@@ -20,35 +19,36 @@ from ordertrack.services import owner, schema
 log = logging.getLogger("ordertrack.migrations")
 
 
-# Any fixed number: processes that start together queue here, and all but the first find nothing
-# left to do.
+# The key of an advisory lock: any fixed number. Processes that start together wait for it, and all
+# but the first then find nothing to migrate.
 _LOCK = 0x0DE27AC
 
-# How long those who wait for another process sleep between two looks, and when they say so.
-_LOOK = 0.2
-_WORTH_A_LINE = 5.0
+# Seconds between two polls of a process that waits for another one, and between its log lines.
+_POLL = 0.2
+_LOG_EVERY = 5.0
 
-# For a lock on a table: no longer than a request may well take, because requests wait behind it.
+# How long to wait for a lock on a table: not longer than a slow request, because requests wait
+# behind it.
 _LOCK_TIMEOUT_MS = 500
-# Then the requests that piled up have their turn …
-_GIVE_WAY = 1.0
-# … and after so long the start fails, for whoever holds the table may hold it for ever.
-_PATIENCE = 600.0
+# Seconds until the next attempt, in which the waiting requests are served.
+_PAUSE = 1.0
+# After so many seconds the start fails: the transaction that holds the table may never end.
+_GIVE_UP = 600.0
 
-# lock_not_available, deadlock_detected
-_IN_THE_WAY = ("55P03", "40P01")
+# PostgreSQL's lock_not_available, deadlock_detected
+_LOCKED = ("55P03", "40P01")
 
 
 def run() -> None:
     database = current_app.extensions["migrate"].db
     with owner.engine().connect() as connection:
         try:
-            # A migration may rightly take longer than a request may.
+            # A migration may take longer than a request.
             for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
                 connection.execute(text(f"SET {setting} = 0"))
             connection.execute(text(f"SET lock_timeout = {_LOCK_TIMEOUT_MS}"))
             connection.commit()
-            _take_turn(connection)
+            _wait_for_lock(connection)
             _migrate(connection, database.metadata)
             schema.finish(connection)
             connection.execute(text("RESET ALL"))
@@ -59,20 +59,20 @@ def run() -> None:
             raise
 
 
-def _take_turn(connection: Connection) -> None:
-    """Wait until no other process migrates; as long as it takes, since it ends with its process."""
-    said = time.monotonic()
+def _wait_for_lock(connection: Connection) -> None:
+    """Wait until no other process migrates, without a limit: the lock ends with its process."""
+    logged = time.monotonic()
     while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK}):
         connection.commit()
-        if time.monotonic() - said > _WORTH_A_LINE:
-            said = time.monotonic()
-            log.warning("waiting for another process that brings the tables up to date")
-        time.sleep(_LOOK)
+        if time.monotonic() - logged > _LOG_EVERY:
+            logged = time.monotonic()
+            log.warning("waiting for another process that migrates the tables")
+        time.sleep(_POLL)
     connection.commit()
 
 
 def _migrate(connection: Connection, metadata: object) -> None:
-    """Run what is to be run, each migration in a transaction of its own."""
+    """Run the pending migrations, each in a transaction of its own."""
     began = time.monotonic()
     while True:
         try:
@@ -88,12 +88,12 @@ def _migrate(connection: Connection, metadata: object) -> None:
         except exc.OperationalError as error:
             connection.rollback()
             state = getattr(error.orig, "pgcode", None)
-            if state not in _IN_THE_WAY or time.monotonic() - began > _PATIENCE:
+            if state not in _LOCKED or time.monotonic() - began > _GIVE_UP:
                 raise
             log.warning(
-                "a migration gave way to transactions that hold its tables, and tries again"
+                "a migration gave way to transactions that lock its tables, and tries again"
             )
-            time.sleep(_GIVE_WAY)
+            time.sleep(_PAUSE)
         else:
             return
 

@@ -133,7 +133,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("user_id", "key", name="pk_idempotency_keys"),
     )
 
-    # The log only grows, whoever asks. ENABLE ALWAYS: also under session_replication_role=replica.
+    # Append-only for every role. ENABLE ALWAYS: also under session_replication_role=replica.
     op.execute(
         """
         CREATE FUNCTION refuse_to_rewrite_the_log() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -157,5 +157,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # What would be left is nothing, and the log may not go. To begin anew, drop the database.
+    # It would delete all tables, and the log must be kept. To start again, drop the database.
     raise RuntimeError("0001 cannot be undone: it would drop the log. Drop the database instead.")

@@ -1,7 +1,7 @@
-"""Indexes for lists of any length, made without holding up writers
+"""Indexes for lists of any length, built without blocking writers
 
-Each is built CONCURRENTLY, which needs to be outside a transaction: whatever interrupts it, the
-migration is not marked as done, and the next attempt goes on where this one stopped.
+Each is built CONCURRENTLY, which is possible only outside a transaction. If it is interrupted, the
+migration is not marked as done, and the next attempt continues where this one stopped.
 """
 
 import logging
@@ -18,8 +18,8 @@ oldest_code = "0001"
 
 log = logging.getLogger("ordertrack.migrations")
 
-# CREATE INDEX CONCURRENTLY waits for every transaction that is older than itself, and holds up
-# nobody meanwhile. A transaction that stays open for longer than this has been forgotten.
+# CREATE INDEX CONCURRENTLY waits for every transaction that is older than itself, and blocks none
+# meanwhile. A transaction that stays open for longer than this was left open by mistake.
 WAIT = "10min"
 
 LIVE = "deleted_at IS NULL"
@@ -35,16 +35,16 @@ INDEXES = {
     "ix_users_drivers": "users (lower(name), id) WHERE role = 'driver' AND active",
 }
 
-# What these replace.
+# The indexes that are replaced.
 OLD = {
     "ix_orders_customer": "orders (customer_id, id DESC)",
     "ix_orders_driver": "orders (driver_id, id DESC)",
     "ix_orders_status": "orders (status, id DESC)",
 }
 
-# For searching text, where pg_trgm can be had. Descriptions are indexed in the log, where one is
-# written once, and not in `orders`: there, each move of an order would write its text's some fifty
-# entries again. A short pending list bounds what one insert may have to sort in.
+# For text search, if pg_trgm is available. Descriptions are indexed in the log, which has each
+# once, and not in `orders`, where each change of a status would write the some fifty entries of its
+# text again. A short pending list limits how many entries one insert may have to merge.
 SEARCH = {
     "ix_order_events_description_search": "order_events USING gin"
     " ((changes ->> 'description') {trgm}) WITH (gin_pending_list_limit = 256)"
@@ -88,7 +88,7 @@ def _outside_a_transaction() -> Iterator[None]:
 
 
 def _build(name: str, definition: str) -> None:
-    """Build the index unless it is there. One that an earlier attempt left INVALID is rebuilt."""
+    """Build the index if it does not exist, or again if an earlier attempt left it INVALID."""
     valid = op.get_bind().scalar(
         sa.text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"),
         {"name": name},
@@ -101,8 +101,9 @@ def _build(name: str, definition: str) -> None:
 
 
 def _trigram_operators() -> str | None:
-    """The name of pg_trgm's operator class. None where the extension cannot be had: that is said,
-    and search reads a bounded number of orders instead.
+    """The name of pg_trgm's operator class; None if the extension is not available.
+
+    Then a line in the log says so, and a search reads a bounded number of orders instead.
     """
     connection = op.get_bind()
     try:

@@ -1,4 +1,4 @@
-"""The database stamps the log, says who ended a right, and lets old rows go"""
+"""The database sets the times of the log, records who revokes, and allows old rows to be deleted"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,14 +6,14 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
-# Code of that revision and later works on this schema: see docs/operations.md, "Updating".
+# Code of that revision and later works on this schema: docs/operations.md, "Stopping and updating".
 oldest_code = "0001"
 
-# What clients may still ask about, or somebody may want to look up, is younger than this.
+# Younger rows may still be needed, by clients or to look something up.
 KEPT = "interval '30 days'"
 
-# On tables that were never cleaned before, and may be large: built CONCURRENTLY, as in 0002, before
-# anything is locked. Every request reads `sessions`.
+# Rows of these tables were never deleted before, so they may be large. The indexes are built
+# CONCURRENTLY, as in 0002, before anything is locked, because every request reads `sessions`.
 INDEXES = {
     "ix_sessions_expires_at": "sessions (expires_at)",
     "ix_sessions_revoked_at": "sessions (revoked_at) WHERE revoked_at IS NOT NULL",
@@ -22,11 +22,11 @@ INDEXES = {
 }
 WAIT = "10min"
 
-# Tables are named with their schema: a temporary one of the same name, which every role can make,
-# would come first.
+# Tables are named with their schema: a temporary table of the same name, which every role can
+# create, would be found first.
 FUNCTIONS = {
     # Ascending, also when the clock is set back: a history is read in the order of its versions.
-    # Code of 0001, which says a time itself, may append the event before it changes the order.
+    # Code of 0001, which writes the time itself, may append the event before it changes the order.
     "stamp_order": """
         DECLARE
             appended timestamptz;
@@ -52,7 +52,7 @@ FUNCTIONS = {
             END IF;
             RETURN NEW;
         END""",
-    # The event's time is the order's: one change, one time.
+    # The event has the same time as the order's change.
     "stamp_order_event": """
         BEGIN
             NEW.xid := pg_current_xact_id();
@@ -68,8 +68,8 @@ FUNCTIONS = {
             NEW.created_at := clock_timestamp();
             RETURN NEW;
         END""",
-    # Roles and deactivations stay for ever; sign-outs are many, and matter for as long as sockets
-    # live.
+    # Changes of roles and deactivations are kept; logouts are many, and needed only while sockets
+    # of the session may be open.
     "keep_access_changes": f"""
         BEGIN
             IF OLD.reason = 'signed_out' AND OLD.created_at < now() - {KEPT} THEN
@@ -85,7 +85,7 @@ def upgrade() -> None:
     _build_indexes()
     op.create_table("schema_compatibility", sa.Column("oldest_code", sa.Text, nullable=False))
 
-    # It would keep every session for ever, because this table is append-only.
+    # Without this no session could ever be deleted, because this table is append-only.
     op.drop_constraint("fk_access_changes_session_id", "access_changes", type_="foreignkey")
     op.add_column("access_changes", sa.Column("actor_id", sa.BigInteger))
     op.add_column("access_changes", sa.Column("old_role", sa.Text))
@@ -122,7 +122,7 @@ def upgrade() -> None:
 
 
 def _build_indexes() -> None:
-    """Those that are not there yet; one that an earlier attempt left INVALID is rebuilt."""
+    """Build each index that does not exist, and again one that an earlier attempt left INVALID."""
     connection = op.get_bind()
     before = connection.scalar(sa.text("SHOW lock_timeout"))
     with op.get_context().autocommit_block():
@@ -159,7 +159,7 @@ def downgrade() -> None:
         op.execute(f"DROP INDEX {name}")
     for column in ("actor_id", "old_role", "new_role"):
         op.drop_column("access_changes", column)
-    # Sessions that are gone cannot be referred to any more: old rows are not checked.
+    # NOT VALID: old rows refer to sessions that have been deleted.
     op.execute(
         "ALTER TABLE access_changes ADD CONSTRAINT fk_access_changes_session_id"
         " FOREIGN KEY (session_id) REFERENCES sessions (id) NOT VALID"

@@ -1,4 +1,4 @@
-"""Sessions say which client they belong to"""
+"""Sessions record the client that logged in"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ oldest_code = "0001"
 
 
 def upgrade() -> None:
-    # A constant default: no rewrite of the table, and code that does not know the column goes on.
+    # A constant default: no rewrite of the table, and old code, which ignores the column, works.
     op.add_column("sessions", sa.Column("user_agent", sa.Text, nullable=False, server_default=""))
 
 

@@ -764,7 +764,7 @@ DEFECTS = [
     Defect(
         "slow-lists-do-not-say-why", DB,
         'if state == "57014":', 'if state == "XX000":',
-        only(HTTP_LIST_TESTS, "test_a_list_that_takes_too_long_says_how_to_narrow_it"),
+        only(HTTP_LIST_TESTS, "test_a_list_that_times_out_is_answered_with_advice"),
     ),
     Defect(
         "writes-are-tried-twice", DB,
