@@ -393,10 +393,9 @@ class Hub:
 
     def _log_out_former_driver(self, event: Event, recipients: list[Watcher]) -> list[Watcher]:
         """Drivers who see only their own orders lose this one when it is given to another."""
-        facts = _EventFacts(event)
         keeping = []
         for watcher in recipients:
-            if watcher.actor is None or policy.can_see(watcher.actor, facts):
+            if watcher.actor is None or policy.can_see(watcher.actor, event):
                 keeping.append(watcher)
             elif watcher.closing is None:
                 watcher.log_out(NotFound("The order has been given to another driver."))
@@ -405,14 +404,3 @@ class Hub:
 
 def _membership(watcher: Watcher, room: str) -> str:
     return f"{watcher.kind}_{'feed' if room.startswith(STAFF_FEED) else 'order'}"
-
-
-class _EventFacts:
-    """The facts about an event's order on which `policy` decides."""
-
-    is_deleted = False
-
-    def __init__(self, event: Event) -> None:
-        self.customer_id = event.customer_id
-        self.driver_id = event.driver_id
-        self.status: str = event.status
