@@ -31,8 +31,8 @@ States of a subscription, for one watcher and one order
     SETTLING    v <= watermark: drop    -                     -                   LIVE (rule 3)
                 else: deliver
 
-LIVE has no `_Subscription`: to be in the room is all. Whoever subscribes again is READING again,
-with the watermark of the earlier answer.
+A LIVE subscription has no `_Subscription`: the watcher is in the order's room. One that subscribes
+again is READING again, with the watermark of its earlier answer.
 
 An example
 ----------
@@ -65,7 +65,7 @@ from ordertrack.sio.engineio import EncodedMessage, encode_event
 log = logging.getLogger(__name__)
 
 # A read of the log takes about a millisecond; an order that changed during each of so many reads
-# in a row is changing faster than anybody can watch it.
+# in a row is changing faster than a client can follow.
 ATTEMPTS = 20
 
 STAFF_FEED: Final = "feed"
