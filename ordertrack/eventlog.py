@@ -45,6 +45,11 @@ class Event:
     driver_id: int | None
     created_at: datetime
 
+    @property
+    def is_deleted(self) -> bool:
+        """Whether the order is deleted from now on: with this an event is `policy.OrderFacts`."""
+        return self.type == "deleted"
+
 
 @dataclass(frozen=True, slots=True)
 class Changed:

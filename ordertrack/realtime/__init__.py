@@ -1,1 +1,1 @@
-"""Live updates: the transport, its binding to Socket.IO, and what OrderTrack sends over them."""
+"""Live updates: the relay that reads the log, fan-out, and the connections of both protocols."""

@@ -31,8 +31,8 @@ States of a subscription, for one watcher and one order
     SETTLING    v <= watermark: drop    -                     -                   LIVE (rule 3)
                 else: deliver
 
-LIVE has no `_Subscription`: to be in the room is all. Whoever subscribes again is READING again,
-with the watermark of the earlier answer.
+A LIVE subscription has no `_Subscription`: the watcher is in the order's room. One that subscribes
+again is READING again, with the watermark of its earlier answer.
 
 An example
 ----------
@@ -65,7 +65,7 @@ from ordertrack.sio.engineio import EncodedMessage, encode_event
 log = logging.getLogger(__name__)
 
 # A read of the log takes about a millisecond; an order that changed during each of so many reads
-# in a row is changing faster than anybody can watch it.
+# in a row is changing faster than a client can follow.
 ATTEMPTS = 20
 
 STAFF_FEED: Final = "feed"
@@ -393,10 +393,9 @@ class Hub:
 
     def _log_out_former_driver(self, event: Event, recipients: list[Watcher]) -> list[Watcher]:
         """Drivers who see only their own orders lose this one when it is given to another."""
-        facts = _EventFacts(event)
         keeping = []
         for watcher in recipients:
-            if watcher.actor is None or policy.can_see(watcher.actor, facts):
+            if watcher.actor is None or policy.can_see(watcher.actor, event):
                 keeping.append(watcher)
             elif watcher.closing is None:
                 watcher.log_out(NotFound("The order has been given to another driver."))
@@ -405,14 +404,3 @@ class Hub:
 
 def _membership(watcher: Watcher, room: str) -> str:
     return f"{watcher.kind}_{'feed' if room.startswith(STAFF_FEED) else 'order'}"
-
-
-class _EventFacts:
-    """The facts about an event's order on which `policy` decides."""
-
-    is_deleted = False
-
-    def __init__(self, event: Event) -> None:
-        self.customer_id = event.customer_id
-        self.driver_id = event.driver_id
-        self.status: str = event.status

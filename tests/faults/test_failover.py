@@ -163,7 +163,7 @@ def test_a_standby_is_not_followed_and_writes_find_the_primary_among_the_hosts(
     # Nor does a relay that comes back to what has become one.
     relay = relay_of(f"{alone} target_session_attrs=any")
     with pytest.raises(psycopg2.OperationalError, match="cannot be followed"):
-        relay._connect_following()
+        relay._connect_follower()
 
 
 def relay_of(dsn: str) -> Relay:

@@ -51,7 +51,7 @@ def test_a_refusal_is_a_connect_error_whose_data_is_the_problem(server: Server) 
 @pytest.mark.parametrize(
     "transports", [("websocket",), ("polling",), ()], ids=["websocket", "polling", "upgrading"]
 )
-def test_it_hears_the_events_of_the_history(
+def test_it_gets_the_events_of_the_history(
     server: Server, owner: Person, transports: tuple[str, ...]
 ) -> None:
     driver = server.people.driver()
@@ -71,7 +71,7 @@ def test_it_hears_the_events_of_the_history(
         assert watcher.of("order_update") == owner.history(order, after=2)
 
 
-def test_many_orders_a_feed_and_leaving(server: Server, owner: Person) -> None:
+def test_it_watches_many_orders_and_a_feed_and_unsubscribes(server: Server, owner: Person) -> None:
     first, second, later = owner.order(), owner.order(), None
     with watching(server, owner.token, "websocket") as watcher:
         wanted = [{"order_id": first["id"], "after": 0}, {"order_id": int(second["id"])}]
@@ -103,7 +103,7 @@ def test_a_token_is_renewed_in_place(server: Server, owner: Person) -> None:
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
-def test_signing_out_tells_it_why_and_not_to_come_back(
+def test_logging_out_tells_it_why_and_not_to_reconnect(
     server: Server, owner: Person, transport: str
 ) -> None:
     with watching(server, owner.token, transport) as watcher:

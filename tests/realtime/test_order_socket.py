@@ -1,4 +1,4 @@
-"""Raw WebSockets on /ws/orders/<id>, with a plain client."""
+"""Plain WebSockets on /ws/orders/<id>, with a plain client."""
 
 from typing import Any
 from urllib.parse import quote
@@ -54,7 +54,7 @@ def test_a_message_contains_the_message_of_the_original_system(
         assert message["updated_at"].endswith("Z")
 
 
-def test_without_after_the_latest_event_tells_where_the_order_stands(
+def test_without_after_the_latest_event_comes_first(
     server: Server, owner: Person, driver: Person
 ) -> None:
     order = owner.order()
@@ -75,7 +75,7 @@ def test_with_after_exactly_the_missed_events_come_and_then_the_new_ones(
         assert raw.take(4 - after) == owner.history(order, after)
 
 
-def test_each_socket_hears_of_its_own_order_only(server: Server, owner: Person) -> None:
+def test_each_socket_gets_the_events_of_its_own_order_only(server: Server, owner: Person) -> None:
     one, other = owner.order(), owner.order()
     with (
         raw_watching(server, one, owner.token, after=1) as first,
@@ -89,7 +89,7 @@ def test_each_socket_hears_of_its_own_order_only(server: Server, owner: Person) 
             assert (message["order_id"], message["version"]) == (order["id"], 2)
 
 
-def test_raw_sockets_and_socket_io_hear_the_same(
+def test_plain_websockets_and_socketio_clients_get_the_same_events(
     server: Server, owner: Person, driver: Person
 ) -> None:
     order = owner.order()
@@ -105,7 +105,7 @@ def test_raw_sockets_and_socket_io_hear_the_same(
         assert watcher.updates == owner.history(order, after=1)
 
 
-def test_the_end_of_an_order_is_told(server: Server, owner: Person) -> None:
+def test_the_deletion_of_an_order_is_sent(server: Server, owner: Person) -> None:
     order = owner.order()
     with raw_watching(server, order, owner.token, after=1) as raw:
         owner.delete(order)
@@ -155,7 +155,9 @@ def test_a_browser_offers_its_token_as_a_subprotocol(server: Server, owner: Pers
             assert raw.next()["version"] == 1
 
 
-def test_a_token_counts_only_beside_the_name_of_the_protocol(server: Server, owner: Person) -> None:
+def test_a_token_subprotocol_is_used_only_beside_the_protocols_name(
+    server: Server, owner: Person
+) -> None:
     order = owner.order()
     for protocols in ([f"bearer.{owner.token}"], ["ordertrack.v2", f"bearer.{owner.token}"]):
         found = refused(server, order, None, subprotocols=protocols)
@@ -163,7 +165,7 @@ def test_a_token_counts_only_beside_the_name_of_the_protocol(server: Server, own
 
 
 @pytest.mark.safety("sockets-of-other-sites")
-def test_cookies_never_count(server: Server, owner: Person) -> None:
+def test_cookies_are_never_used(server: Server, owner: Person) -> None:
     order = owner.order()
     cookie = {"Cookie": f"access_token_cookie={owner.token}"}
     for options in ({}, {"origin": server.url}, {"subprotocols": ["ordertrack.v1"]}):
@@ -174,7 +176,7 @@ def test_cookies_never_count(server: Server, owner: Person) -> None:
         assert (answer.status_code, answer.code) == (401, "invalid_token")
 
 
-def test_a_session_that_was_signed_out_gets_in_no_more(server: Server, owner: Person) -> None:
+def test_a_revoked_session_cannot_connect(server: Server, owner: Person) -> None:
     order = owner.order()
     owner.api.post("/api/logout")
     assert refused(server, order, owner.token) == (401, "invalid_token")
@@ -207,9 +209,7 @@ def test_a_page_of_another_site_is_refused(server: Server, owner: Person, origin
     assert found == (403, "forbidden")
 
 
-def test_the_servers_own_pages_and_clients_without_an_origin_are_let_in(
-    server: Server, owner: Person
-) -> None:
+def test_own_pages_and_clients_without_an_origin_may_connect(server: Server, owner: Person) -> None:
     order = owner.order()
     for origin in (None, server.url):
         with raw_watching(server, order, owner.token, origin=origin) as raw:
@@ -245,19 +245,19 @@ def test_further_origins_can_be_allowed(database: str, start_server: Any) -> Non
         "?after=1&role=admin",
     ],
 )
-def test_parameters_that_cannot_be_are_refused(server: Server, owner: Person, query: str) -> None:
+def test_invalid_parameters_are_refused(server: Server, owner: Person, query: str) -> None:
     found = refused(server, owner.order(), owner.token, query=quote(query, safe="?=&"))
     assert found == (422, "validation_failed")
 
 
 @pytest.mark.parametrize("order", ["x", "-1", "1.0", "", "1/2", str(2**63), "9" * 30, "%00", "٣"])
-def test_an_id_that_cannot_be_is_not_found(server: Server, owner: Person, order: str) -> None:
+def test_an_invalid_id_is_not_found(server: Server, owner: Person, order: str) -> None:
     answer = owner.api.get(f"/ws/orders/{quote(order, safe='/%')}", headers=HANDSHAKE)
     assert (answer.status_code, answer.code) == (404, "not_found")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
-def test_an_ordinary_request_is_told_what_belongs_here(
+def test_an_ordinary_request_is_answered_426_upgrade_required(
     server: Server, owner: Person, method: str
 ) -> None:
     answer = owner.api.request(method, f"/ws/orders/{owner.order()['id']}")
@@ -269,7 +269,7 @@ def test_an_ordinary_request_is_told_what_belongs_here(
 # --- once it is open ---------------------------------------------------------------------------
 
 
-def test_what_a_watcher_says_changes_nothing(server: Server, owner: Person) -> None:
+def test_messages_of_a_client_are_ignored(server: Server, owner: Person) -> None:
     order = owner.order()
     with raw_watching(server, order, owner.token, after=1) as raw:
         for text in ('{"status": "Cancelled"}', "", "x" * 1000, '42["subscribe",{}]'):
@@ -294,9 +294,7 @@ def test_a_message_that_is_too_large_ends_the_connection(server: Server, owner: 
         assert raw.until_closed() == 1009
 
 
-def test_a_server_that_stops_tells_its_watchers_to_come_back(
-    database: str, start_server: Any
-) -> None:
+def test_a_draining_server_closes_with_service_restart(database: str, start_server: Any) -> None:
     stopping = start_server(database, DRAIN_SECONDS="2")
     owner = stopping.people.customer()
     order = owner.order()

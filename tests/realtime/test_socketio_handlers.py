@@ -49,7 +49,9 @@ def refusal(answer: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("auth", [None, {}, {"token": None}, {"jwt": "x"}, "x", ["x"], 1])
-def test_without_a_token_one_is_refused_with_the_problem(server: Server, auth: Any) -> None:
+def test_a_connection_without_a_token_is_refused_with_the_problem(
+    server: Server, auth: Any
+) -> None:
     with pytest.raises(Refused) as refused:
         Watcher(server, auth)
     assert refused.value.problem == {
@@ -71,7 +73,7 @@ def upgrading() -> dict[str, str]:
     }
 
 
-def test_a_session_that_was_signed_out_connects_no_more(server: Server, owner: Person) -> None:
+def test_a_revoked_session_cannot_connect(server: Server, owner: Person) -> None:
     for _ in range(10):  # in some of them the relay tells of it while CONNECT is being answered
         session = owner.signed_in_again()
         session.api.post("/api/logout")
@@ -80,7 +82,7 @@ def test_a_session_that_was_signed_out_connects_no_more(server: Server, owner: P
         assert refused.value.code == "invalid_token"
 
 
-def test_the_dashboards_cookie_connects(server: Server, owner: Person) -> None:
+def test_a_page_connects_with_its_cookie(server: Server, owner: Person) -> None:
     cookie = {"Cookie": f"theme=dark; access_token_cookie={owner.token}"}
     # The library adds the Origin itself where it makes a WebSocket.
     for transport, origin in (("websocket", {}), ("polling", {"Origin": server.url})):
@@ -89,7 +91,9 @@ def test_the_dashboards_cookie_connects(server: Server, owner: Person) -> None:
             assert watcher.watch(owner.order())["version"] == 1
 
 
-def test_a_token_goes_before_a_cookie(server: Server, owner: Person, driver: Person) -> None:
+def test_a_token_takes_precedence_over_a_cookie(
+    server: Server, owner: Person, driver: Person
+) -> None:
     headers = {"Cookie": f"access_token_cookie={driver.token}"}
     with watching(server, owner.token, headers=headers) as watcher:
         other = server.people.customer().order()
@@ -129,7 +133,7 @@ def test_a_page_of_another_site_cannot_use_the_cookie(
         assert admitted.status_code == (101 if transport == "websocket" else 200)
 
 
-def test_behind_two_trusted_proxies_our_pages_are_those_that_the_browser_sees(
+def test_behind_two_trusted_proxies_the_origin_is_the_one_that_the_browser_sees(
     database: str, start_server: Any
 ) -> None:
     """Forms and sockets alike. Each proxy has added what it was asked for."""
@@ -158,7 +162,7 @@ def test_behind_two_trusted_proxies_our_pages_are_those_that_the_browser_sees(
         assert (form.status_code == 403) is not ours
 
 
-def test_an_event_that_there_is_not_is_answered_with_a_problem(watcher: Watcher) -> None:
+def test_an_unknown_event_is_answered_with_a_problem(watcher: Watcher) -> None:
     for name in ("subscrib", "message", "*", "x" * 1000):
         answer = watcher.call(name, {"order_id": "1"})
         assert refusal(answer) == (404, "not_found"), name
@@ -185,7 +189,7 @@ def test_a_connection_that_has_ended_takes_no_turn_at_the_database(
 # --- subscribing to one order ------------------------------------------------------------------
 
 
-def test_a_subscription_tells_where_the_order_stands(
+def test_a_subscription_is_answered_with_the_order(
     owner: Person, driver: Person, watcher: Watcher
 ) -> None:
     order = owner.order()
@@ -195,7 +199,7 @@ def test_a_subscription_tells_where_the_order_stands(
 
 
 @pytest.mark.parametrize("after", range(5))
-def test_a_subscription_yields_exactly_what_was_missed(
+def test_a_subscription_with_after_is_answered_with_the_missed_events(
     owner: Person, driver: Person, watcher: Watcher, after: int
 ) -> None:
     order = owner.order()
@@ -208,7 +212,9 @@ def test_a_subscription_yields_exactly_what_was_missed(
 
 
 @pytest.mark.safety("client-offline")
-def test_a_version_that_is_not_there_yet_is_refused(owner: Person, watcher: Watcher) -> None:
+def test_an_after_that_the_order_has_not_reached_is_refused(
+    owner: Person, watcher: Watcher
+) -> None:
     order = owner.order()
     answer = watcher.call("subscribe", {"order_id": order["id"], "after": 2})
     assert refusal(answer) == (422, "validation_failed")
@@ -241,7 +247,7 @@ def test_updates_are_the_events_of_the_history(
     assert watcher.updates == admin.history(order, after=1)
 
 
-def test_what_was_missed_and_what_comes_live_join_without_a_gap(
+def test_missed_and_live_events_join_without_a_gap(
     server: Server, owner: Person, driver: Person
 ) -> None:
     order = owner.order()
@@ -257,7 +263,7 @@ def test_what_was_missed_and_what_comes_live_join_without_a_gap(
         assert [*first.updates, *missed, *second.updates] == owner.history(order, after=1)
 
 
-def test_whoever_subscribes_in_three_ways_hears_once(
+def test_a_client_that_subscribes_in_three_ways_gets_each_event_once(
     owner: Person, driver: Person, watcher: Watcher
 ) -> None:
     order = owner.order()
@@ -269,9 +275,7 @@ def test_whoever_subscribes_in_three_ways_hears_once(
     assert settled(watcher, order, 4) == [2, 3, 4]
 
 
-def test_whoever_unsubscribes_hears_no_more(
-    owner: Person, driver: Person, watcher: Watcher
-) -> None:
+def test_no_events_after_unsubscribing(owner: Person, driver: Person, watcher: Watcher) -> None:
     left, kept = owner.order(), owner.order()
     watcher.watch(left)
     watcher.watch(kept)
@@ -283,7 +287,7 @@ def test_whoever_unsubscribes_hears_no_more(
     assert watcher.versions(left) == []
 
 
-def test_who_left_and_comes_back_with_after_misses_nothing(
+def test_a_client_that_unsubscribed_resumes_with_after(
     owner: Person, driver: Person, watcher: Watcher
 ) -> None:
     order = owner.order()
@@ -295,7 +299,7 @@ def test_who_left_and_comes_back_with_after_misses_nothing(
     assert settled(watcher, order, 3) == [3]
 
 
-def test_a_deleted_order_says_so_and_is_no_longer_there(owner: Person, watcher: Watcher) -> None:
+def test_a_deleted_order_is_announced_and_then_not_found(owner: Person, watcher: Watcher) -> None:
     order = owner.order()
     watcher.watch(order)
     owner.delete(order)
@@ -307,7 +311,7 @@ def test_a_deleted_order_says_so_and_is_no_longer_there(owner: Person, watcher: 
 
 @pytest.mark.safety("client-offline")
 @pytest.mark.parametrize("missed", [500, 501])
-def test_too_much_missed_is_not_replayed_but_reset(
+def test_too_many_missed_events_are_a_reset_instead_of_a_replay(
     server: Server, owner: Person, watcher: Watcher, missed: int
 ) -> None:
     order = owner.order()
@@ -499,7 +503,7 @@ def subscribed(watcher: Watcher, way: str, order: dict[str, Any]) -> bool:
 @pytest.mark.safety("orders-of-others")
 @pytest.mark.parametrize("way", EVENTS["subscribe"])
 @pytest.mark.parametrize("scope", ["all", "assigned"])
-def test_who_hears_of_an_order(
+def test_only_those_who_may_see_an_order_get_its_events(
     server: Server, narrow: Server, driver: Person, way: str, scope: str
 ) -> None:
     told_by = server if scope == "all" else narrow
@@ -530,7 +534,7 @@ def narrow(database: str) -> Iterator[Server]:
         yield started
 
 
-def test_a_driver_who_loses_an_order_is_told_and_hears_no_more(
+def test_a_driver_who_loses_an_order_is_logged_out_and_gets_no_more_events(
     server: Server, narrow: Server, owner: Person, driver: Person
 ) -> None:
     admin = server.people.admin()
@@ -553,7 +557,7 @@ def test_a_driver_who_loses_an_order_is_told_and_hears_no_more(
         assert raw.until_closed() == 1008
 
 
-def test_sockets_take_no_changes(owner: Person, watcher: Watcher) -> None:
+def test_orders_cannot_be_changed_over_a_socket(owner: Person, watcher: Watcher) -> None:
     """Whatever else is sent, in whatever shape: it changes nothing and breaks nothing."""
     order = owner.order()
     watcher.watch(order)
@@ -565,7 +569,9 @@ def test_sockets_take_no_changes(owner: Person, watcher: Watcher) -> None:
 
 
 @pytest.mark.parametrize("event", ["connect", "disconnect"])
-def test_nobody_plays_the_servers_own_events(owner: Person, watcher: Watcher, event: str) -> None:
+def test_a_client_cannot_send_the_servers_own_events(
+    owner: Person, watcher: Watcher, event: str
+) -> None:
     """They would run the handlers of the handshake, on whatever the client makes up."""
     order = owner.order()
     watcher.emit(event, ({"HTTP_COOKIE": f"access_token_cookie={owner.token}"}, None))
@@ -625,7 +631,7 @@ def second(database: str) -> Iterator[Server]:
 
 @pytest.mark.safety("ended-rights-close-sockets")
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_right_that_ends_ends_its_sockets_on_every_process(
+def test_a_revocation_closes_sockets_on_every_process(
     server: Server, second: Server, owner: Person, loss: str
 ) -> None:
     order = owner.order()
@@ -655,7 +661,7 @@ def test_a_right_that_ends_ends_its_sockets_on_every_process(
         assert not staying.closed.is_set()
 
 
-def test_logging_out_one_session_leaves_the_others_alone(server: Server, owner: Person) -> None:
+def test_logging_out_one_session_leaves_the_others_connected(server: Server, owner: Person) -> None:
     elsewhere = owner.signed_in_again()
     order = owner.order()
     with watching(server, owner.token) as leaving, watching(server, elsewhere.token) as staying:
@@ -683,7 +689,7 @@ def renewed(person: Person) -> str:
 
 
 @pytest.mark.safety("ended-rights-close-sockets")
-def test_a_socket_lives_as_long_as_its_token_unless_it_renews_it(brief: Server) -> None:
+def test_a_socket_is_closed_when_its_token_expires_unless_it_is_renewed(brief: Server) -> None:
     person = brief.people.customer()
     order = person.order()
     with (
@@ -709,7 +715,7 @@ def test_a_socket_lives_as_long_as_its_token_unless_it_renews_it(brief: Server) 
         assert expiring.versions(order) == []
 
 
-def test_nobody_renews_with_another_users_token(
+def test_a_token_of_another_user_cannot_renew_a_connection(
     server: Server, owner: Person, watcher: Watcher
 ) -> None:
     other = server.people.admin()
@@ -718,7 +724,7 @@ def test_nobody_renews_with_another_users_token(
     assert refusal(watcher.call("subscribe", {"order_id": others["id"]})) == (404, "not_found")
 
 
-def test_after_renewing_with_another_session_that_session_is_what_counts(
+def test_a_renewed_connection_belongs_to_the_session_of_the_new_token(
     server: Server, owner: Person
 ) -> None:
     elsewhere = owner.signed_in_again()
@@ -731,7 +737,7 @@ def test_after_renewing_with_another_session_that_session_is_what_counts(
 
 
 @pytest.mark.safety("floods-and-hoarding")
-def test_a_user_has_a_share_of_the_connections(database: str, start_server: Any) -> None:
+def test_the_connections_of_one_user_are_limited(database: str, start_server: Any) -> None:
     small = start_server(database, MAX_CONNECTIONS_PER_USER="2")
     person, other = small.people.customer(), small.people.customer()
     order = person.order()

@@ -1,4 +1,4 @@
-"""Tokens: one list of forgeries, tried at every door: REST, Socket.IO, raw WebSocket."""
+"""Forged tokens are refused by REST, Socket.IO and plain WebSockets alike."""
 
 import base64
 import hmac
@@ -130,7 +130,7 @@ FORGERIES: dict[str, tuple[str, Callable[[Genuine], str]]] = {
 
 @pytest.mark.safety("forged-tokens")
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forged_token_opens_no_door(server: Server, genuine: Genuine, name: str) -> None:
+def test_a_forged_token_is_refused_everywhere(server: Server, genuine: Genuine, name: str) -> None:
     code, make = FORGERIES[name]
     token = make(genuine)
     order = genuine.person.order()
@@ -157,7 +157,7 @@ def test_a_forged_token_opens_no_door(server: Server, genuine: Genuine, name: st
 
 
 @pytest.mark.safety("forged-tokens")
-def test_what_the_forgeries_are_made_of_is_genuine(server: Server, genuine: Genuine) -> None:
+def test_the_token_behind_the_forgeries_is_accepted(server: Server, genuine: Genuine) -> None:
     """Else the list above would prove nothing."""
     order = genuine.person.order()
     for token in (genuine.signed(), by_hand(genuine, HS256, JWT_SECRET.encode())):
@@ -169,7 +169,7 @@ def test_what_the_forgeries_are_made_of_is_genuine(server: Server, genuine: Genu
 
 
 @pytest.mark.parametrize("token", [None, "", 1, 1.5, True, [], {}, ["x"], "\x00", "ü", "\ud800"])
-def test_a_token_that_is_none_opens_no_socket(server: Server, token: Any) -> None:
+def test_a_token_of_another_type_is_refused_by_sockets(server: Server, token: Any) -> None:
     with pytest.raises(Refused) as refused, watching(server, token):
         pass
     assert (refused.value.problem["status"], refused.value.code) == (401, "invalid_token")
@@ -189,7 +189,7 @@ def test_a_token_that_is_none_opens_no_socket(server: Server, token: Any) -> Non
         "Token {}",
     ],
 )
-def test_only_a_bearer_header_counts(server: Server, genuine: Genuine, header: str) -> None:
+def test_only_a_bearer_header_is_used(server: Server, genuine: Genuine, header: str) -> None:
     sent = {"Authorization": header.format(genuine.person.token)}
     assert server.api.get("/api/me", headers=sent).code == "invalid_token"
     order = genuine.person.order()

@@ -1,4 +1,4 @@
-"""The log only grows: versions without gaps, nothing rewritten, people as they were."""
+"""The log is append-only: no gaps in versions, nothing rewritten, names and roles of that time."""
 
 from itertools import product
 from typing import Any
@@ -76,7 +76,7 @@ def test_a_version_is_used_once(postgres: Postgres, log: str, people: People) ->
 @pytest.mark.parametrize(
     ("column", "value"), [("type", "imagined"), ("status", "Lost"), ("version", "0")]
 )
-def test_what_cannot_be_is_not_stored(
+def test_invalid_values_are_not_stored(
     postgres: Postgres, log: str, people: People, column: str, value: str
 ) -> None:
     order = people.customer().order()
@@ -91,7 +91,7 @@ def test_what_cannot_be_is_not_stored(
         )
 
 
-def test_versions_are_dense_whatever_was_refused_in_between(people: People) -> None:
+def test_refused_changes_leave_no_gap_in_the_versions(people: People) -> None:
     owner, driver, admin = people.customer(), people.driver(), people.admin()
     order = owner.order()
     path = f"/api/orders/{order['id']}"
@@ -106,7 +106,7 @@ def test_versions_are_dense_whatever_was_refused_in_between(people: People) -> N
     assert owner.read(order)["version"] == 4
 
 
-def test_actors_stay_in_the_log_as_they_were(
+def test_the_log_keeps_the_actors_name_and_role_of_that_time(
     postgres: Postgres, database: str, people: People
 ) -> None:
     admin, driver = people.admin(), people.driver("Dewi")
@@ -125,7 +125,7 @@ def test_actors_stay_in_the_log_as_they_were(
     ]
 
 
-def test_whose_order_it_was_is_kept_with_each_event(
+def test_each_event_keeps_its_customer_and_driver(
     postgres: Postgres, database: str, people: People
 ) -> None:
     admin, owner = people.admin(), people.customer()
