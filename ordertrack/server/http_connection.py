@@ -198,8 +198,9 @@ class Connection:
         return False
 
     def _read_request(self, environ: Environ) -> None:
-        """Wait for the next request, and read it whole. Raises `ClientGone`, `BadRequest` and
-        `PayloadTooLarge`.
+        """Wait for the next request and read it whole.
+
+        Raises `ClientGone`, `BadRequest` and `PayloadTooLarge`.
         """
         self._server.waiting.add(self)
         try:

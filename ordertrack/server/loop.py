@@ -194,7 +194,6 @@ class Loop:
 
 
 event_loop = Loop()
-start = event_loop.start
 
 
 def every(period: float, callback: Callable[[float], None]) -> None:

@@ -160,7 +160,7 @@ class EngineIOServer:
         if query.get("EIO") != ["4"]:
             raise MalformedRequest("Only Engine.IO 4 (EIO=4) is supported")
         self._check_cookie(environ)
-        loop.start()
+        loop.event_loop.start()
         authenticated = len(self.sockets) - len(self._pending)
         if admission.is_draining or authenticated >= self.limits.max_connections:
             raise no_capacity()

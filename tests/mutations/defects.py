@@ -36,13 +36,13 @@ FANOUT = "ordertrack/realtime/hub.py"
 ROOMS = "ordertrack/realtime/socketio_handlers.py"
 GUESTS = "ordertrack/realtime/connections.py"
 RELAY = "ordertrack/realtime/relay.py"
-TRANSPORT = "ordertrack/server/websocket.py"
+WEBSOCKET = "ordertrack/server/websocket.py"
 LIVE = "ordertrack/realtime/setup.py"
 ENDPOINT = "ordertrack/sio/engineio_server.py"
 PENDING = "ordertrack/sio/pending_sessions.py"
 FRAMES = "ordertrack/server/ws_frames.py"
 LOOP = "ordertrack/server/loop.py"
-WEBSOCKET = "ordertrack/realtime/order_socket.py"
+ORDER_SOCKET = "ordertrack/realtime/order_socket.py"
 ORIGINS = "ordertrack/origins.py"
 CONNECTION = "ordertrack/server/http_connection.py"
 WAITING = "ordertrack/server/waiting_connections.py"
@@ -87,7 +87,7 @@ CONNECTION_TESTS = ["tests/services/test_connections.py"]
 FAILOVER_TESTS = ["tests/faults/test_failover.py"]
 PENDING_TESTS = ["tests/sio/test_pending_sessions.py"]
 ENGINE_TESTS = ["tests/sio/test_socketio.py"]
-TRANSPORT_TESTS = ["tests/server/test_websocket.py"]
+WEBSOCKET_TESTS = ["tests/server/test_websocket.py"]
 WAITING_TESTS = ["tests/server/test_waiting_connections.py"]
 AUDIT_TESTS = ["tests/cli/test_audit.py"]
 BOARD_TESTS = ["tests/web/test_board.py"]
@@ -571,30 +571,30 @@ DEFECTS = [
     Defect(
         "lengths-may-be-longer-than-needed", FRAMES,
         "if length < (126 if width == 2 else 65_536) or length >> 63:", "if length >> 63:",
-        only(TRANSPORT_TESTS, "test_a_protocol_violation_is_closed_with_its_code"),
+        only(WEBSOCKET_TESTS, "test_a_protocol_violation_is_closed_with_its_code"),
     ),
     Defect(
         "frames-need-no-mask", FRAMES,
         "if not data[at + 1] & _MASKED:", "if data[at + 1] < 0:",
-        only(TRANSPORT_TESTS, "test_a_protocol_violation_is_closed_with_its_code"),
+        only(WEBSOCKET_TESTS, "test_a_protocol_violation_is_closed_with_its_code"),
     ),
     Defect(
         "messages-are-of-any-size", FRAMES,
         "length + len(self._message or b\"\") > self.limit:", "length > self.limit:",
         only(
-            TRANSPORT_TESTS,
+            WEBSOCKET_TESTS,
             "test_endless_fragments_take_no_memory",
             "test_a_protocol_violation_is_closed_with_its_code",
         ),
     ),
     Defect(
-        "floods-are-not-ended", TRANSPORT,
+        "floods-are-not-ended", WEBSOCKET,
         "return full_at if full_at - now <= self.message_burst / self.messages_per_second else None",
         "return full_at",
-        only(TRANSPORT_TESTS, "test_a_flood_of_messages_is_closed"),
+        only(WEBSOCKET_TESTS, "test_a_flood_of_messages_is_closed"),
     ),
     Defect(
-        "raw-sockets-hold-back-any-number", WEBSOCKET,
+        "raw-sockets-hold-back-any-number", ORDER_SOCKET,
         "if self._unsent_bytes > self._unsent_limit:", "if self._unsent_bytes < 0:",
         only(REPLAY_TESTS, "test_a_plain_websocket_that_does_not_read_its_replay_is_closed"),
     ),
