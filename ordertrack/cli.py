@@ -186,7 +186,7 @@ def adopt() -> None:
     _tables(migrate=True)
     with _plain_errors():
         rows = log_adoption.adopt()
-    click.echo(f"{rows} rows of the log came from elsewhere, and count as long past now.")
+    click.echo(f"{rows} rows of the log came from another cluster, and are marked as old now.")
 
 
 # --- database roles ----------------------------------------------------------------------------

@@ -163,14 +163,14 @@ def _check_order(batch: _Batch, order: Row[Any], events: Iterator[Row[Any]]) -> 
             _check_right(event)
         _check_position(batch, event, before)
         if not batch.could_act_as(event.actor_id, event.actor_role):
-            raise _damaged(event, f"is by {_actor(event)}, who never was that")
+            raise _damaged(event, f"is by {_actor(event)}, who never had that role")
         _check_driver(event, driver_id)
         status, driver_id = event.status, event.driver_id
         deleted = event.type == "deleted"
         description = _changes(event).get("description", description)
         before = event
     last = before.created_at if before is not None and version > 1 else order.updated_at
-    for column, stands, logged in (
+    for column, stored, logged in (
         ("version", order.version, version),
         ("time", order.updated_at, last),
         ("status", order.status, status),
@@ -178,9 +178,9 @@ def _check_order(batch: _Batch, order: Row[Any], events: Iterator[Row[Any]]) -> 
         ("description", order.description, description),
         ("deletion", order.deleted_at is not None, deleted),
     ):
-        if stands != logged:
+        if stored != logged:
             raise LogDamaged(
-                f"Order {order.id}: its row has {column} {stands!r}, its log {logged!r}."
+                f"Order {order.id}: its row has {column} {stored!r}, its log {logged!r}."
             )
     return version
 
@@ -203,9 +203,9 @@ def _check_first(event: Row[Any], order: Row[Any]) -> None:
 def _check_position(batch: _Batch, event: Row[Any], before: Row[Any] | None) -> None:
     """Times and row numbers ascend with versions, and none is in the future."""
     if not event.is_past:
-        raise _damaged(event, "is of a transaction that has not been yet")
+        raise _damaged(event, "is of a transaction in the future")
     if event.created_at > batch.now + _CLOCKS_DISAGREE:
-        raise _damaged(event, f"is of {event.created_at}, which has not been yet")
+        raise _damaged(event, f"is of {event.created_at}, which is in the future")
     if before is None:
         return
     if event.created_at <= before.created_at:
@@ -229,7 +229,7 @@ def _check_right(event: Row[Any]) -> None:
 
 def _check_step(event: Row[Any], status: str | None) -> None:
     if event.type == "created" or event.type not in EVENT_TYPES:
-        raise _damaged(event, f"is {event.type}, which is no change of an order")
+        raise _damaged(event, f"is {event.type}, which is not a type of change")
     if event.status not in lifecycle.STEPS:
         raise _damaged(event, f"has the unknown status {event.status}")
     if event.previous_status != status:
@@ -243,7 +243,7 @@ def _check_step(event: Row[Any], status: str | None) -> None:
         return
     before, after = Status(event.previous_status), Status(event.status)
     if not lifecycle.is_edge(before, after):
-        raise _damaged(event, f"goes from {before} to {after}, which is no step")
+        raise _damaged(event, f"goes from {before} to {after}, which is not a transition")
     if after not in lifecycle.next_statuses(before, _standings(event)):
         raise _damaged(event, f"goes from {before} to {after}, which {_actor(event)} may not")
 
@@ -255,7 +255,7 @@ def _check_driver(event: Row[Any], driver_id: int | None) -> None:
         if told != (None if event.driver_id is None else str(event.driver_id)):
             raise _damaged(event, "names two different drivers")
     elif event.driver_id != driver_id:
-        raise _damaged(event, "changes the driver in passing")
+        raise _damaged(event, "changes the driver, but is not driver_assigned")
 
 
 def _changes(event: Row[Any]) -> dict[str, Any]:

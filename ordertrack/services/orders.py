@@ -494,7 +494,7 @@ def _explain(
     held = policy.standings(actor, row)
     is_settable = lifecycle.may_ever_set(target, Standing)
     if is_settable and not lifecycle.may_ever_set(target, held):
-        raise Forbidden(f"You may not set an order to {target}.")
+        raise Forbidden(f"You are not allowed to set an order to {target}.")
     if row.status == target:
         return view_of(actor, row)
     _require_version(row.version, if_version)

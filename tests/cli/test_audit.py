@@ -112,40 +112,40 @@ TAMPERINGS = {
         f"{E} previous_status = 'Pending' WHERE order_id = 1 AND version = 4",
         "has the previous status Pending, but the order was Processing",
     ),
-    "a step was blamed on the customer": (
+    "a transition is by the customer": (
         f"{E} actor_id = {{customer}}, actor_role = 'user' WHERE order_id = 1 AND version = 4",
         "goes from Processing to Shipped, which user {customer} (user) may not",
     ),
-    "the first event is another": (
+    "the first event is not created": (
         f"{E} type = 'description_changed' WHERE order_id = 4",
         "an order begins with created",
     ),
-    "the order began elsewhere": (
+    "the first status is not Pending": (
         f"{E} status = 'Shipped' WHERE order_id = 4",
         "begins as Shipped",
     ),
-    "an event changes the status in passing": (
+    "another type of event changes the status": (
         f"{E} status = 'Processing' WHERE order_id = 2 AND version = 2",
         "changes the status, but is description_changed",
     ),
-    "the log goes on after a deletion": (
+    "an event follows a deletion": (
         """INSERT INTO order_events (order_id, version, type, status, previous_status, actor_id,
                                      actor_name, actor_role, customer_id)
            VALUES (3, 3, 'status_changed', 'Cancelled', 'Pending', {admin}, 'x', 'admin',
                    {customer})""",
         "Order 3, version 3 (row {row} of order_events) comes after the order was deleted",
     ),
-    "a status is none": (
+    "a status is unknown": (
         """ALTER TABLE order_events DROP CONSTRAINT ck_order_events_status;
            UPDATE order_events SET status = 'Lost' WHERE order_id = 1 AND version = 4""",
         "Order 1, version 4 (row {row} of order_events) has the unknown status Lost",
     ),
-    "a type is none": (
+    "a type is unknown": (
         """ALTER TABLE order_events DROP CONSTRAINT ck_order_events_type;
            UPDATE order_events SET type = 'lost' WHERE order_id = 1 AND version = 4""",
-        "Order 1, version 4 (row {row} of order_events) is lost, which is no change of an order",
+        "Order 1, version 4 (row {row} of order_events) is lost, which is not a type of change",
     ),
-    "what changed is of another form": (
+    "the changes have another form": (
         f"{E} changes = '[1]' WHERE order_id = 1 AND version = 2",
         "Order 1, version 2 (row {row} of order_events) names two different drivers",
     ),
@@ -165,54 +165,54 @@ TAMPERINGS = {
         "UPDATE orders SET deleted_at = NULL WHERE id = 3",
         "Order 3: its row has deletion False, its log True",
     ),
-    "an event is dated back": (
+    "an event is backdated": (
         f"{E} created_at = '2001-01-01' WHERE order_id = 1 AND version = 4",
         "Order 1, version 4 (row {row} of order_events) is of 2001-01-01 00:00:00+00:00, but",
     ),
-    "the last event is dated otherwise": (
+    "the last event has another time": (
         f"{E} created_at = created_at + interval '1 ms' WHERE order_id = 1 AND version = 5",
         "Order 1: its row has time",
     ),
-    "the first event is dated otherwise": (
+    "the first event has another time": (
         f"{E} created_at = created_at - interval '1 ms' WHERE order_id = 4",
         "Order 4, version 1 (row {row} of order_events) is of",
     ),
     "an order is from the future": (
         f"""{E} created_at = '2999-01-01' WHERE order_id = 4;
             UPDATE orders SET created_at = '2999-01-01' WHERE id = 4""",
-        "is of 2999-01-01 00:00:00+00:00, which has not been yet",
+        "is of 2999-01-01 00:00:00+00:00, which is in the future",
     ),
-    "an event is of a transaction to come": (
+    "an event is of a future transaction": (
         f"{E} xid = '9999999999' WHERE order_id = 1 AND version = 2",
-        "Order 1, version 2 (row {row} of order_events) is of a transaction that has not been yet",
+        "Order 1, version 2 (row {row} of order_events) is of a transaction in the future",
     ),
     "two events were swapped": (
         f"{E} id = 1000 + id WHERE order_id = 1 AND version = 2",
         "Order 1, version 3 (row {row} of order_events) was written before version 2",
     ),
-    "an edit was blamed on the driver": (
+    "an edit is by the driver": (
         f"{E} actor_id = {{driver}}, actor_role = 'driver' WHERE order_id = 2 AND version = 2",
         "is description_changed at Pending, which user {driver} (driver) may not",
     ),
-    "a deletion was blamed on the driver": (
+    "a deletion is by the driver": (
         f"{E} actor_id = {{driver}}, actor_role = 'driver' WHERE order_id = 3 AND version = 2",
         "is deleted at Pending, which user {driver} (driver) may not",
     ),
-    "an assignment was blamed on the customer": (
+    "an assignment is by the customer": (
         f"{E} actor_id = {{customer}}, actor_role = 'user' WHERE order_id = 1 AND version = 2",
         "is driver_assigned at Pending, which user {customer} (user) may not",
     ),
-    "a placing was blamed on the admin": (
+    "an order is placed by the admin": (
         f"{E} actor_id = {{admin}}, actor_role = 'admin' WHERE order_id = 4",
         "is by user {admin} (admin), but customers place their orders themselves",
     ),
     "an actor had another role": (
         f"{E} actor_role = 'admin' WHERE order_id = 1 AND version = 3",
-        "is by user {driver} (admin), who never was that",
+        "is by user {driver} (admin), who never had that role",
     ),
-    "an actor is nobody": (
+    "an actor does not exist": (
         f"{E} actor_id = 1000 WHERE order_id = 1 AND version = 3",
-        "is by user 1000 (driver), who never was that",
+        "is by user 1000 (driver), who never had that role",
     ),
     "an order began with a driver": (
         f"{E} driver_id = {{driver}} WHERE order_id = 4",

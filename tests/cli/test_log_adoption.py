@@ -110,7 +110,7 @@ def test_a_restored_log_is_adopted_and_no_old_event_is_published(
         before = _log(other, target)
         result = restored.flask("audit", "adopt")
         assert result.exit_code == 0, result.output
-        assert result.stdout.startswith("6 rows of the log came from elsewhere")
+        assert result.stdout.startswith("6 rows of the log came from another cluster")
         assert _log(other, target) == before, "only the transaction ids may change"
         assert restored.flask("audit", "verify").stdout.startswith("3 orders, 5 events")
         assert restored.flask("audit", "adopt").stdout.startswith("0 rows")
