@@ -19,8 +19,8 @@ from tests.support.http import Answer
 from tests.support.parallel import at_once
 from tests.support.people import PASSWORD, Person
 from tests.support.servers import Server
-from tests.support.sockets import raw_watching
 from tests.support.waiting import eventually
+from tests.support.watchers import raw_watching
 
 Start = Callable[..., Server]
 

@@ -14,8 +14,8 @@ from tests.faults.random_kills import RandomKills
 from tests.support.bare_client import BareClient
 from tests.support.parallel import at_once
 from tests.support.servers import Server
-from tests.support.sockets import raw_watching
 from tests.support.waiting import eventually
+from tests.support.watchers import raw_watching
 
 Start = Callable[..., Server]
 

@@ -17,8 +17,8 @@ from tests.support.events import append_event
 from tests.support.people import Person
 from tests.support.replication import BINARIES, Pair, replicated
 from tests.support.servers import Server, running_server
-from tests.support.sockets import raw_watching
 from tests.support.waiting import eventually
+from tests.support.watchers import raw_watching
 
 # The connections of a killed server are closed by the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")

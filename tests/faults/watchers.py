@@ -14,7 +14,7 @@ import websocket
 
 from tests.faults.history import Event, Leg
 from tests.support.bare_client import BareClient
-from tests.support.sockets import RawWatcher, Refused, raw_watching
+from tests.support.watchers import RawWatcher, Refused, raw_watching
 
 # A server that is gone is a reset or an end of file, and one without its database answers with an
 # error. Silence for so long is a finding.

@@ -8,7 +8,7 @@ import websocket
 
 from tests.support.people import Person
 from tests.support.servers import Server
-from tests.support.sockets import Refused, raw_watching, watching
+from tests.support.watchers import Refused, raw_watching, watching
 
 HANDSHAKE = {
     "Connection": "Upgrade",

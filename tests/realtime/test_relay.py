@@ -26,8 +26,8 @@ from ordertrack.server import loop
 from tests.support.events import append_event, append_uncommitted, insert_order
 from tests.support.people import Person
 from tests.support.servers import Server
-from tests.support.sockets import Watcher, raw_watching, settled, watching
 from tests.support.waiting import eventually
+from tests.support.watchers import SocketIOWatcher, raw_watching, settled, watching
 
 WRITERS = 8
 CHANGES = 40
@@ -47,13 +47,13 @@ def owner(server: Server) -> Person:
 
 
 @pytest.fixture
-def watcher(server: Server, owner: Person) -> Iterator[Watcher]:
+def watcher(server: Server, owner: Person) -> Iterator[SocketIOWatcher]:
     with watching(server, owner.token) as connected:
         yield connected
 
 
 def test_transactions_are_published_when_they_commit_whatever_their_order(
-    server: Server, owner: Person, watcher: Watcher
+    server: Server, owner: Person, watcher: SocketIOWatcher
 ) -> None:
     slow, quick = owner.order("slow"), owner.order("quick")
     watcher.watch(slow)
@@ -85,7 +85,7 @@ def test_plain_websockets_get_events_of_transactions_that_commit_late(
 
 
 def test_an_event_that_rolls_back_is_never_published(
-    server: Server, owner: Person, watcher: Watcher
+    server: Server, owner: Person, watcher: SocketIOWatcher
 ) -> None:
     order = owner.order()
     watcher.watch(order)
@@ -98,7 +98,7 @@ def test_an_event_that_rolls_back_is_never_published(
 
 
 def test_many_changes_in_one_transaction_arrive_in_version_order(
-    server: Server, owner: Person, watcher: Watcher
+    server: Server, owner: Person, watcher: SocketIOWatcher
 ) -> None:
     order = owner.order()
     watcher.watch(order)
@@ -110,7 +110,7 @@ def test_many_changes_in_one_transaction_arrive_in_version_order(
 
 
 def test_no_event_of_eight_writers_is_lost_repeated_or_reordered(
-    server: Server, owner: Person, watcher: Watcher
+    server: Server, owner: Person, watcher: SocketIOWatcher
 ) -> None:
     """Watchers of both kinds and a reader of the log see each event once, in version order."""
     seed = random.randrange(2**32)

@@ -18,7 +18,7 @@ from tests.realtime.fakes import FakeWatcher
 from tests.server.wire import CLOSE, TEXT, handshake, peer
 from tests.support.people import People, Person
 from tests.support.servers import Server, running_server
-from tests.support.sockets import raw_watching, settled, watching
+from tests.support.watchers import raw_watching, settled, watching
 
 QUEUE = 65_536
 

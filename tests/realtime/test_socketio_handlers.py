@@ -18,8 +18,8 @@ from tests.support.events import append_event
 from tests.support.http import Api
 from tests.support.people import People, Person
 from tests.support.servers import Server, running_server
-from tests.support.sockets import Refused, Watcher, raw_watching, settled, watching
 from tests.support.waiting import eventually
+from tests.support.watchers import Refused, SocketIOWatcher, raw_watching, settled, watching
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def driver(server: Server) -> Person:
 
 
 @pytest.fixture
-def watcher(server: Server, owner: Person) -> Iterator[Watcher]:
+def watcher(server: Server, owner: Person) -> Iterator[SocketIOWatcher]:
     with watching(server, owner.token) as connected:
         yield connected
 
@@ -53,7 +53,7 @@ def test_a_connection_without_a_token_is_refused_with_the_problem(
     server: Server, auth: Any
 ) -> None:
     with pytest.raises(Refused) as refused:
-        Watcher(server, auth)
+        SocketIOWatcher(server, auth)
     assert refused.value.problem == {
         "type": "about:blank",
         "title": "Unauthorized",
@@ -86,7 +86,7 @@ def test_a_page_connects_with_its_cookie(server: Server, owner: Person) -> None:
     cookie = {"Cookie": f"theme=dark; access_token_cookie={owner.token}"}
     # The library adds the Origin itself where it makes a WebSocket.
     for transport, origin in (("websocket", {}), ("polling", {"Origin": server.url})):
-        watcher = Watcher(server, None, headers=cookie | origin, transports=[transport])
+        watcher = SocketIOWatcher(server, None, headers=cookie | origin, transports=[transport])
         with contextlib.closing(watcher):
             assert watcher.watch(owner.order())["version"] == 1
 
@@ -162,7 +162,7 @@ def test_behind_two_trusted_proxies_the_origin_is_the_one_that_the_browser_sees(
         assert (form.status_code == 403) is not ours
 
 
-def test_an_unknown_event_is_answered_with_a_problem(watcher: Watcher) -> None:
+def test_an_unknown_event_is_answered_with_a_problem(watcher: SocketIOWatcher) -> None:
     for name in ("subscrib", "message", "*", "x" * 1000):
         answer = watcher.call(name, {"order_id": "1"})
         assert refusal(answer) == (404, "not_found"), name
@@ -190,7 +190,7 @@ def test_a_connection_that_has_ended_takes_no_turn_at_the_database(
 
 
 def test_a_subscription_is_answered_with_the_order(
-    owner: Person, driver: Person, watcher: Watcher
+    owner: Person, driver: Person, watcher: SocketIOWatcher
 ) -> None:
     order = owner.order()
     driver.move(order, "Processing")
@@ -200,7 +200,7 @@ def test_a_subscription_is_answered_with_the_order(
 
 @pytest.mark.parametrize("after", range(5))
 def test_a_subscription_with_after_is_answered_with_the_missed_events(
-    owner: Person, driver: Person, watcher: Watcher, after: int
+    owner: Person, driver: Person, watcher: SocketIOWatcher, after: int
 ) -> None:
     order = owner.order()
     driver.move(order, "Processing", "Shipped", "Completed")
@@ -213,7 +213,7 @@ def test_a_subscription_with_after_is_answered_with_the_missed_events(
 
 @pytest.mark.safety("client-offline")
 def test_an_after_that_the_order_has_not_reached_is_refused(
-    owner: Person, watcher: Watcher
+    owner: Person, watcher: SocketIOWatcher
 ) -> None:
     order = owner.order()
     answer = watcher.call("subscribe", {"order_id": order["id"], "after": 2})
@@ -226,14 +226,14 @@ def test_an_after_that_the_order_has_not_reached_is_refused(
     assert watcher.versions(order) == []  # it was not joined
 
 
-def test_an_order_id_may_be_text_or_a_number(owner: Person, watcher: Watcher) -> None:
+def test_an_order_id_may_be_text_or_a_number(owner: Person, watcher: SocketIOWatcher) -> None:
     order = owner.order()
     for order_id in (order["id"], int(order["id"])):
         assert watcher.call("subscribe", {"order_id": order_id})["version"] == 1
 
 
 def test_updates_are_the_events_of_the_history(
-    server: Server, owner: Person, driver: Person, watcher: Watcher
+    server: Server, owner: Person, driver: Person, watcher: SocketIOWatcher
 ) -> None:
     admin = server.people.admin()
     order = owner.order()
@@ -264,7 +264,7 @@ def test_missed_and_live_events_join_without_a_gap(
 
 
 def test_a_client_that_subscribes_in_three_ways_gets_each_event_once(
-    owner: Person, driver: Person, watcher: Watcher
+    owner: Person, driver: Person, watcher: SocketIOWatcher
 ) -> None:
     order = owner.order()
     watcher.watch(order)
@@ -275,7 +275,9 @@ def test_a_client_that_subscribes_in_three_ways_gets_each_event_once(
     assert settled(watcher, order, 4) == [2, 3, 4]
 
 
-def test_no_events_after_unsubscribing(owner: Person, driver: Person, watcher: Watcher) -> None:
+def test_no_events_after_unsubscribing(
+    owner: Person, driver: Person, watcher: SocketIOWatcher
+) -> None:
     left, kept = owner.order(), owner.order()
     watcher.watch(left)
     watcher.watch(kept)
@@ -288,7 +290,7 @@ def test_no_events_after_unsubscribing(owner: Person, driver: Person, watcher: W
 
 
 def test_a_client_that_unsubscribed_resumes_with_after(
-    owner: Person, driver: Person, watcher: Watcher
+    owner: Person, driver: Person, watcher: SocketIOWatcher
 ) -> None:
     order = owner.order()
     watcher.watch(order)
@@ -299,7 +301,9 @@ def test_a_client_that_unsubscribed_resumes_with_after(
     assert settled(watcher, order, 3) == [3]
 
 
-def test_a_deleted_order_is_announced_and_then_not_found(owner: Person, watcher: Watcher) -> None:
+def test_a_deleted_order_is_announced_and_then_not_found(
+    owner: Person, watcher: SocketIOWatcher
+) -> None:
     order = owner.order()
     watcher.watch(order)
     owner.delete(order)
@@ -312,7 +316,7 @@ def test_a_deleted_order_is_announced_and_then_not_found(owner: Person, watcher:
 @pytest.mark.safety("client-offline")
 @pytest.mark.parametrize("missed", [500, 501])
 def test_too_many_missed_events_are_a_reset_instead_of_a_replay(
-    server: Server, owner: Person, watcher: Watcher, missed: int
+    server: Server, owner: Person, watcher: SocketIOWatcher, missed: int
 ) -> None:
     order = owner.order()
     append_event(server.dsn, order, count=missed)
@@ -334,7 +338,7 @@ def test_too_many_missed_events_are_a_reset_instead_of_a_replay(
 
 
 def test_many_orders_are_answered_one_by_one_in_the_order_asked(
-    server: Server, owner: Person, watcher: Watcher
+    server: Server, owner: Person, watcher: SocketIOWatcher
 ) -> None:
     first, second = owner.order(), owner.order()
     owner.edit(second, "changed")
@@ -364,7 +368,7 @@ def test_many_orders_are_answered_one_by_one_in_the_order_asked(
     assert settled(watcher, second, 3) == [3]
 
 
-def test_two_hundred_orders_in_one_call(owner: Person, watcher: Watcher) -> None:
+def test_two_hundred_orders_in_one_call(owner: Person, watcher: SocketIOWatcher) -> None:
     orders = [owner.order(f"order {n}") for n in range(200)]
     answer = watcher.call("subscribe", {"orders": [{"order_id": one["id"]} for one in orders]})
     assert [result["order"]["id"] for result in answer["results"]] == [one["id"] for one in orders]
@@ -414,19 +418,19 @@ def wanting(*orders: Any) -> dict[str, Any]:
     ],
     ids=lambda data: repr(data)[:40],
 )
-def test_a_subscription_of_another_form_is_refused(watcher: Watcher, data: Any) -> None:
+def test_a_subscription_of_another_form_is_refused(watcher: SocketIOWatcher, data: Any) -> None:
     assert refusal(watcher.call("subscribe", data)) == (422, "validation_failed")
 
 
 @pytest.mark.parametrize(
     "data", [None, {}, {"order_id": "x"}, {"feed": "x"}, {"orders": []}, {"order_id": "1", "x": 1}]
 )
-def test_an_unsubscription_of_another_form_is_refused(watcher: Watcher, data: Any) -> None:
+def test_an_unsubscription_of_another_form_is_refused(watcher: SocketIOWatcher, data: Any) -> None:
     assert refusal(watcher.call("unsubscribe", data)) == (422, "validation_failed")
 
 
 @pytest.mark.parametrize("data", [None, {}, {"token": None}, {"token": 1}, {"token": "x", "y": 1}])
-def test_a_renewal_of_another_form_is_refused(watcher: Watcher, data: Any) -> None:
+def test_a_renewal_of_another_form_is_refused(watcher: SocketIOWatcher, data: Any) -> None:
     assert refusal(watcher.call("authenticate", data)) == (422, "validation_failed")
 
 
@@ -483,7 +487,7 @@ EVENTS: dict[str, dict[str, tuple[bool, ...]]] = {
 }
 
 
-def subscribed(watcher: Watcher, way: str, order: dict[str, Any]) -> bool:
+def subscribed(watcher: SocketIOWatcher, way: str, order: dict[str, Any]) -> bool:
     """Whether the server says so; for a refusal, that it is the one for a missing order."""
     if way == "feed":
         return bool(watcher.call("subscribe", {"feed": "orders"})["ok"])
@@ -557,7 +561,7 @@ def test_a_driver_who_loses_an_order_is_logged_out_and_gets_no_more_events(
         assert raw.until_closed() == 1008
 
 
-def test_orders_cannot_be_changed_over_a_socket(owner: Person, watcher: Watcher) -> None:
+def test_orders_cannot_be_changed_over_a_socket(owner: Person, watcher: SocketIOWatcher) -> None:
     """Whatever else is sent, in whatever shape: it changes nothing and breaks nothing."""
     order = owner.order()
     watcher.watch(order)
@@ -570,7 +574,7 @@ def test_orders_cannot_be_changed_over_a_socket(owner: Person, watcher: Watcher)
 
 @pytest.mark.parametrize("event", ["connect", "disconnect"])
 def test_a_client_cannot_send_the_servers_own_events(
-    owner: Person, watcher: Watcher, event: str
+    owner: Person, watcher: SocketIOWatcher, event: str
 ) -> None:
     """They would run the handlers of the handshake, on whatever the client makes up."""
     order = owner.order()
@@ -583,7 +587,7 @@ def test_a_client_cannot_send_the_servers_own_events(
 # --- the end of a right ------------------------------------------------------------------------
 
 
-def ended(watcher: Watcher, code: str) -> None:
+def ended(watcher: SocketIOWatcher, code: str) -> None:
     """The watcher is told why, once, and closed."""
     assert watcher.closed.wait(10)
     assert [problem["code"] for problem in watcher.signed_out] == [code]
@@ -716,7 +720,7 @@ def test_a_socket_is_closed_when_its_token_expires_unless_it_is_renewed(brief: S
 
 
 def test_a_token_of_another_user_cannot_renew_a_connection(
-    server: Server, owner: Person, watcher: Watcher
+    server: Server, owner: Person, watcher: SocketIOWatcher
 ) -> None:
     other = server.people.admin()
     assert refusal(watcher.call("authenticate", {"token": other.token})) == (401, "invalid_token")

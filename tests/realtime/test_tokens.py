@@ -15,7 +15,7 @@ from tests.support.databases import JWT_SECRET
 from tests.support.http import Api
 from tests.support.people import Person
 from tests.support.servers import Server
-from tests.support.sockets import Refused, raw_watching, watching
+from tests.support.watchers import Refused, raw_watching, watching
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from ordertrack.services.schema import SchemaTooNew
 from tests.cli.conftest import opened
 from tests.support.databases import OWNER_ROLE, Postgres, as_owner, migrate, settings_for
 from tests.support.servers import ROOT, Server, environment, refusal_to_start
-from tests.support.sockets import watching
 from tests.support.waiting import eventually
+from tests.support.watchers import watching
 
 # What a schema is, as PostgreSQL itself writes it down.
 CATALOG = {

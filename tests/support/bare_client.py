@@ -1,7 +1,7 @@
 """The smallest Socket.IO client, on asyncio: thousands of connections fit into one thread.
 
 It does no more than the protocol needs, so that a test measures the server and not the patience of
-a client library. Users' clients, with the stock library, are in `tests.support.sockets`.
+a client library. Users' clients, with the stock library, are in `tests.support.watchers`.
 """
 
 import asyncio

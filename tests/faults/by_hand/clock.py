@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.faults.cluster import Cluster, running_cluster
 from tests.support.servers import Server, running_server
-from tests.support.sockets import raw_watching
+from tests.support.watchers import raw_watching
 
 CHANGES = 200
 

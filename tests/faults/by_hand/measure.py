@@ -23,7 +23,7 @@ from ordertrack.log_tail import Tail
 from tests.faults.cluster import Cluster, running_cluster
 from tests.support.events import insert_order
 from tests.support.servers import Server, running_server
-from tests.support.sockets import RawWatcher, raw_watching
+from tests.support.watchers import RawWatcher, raw_watching
 
 CHANGES = 500
 IDLE_SECONDS = 20.0

@@ -34,7 +34,7 @@ class Refused(Exception):
         return self.problem["code"]
 
 
-class Watcher:
+class SocketIOWatcher:
     """A Socket.IO client. What the server sends is kept in ``updates`` and ``signed_out``."""
 
     def __init__(
@@ -98,9 +98,9 @@ class Watcher:
 
 
 @contextmanager
-def watching(server: Server, token: str | None, **options: Any) -> Iterator[Watcher]:
+def watching(server: Server, token: str | None, **options: Any) -> Iterator[SocketIOWatcher]:
     """A connected Socket.IO client with *token*. Raises `Refused`."""
-    watcher = Watcher(server, {"token": token}, **options)
+    watcher = SocketIOWatcher(server, {"token": token}, **options)
     try:
         yield watcher
     finally:
@@ -191,7 +191,7 @@ def raw_watching(
         connection.shutdown()  # which `close` leaves out when the server has closed already
 
 
-def settled(watcher: Watcher, order: Any, last: int) -> list[int]:
+def settled(watcher: SocketIOWatcher, order: Any, last: int) -> list[int]:
     """The versions of *order* that came, once *last* is among them."""
     eventually(lambda: last in watcher.versions(order))
     return watcher.versions(order)
