@@ -239,7 +239,7 @@ def test_the_first_invalid_row_is_named(
 
     result = copy.flask("audit", "verify")
     assert result.exit_code == 1
-    # The row is named by the number that it really has, and it is the one that was damaged.
+    # The text has the real id of the row that was damaged.
     row = ""
     if found := re.search(r"Order (\d+), version (\d+) \(row (\d+)", result.stderr):
         order, version, row = found.groups()

@@ -60,7 +60,7 @@ def session(connect: Callable[[], Any], *names: str) -> dict[str, str]:
         return dict(cursor.fetchall())
 
 
-# What a session is ----------------------------------------------------------------------------
+# Session settings --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("whose", ["the pool's", "the relay's"])
@@ -156,7 +156,7 @@ def test_a_statement_has_the_same_name_in_every_process_and_another_for_another_
 
 
 def test_a_statement_that_the_session_has_prepared_already_is_used(own: Flask) -> None:
-    """As behind a pooler, whose session somebody else has had before."""
+    """As behind a pooler, whose session had another user before."""
     other = Statement("SELECT 5 AS five")
     with db.engine.connect() as connection:
         connection.execute(text(f"PREPARE {other._name} AS SELECT 5 AS five"))
@@ -164,12 +164,12 @@ def test_a_statement_that_the_session_has_prepared_already_is_used(own: Flask) -
     assert other.one().five == 5
 
 
-# What is in between ---------------------------------------------------------------------------
+# Poolers and hosts -------------------------------------------------------------------------------
 
 
 def test_a_pooler_that_pools_by_transaction_is_detected(database: str) -> None:
     with Pooler(database, by_transaction=True) as pooler:
-        # As far as that goes the pooler passes on what was asked for.
+        # The pooler passes the session settings on; that is not what is refused.
         connect = Connector(pooler.dsn, session={})
         connect.session = {}
         with pytest.raises(SettingsError, match="DB_DSN leads through a pooler"):
@@ -201,18 +201,18 @@ def test_a_host_that_does_not_answer_is_followed_by_the_next_one(database: str) 
         hosts = f"{folder},{parse_dsn(database)['host']}"
         dsn = make_dsn(database, host=hosts, port=f"{port},{port}", connect_timeout=1)
         with running_server(dsn) as server:
-            # The one that answered is asked first from then on.
+            # From then on the host that answered is tried first.
             for _ in range(3):
                 body = {"email": "nobody@example.org", "password": "wrong password"}
                 assert server.api.post("/api/login", json=body).status_code == 401
 
 
-# What becomes of a connection -----------------------------------------------------------------
+# Lost connections --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def end_the_pool(own: Flask, postgres: Postgres) -> Callable[[], None]:
-    """The pool's connections are ended by the server, as when PostgreSQL restarts."""
+    """The server closes the pool's connections, as when PostgreSQL restarts."""
 
     def end() -> None:
         name = db.engine.url.database
@@ -240,7 +240,7 @@ def test_a_connection_that_died_in_the_pool_is_replaced_before_anything_is_sent(
 def test_a_read_that_loses_its_connection_is_retried_and_a_write_is_not(
     own: Flask, end_the_pool: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Between the look and the question.
+    # After the pool has checked the connection, before the statement is sent.
     monkeypatch.setattr(database_module, "has_input", lambda _: False)
     before = _WHO.one().pid
     end_the_pool()
@@ -256,7 +256,7 @@ def test_a_read_that_loses_its_connection_is_retried_and_a_write_is_not(
         t.execute(text("INSERT INTO users (name, email, password_hash) VALUES ('-', 'doubt', '-')"))
 
 
-# What an error means --------------------------------------------------------------------------
+# Transient errors --------------------------------------------------------------------------------
 
 NOT_NOW = (
     "08006", "08P01", "25006", "25P03", "25P04", "40001", "40P01", "53000", "53100", "53200",
@@ -274,7 +274,7 @@ def test_transient_errors_are_unavailable_and_others_are_defects(app: Flask, sta
 
 
 def test_a_read_only_session_is_a_transient_error(app: Flask) -> None:
-    """As on a primary that has become a standby meanwhile."""
+    """As on a primary that has become a standby."""
 
     def write() -> None:
         with transaction() as t:
@@ -285,7 +285,7 @@ def test_a_read_only_session_is_a_transient_error(app: Flask) -> None:
         write()
 
 
-# A log of any size ----------------------------------------------------------------------------
+# The check before serving ------------------------------------------------------------------------
 
 
 def test_the_check_of_the_log_before_serving_does_not_grow_with_it(

@@ -22,7 +22,7 @@ def own(fresh_database: Callable[[], str]) -> Iterator[Own]:
 
 
 def aged(postgres: Postgres, own: Own, sql: str) -> None:
-    """Run *sql*, which makes old rows, as nobody but a superuser can: with the triggers off."""
+    """Run *sql*, which makes old rows, as a superuser with the triggers disabled."""
     connection = psycopg2.connect(postgres.as_superuser(own.dsn))
     try:
         with connection, connection.cursor() as cursor:
@@ -116,7 +116,7 @@ def test_one_process_at_a_time_does_housekeeping(own: Own, postgres: Postgres) -
 
 
 def test_old_rows_are_found_by_an_index(own: Own, postgres: Postgres) -> None:
-    """However many rows there are, a turn that finds nothing reads none of the others."""
+    """However many rows there are, a run that deletes nothing reads none of them."""
     for table, conditions in housekeeping._DELETED.items():
         for condition in conditions:
             connection = psycopg2.connect(own.dsn)
@@ -132,7 +132,7 @@ def test_old_rows_are_found_by_an_index(own: Own, postgres: Postgres) -> None:
 
 
 class FailsOnce:
-    """A context in which the first turn fails, and later ones do not."""
+    """A context in which the first run fails, and later ones do not."""
 
     def __init__(self, own: Own) -> None:
         self._own = own

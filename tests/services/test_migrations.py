@@ -30,7 +30,7 @@ from tests.support.servers import ROOT, Server, environment, refusal_to_start
 from tests.support.waiting import eventually
 from tests.support.watchers import watching
 
-# What a schema is, as PostgreSQL itself writes it down.
+# A schema, in PostgreSQL's own notation.
 CATALOG = {
     "columns": """
         SELECT table_name, column_name, udt_name, is_nullable, column_default, is_identity
@@ -189,7 +189,7 @@ def test_commands_that_read_do_not_migrate(
 def test_statuses_and_events_of_a_newer_release_are_shown(
     postgres: Postgres, fresh_database: Callable[[], str], start_server: Callable[..., Server]
 ) -> None:
-    """A status and a type of event that this code does not know: shown, leading nowhere."""
+    """A status and a type of event that this code does not know: shown, without transitions."""
     dsn = fresh_database()
     server = start_server(dsn)
     owner, driver, admin = (
@@ -228,7 +228,7 @@ def test_statuses_and_events_of_a_newer_release_are_shown(
     assert owner.api.delete(path).code == "conflict"
     assert driver.api.get("/api/admin/orders").status_code == 200
     assert owner.api.get("/api/orders").json()["orders"][0]["status"] == "Returned"
-    # Nobody can ask for it.
+    # No request can set it.
     wanted = driver.api.put(f"{path}/status", json={"status": "Returned"})
     assert wanted.code == "validation_failed"
     admin.assign(order, driver)
@@ -272,7 +272,7 @@ VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
             "orders",
             "ix_orders_live_status",
         ),
-        # Every request reads them; and they may be many, because nobody cleaned them before 0003.
+        # Every request reads them, and they may be many: no release before 0003 deleted any.
         (
             "0002",
             "INSERT INTO sessions (user_id, expires_at) SELECT id, now() FROM u",
@@ -334,7 +334,7 @@ def test_an_index_that_an_interrupted_migration_left_is_built_anew(
 def test_without_pg_trgm_the_rest_is_migrated_and_a_warning_is_logged(
     postgres: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Trusted extensions want CREATE on the database, which its owner has; another role has not.
+    # Trusted extensions need CREATE on the database, which its owner has and another role has not.
     dsn = postgres.create()
     name = parse_dsn(dsn)["dbname"]
     postgres.execute(f"ALTER DATABASE {name} OWNER TO CURRENT_USER")
@@ -353,7 +353,7 @@ def test_without_pg_trgm_the_rest_is_migrated_and_a_warning_is_logged(
 def test_old_code_that_appends_before_it_changes_the_order_leaves_a_whole_log(
     postgres: Postgres, fresh_database: Callable[[], str]
 ) -> None:
-    """Code of revision 0001 leaves the order of the two to SQLAlchemy, and says the time itself."""
+    """Code of revision 0001 leaves their order to SQLAlchemy, and sets the time itself."""
     dsn = fresh_database()
     with opened(dsn) as own:
         order, admin = own.people.customer().order(), own.people.admin()

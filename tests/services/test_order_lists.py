@@ -76,7 +76,7 @@ def shop(postgres: Postgres) -> Iterator[Shop]:
             role,
         )
         made.people[name] = session_of(dsn, number)
-    # Ten cancelled ones, long ago; a hundred that are over, two hundred that are not. Every ninth
+    # Ten cancelled ones, long ago; a hundred final ones, two hundred open ones. Every ninth
     # was deleted, Zoë placed every eleventh of the first half, and Dora drives only a few.
     made.execute("ALTER TABLE orders DISABLE TRIGGER orders_stamp")  # of other times than now
     made.execute(
@@ -99,7 +99,7 @@ def shop(postgres: Postgres) -> Iterator[Shop]:
                jsonb_build_object('description', o.description), o.customer_id FROM o""",
         *(made.people[name].user_id for name in ("Zoë Zanzibar", "Carl", "Cleo", "Dora", "Dewi")),
     )
-    # A clock that was set back now and then: ids and times disagree about what is newer.
+    # The clock was set back several times: ids and times disagree about which order is newer.
     made.execute("UPDATE orders SET created_at = created_at - interval '30 days' WHERE id % 13 = 0")
     made.execute("ALTER TABLE orders ENABLE TRIGGER orders_stamp")
     made.execute("VACUUM ANALYZE")
@@ -136,7 +136,7 @@ LIVE = "o.deleted_at IS NULL"
 
 
 def narrowed(who: dict[str, int]) -> dict[str, tuple[Filters, str]]:
-    """By name: what is asked for, and what that is in SQL. *who* are people's ids."""
+    """By name: filters, and the same in SQL. *who* are people's ids."""
     dewi, dora = who["Dewi"], who["Dora"]
     zoe = f"{LIVE} AND o.customer_id = {who['Zoë Zanzibar']}"
     by_dewi, by_dora = (f"{LIVE} AND o.driver_id = {driver}" for driver in (dewi, dora))
@@ -200,7 +200,7 @@ NAMES = list(narrowed(dict.fromkeys(PEOPLE, 0)))
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_filter_finds_some_and_not_all_that_there_is(shop: Shop, name: str) -> None:
-    """Or the tests of it would show nothing."""
+    """Otherwise the tests of it would show nothing."""
     _, where = narrowed(shop.numbers)[name]
     found, everything = len(shop.ids(where)), len(shop.ids("true"))
     assert found < everything
@@ -380,10 +380,10 @@ def test_a_text_in_too_many_orders_is_not_searched_by_index(
 ) -> None:
     monkeypatch.setattr(order_walk, "SCANNED", 12)
     monkeypatch.setattr(order_search, "CANDIDATES", 1)
-    # What is found is the same without the indexes, and only takes longer.
+    # The results are the same without the indexes, and only take longer.
     monkeypatch.setattr(order_search, "_HAS_INDEXES", "SELECT true AS found")
     assert search(shop, Filters(text="quetzalcoatl")).cut_short
-    # Of people who have it in their address some were left out, although none has an order.
+    # Too many users have it in their address, although none of them has an order.
     shop.execute(
         """INSERT INTO users (name, email, password_hash)
            SELECT 'Nobody', i || '@example.net', 'x' FROM generate_series(1, 3) AS i"""

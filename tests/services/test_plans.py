@@ -29,8 +29,9 @@ pytestmark = pytest.mark.safety("large-log")
 
 SIZE = Size(200_000, events_per_order=2)
 
-# For one page: what a walk looks at for the page, again for the place where it stopped, again for
-# the counts, in each of three walks of a driver who sees only some, and what an index search finds.
+# For one page: the rows that a walk reads for the page, again for the place where it stopped, again
+# for the counts, in each of a driver's three walks with DRIVER_SCOPE=assigned, and those that a
+# search by index finds.
 MOST_ROWS = 3 * 3 * order_walk.SCANNED + order_search.CANDIDATES
 # The counts of the plain board come from the index of the statuses.
 MOST_COUNTED = 5 * (order_lists.COUNTED + 1)
@@ -51,7 +52,7 @@ def large(postgres: Postgres) -> Iterator[Large]:
     fill(postgres.as_superuser(dsn), SIZE)
     app = create_app(settings_for(dsn))
     with app.app_context():
-        yield Large(app, dsn, reads.sign_in(dsn))
+        yield Large(app, dsn, reads.log_in(dsn))
         db.engine.dispose()
     postgres.drop(dsn)
 

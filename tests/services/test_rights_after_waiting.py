@@ -92,7 +92,7 @@ def sign_out(_: Person, person: Person) -> None:
 
 
 LOCK_ORDER = "SELECT 1 FROM orders WHERE id = %s FOR NO KEY UPDATE"
-# As a concurrent change of the order leaves it: another version of the row.
+# Like a concurrent change of the order: it makes another version of the row.
 CHANGE_ORDER = "UPDATE orders SET description = description || '.' WHERE id = %s"
 
 CHANGES: dict[str, Callable[[Person, str, Person], Answer]] = {
@@ -224,7 +224,7 @@ def test_an_order_and_its_first_event_have_the_same_time(
 def test_a_stuck_order_leaves_connections_for_the_others(
     database: str, holding: Callable[..., Held], change: str
 ) -> None:
-    """However many wait to change it: two at the database, the rest without a connection."""
+    """Two requests wait in the database, the others without a connection."""
     app = create_app(
         settings_for(
             database,
@@ -243,7 +243,7 @@ def test_a_stuck_order_leaves_connections_for_the_others(
         waiting = [pool.submit(CHANGES[change], admin, path, driver) for _ in range(6)]
         try:
             held.await_waiters(2)
-            # All of them have come in: four are told that they need not wait.
+            # All of them have arrived: four are refused without waiting for the lock.
             eventually(lambda: sum(future.done() for future in waiting) == 4)
             assert {one.result().code for one in waiting if one.done()} == {"unavailable"}
             assert admin.api.get(f"/api/orders/{other['id']}").status_code == 200
@@ -273,7 +273,7 @@ def test_a_driver_is_not_deactivated_in_the_middle_of_an_assignment(
 ) -> None:
     admin, driver = people.admin(), people.driver()
     order = people.customer().order()
-    # The order's event waits here, when the driver has been judged.
+    # The order's event waits here, after the driver was checked.
     held = holding(
         "INSERT INTO order_events (order_id, version, type, status, actor_id, actor_name,"
         " actor_role, customer_id) VALUES (%s, 2, 'created', 'Pending', 1, 'x', 'user', 1)",
@@ -352,7 +352,7 @@ def test_a_login_during_a_change_of_the_account_is_refused(
 def test_the_session_of_a_login_just_before_a_deactivation_is_revoked(
     people: People, postgres: Postgres, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The session is made but not committed when the deactivation begins: it has to wait."""
+    """The session is inserted but not committed when the deactivation begins, which has to wait."""
     admin, person = people.admin(), people.customer()
     made, go_on = threading.Event(), threading.Event()
     genuine = accounts._account
@@ -382,6 +382,6 @@ def test_the_session_of_a_login_just_before_a_deactivation_is_revoked(
         go_on.set()
         assert answer.result().status_code == 200
     login.join()
-    # Activated again, what was signed in before stays out.
+    # After another activation the session is still revoked.
     admin.api.patch(f"/api/admin/users/{person.id}", json={"active": True})
     assert signed_in[0].api.get("/api/me").code == "invalid_token"

@@ -70,7 +70,7 @@ def test_the_serving_role_cannot(case: str, database: str, people: People) -> No
 def test_an_insert_cannot_choose_an_events_time_or_transaction(
     postgres: Postgres, database: str, people: People
 ) -> None:
-    """Also not the owner or a superuser, while the triggers are on."""
+    """Nor can the owner or a superuser, while the triggers are enabled."""
     order = people.customer().order()
     [(xid, matches, event_time, order_time)] = postgres.execute(
         "WITH e AS (INSERT INTO order_events"
@@ -80,7 +80,7 @@ def test_an_insert_cannot_choose_an_events_time_or_transaction(
         dsn=postgres.as_superuser(database),
     )
     assert matches, xid
-    # Of now, for it comes without the change that it tells of.
+    # The present time, because no change of the order comes with it.
     assert event_time > order_time > datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -89,7 +89,7 @@ def test_an_insert_cannot_choose_an_events_time_or_transaction(
 def test_no_temporary_table_stands_in_for_the_orders(
     database: str, people: People, relation: str
 ) -> None:
-    """Every role can make one, and PostgreSQL looks for a bare name there first."""
+    """Every role can create one, and PostgreSQL looks for an unqualified name there first."""
     owner = people.customer()
     order = owner.order()
     connection = psycopg2.connect(database)
@@ -110,12 +110,12 @@ def test_no_temporary_table_stands_in_for_the_orders(
     assert found[0] > datetime(2020, 1, 1, tzinfo=UTC)
 
 
-# --- making the roles ----------------------------------------------------------------------------
+# --- creating the roles --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def names(postgres: Postgres) -> Iterator[tuple[str, str]]:
-    """The DSNs of two roles and a database that are yet to be made."""
+    """The DSNs of two roles and a database that do not exist yet."""
     unique = parse_dsn(postgres.create())["dbname"]
     postgres.execute(f"DROP DATABASE {unique}")
     serving, owning = f"{unique}_serving", f"{unique}_owner"
@@ -159,7 +159,7 @@ def test_one_command_creates_both_roles_and_the_database(
 def test_tables_that_the_serving_role_owned_are_taken_from_it(
     postgres: Postgres, names: tuple[str, str]
 ) -> None:
-    """A server that ran with one role goes over to two."""
+    """A server that ran with one role is changed to two."""
     serving, owning = names
     user, name = parse_dsn(serving)["user"], parse_dsn(serving)["dbname"]
     postgres.execute(f"CREATE ROLE {user} LOGIN PASSWORD %s", parse_dsn(serving)["password"])

@@ -56,7 +56,7 @@ def test_a_session_expires(app: Flask, people: People, postgres: Postgres, datab
 def test_a_cached_token_still_expires(
     app: Flask, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was verified once is remembered; the time is not."""
+    """A verified signature is cached, but the expiry is checked each time."""
     person = people.customer()
     assert person.api.get("/api/me").status_code == 200
     later = time.time() + app.config["JWT_ACCESS_TOKEN_EXPIRES"].total_seconds()

@@ -51,7 +51,7 @@ def test_every_other_error_is_raised_unchanged(app: Flask, state: str) -> None:
 
 
 def raise_on_a_bare_connection(state: str) -> None:
-    """As `Statement` runs: psycopg2's own exceptions, without SQLAlchemy around them."""
+    """`Statement` gets psycopg2's own exceptions, which SQLAlchemy has not wrapped."""
     with unavailable_when_down(), db.engine.pool.bare_connection() as (connection, _):  # type: ignore[attr-defined]
         connection.cursor().execute(raising(state))
 

@@ -1,7 +1,7 @@
-"""Large tables, made by PostgreSQL: people, orders and their log, as years of use leave them.
+"""Fills large tables with users, orders and their log, as after years of use.
 
-For plans and sizes, not for behaviour: the events of an order are dense and plausible, but nobody
-placed them. Only on a database of one's own: constraints and triggers are set aside meanwhile.
+For query plans and sizes, not for behaviour: the events are dense and plausible, but not valid.
+Only on a database of the test's own, because constraints and triggers are disabled meanwhile.
 """
 
 from contextlib import closing
@@ -47,7 +47,7 @@ _USERS = f"""
       FROM generate_series(1, %(users)s) AS i
 """
 
-# The oldest are over, the newest are open. A customer in a thousand has a hundred times as many
+# The oldest are final, the newest are open. A customer in a thousand has a hundred times as many
 # orders as the others, and a driver in ten nearly none.
 _ORDERS = f"""
     INSERT INTO orders (customer_id, driver_id, description, status, previous_status, version,
@@ -74,7 +74,7 @@ _ORDERS = f"""
       FROM generate_series(1, %(orders)s::bigint) AS i
 """
 
-# In blocks of a thousand orders, so that the events of one order lie apart, as they do in life.
+# In blocks of a thousand orders, so that the events of one order lie apart, as in use.
 _EVENTS = f"""
     INSERT INTO order_events (xid, order_id, version, type, status, previous_status, actor_id,
                               actor_name, actor_role, changes, customer_id, driver_id, created_at)
@@ -101,7 +101,7 @@ _EVENTS = f"""
 
 
 def fill(superuser_dsn: str, size: Size) -> None:
-    """Fill the migrated, empty database: without constraints and indexes, which come back after.
+    """Fill the migrated, empty database. Indexes are dropped and created again afterwards.
 
     *size.orders* is a multiple of a thousand. The log's transaction ids ascend from 3 to those of
     the present, two events in each where there have been so many (`pg_resetwal -e 1` sees to that).
@@ -121,7 +121,7 @@ def fill(superuser_dsn: str, size: Size) -> None:
 
 
 def _set_aside(cursor: "psycopg2.extensions.cursor", table: str) -> list[str]:
-    """Drop the indexes and keys of a table; what makes them again.
+    """Drop the indexes and keys of a table; the statements that create them again.
 
     Foreign keys and checks stay away: they cost hours at this size, and no plan depends on them.
     """

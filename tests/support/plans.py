@@ -1,4 +1,4 @@
-"""How PostgreSQL answers what the application asks: the plan of each statement, as it was run.
+"""Records the query plan of each statement that the application runs.
 
 with recorded(db.engine) as plans:
     api.get("/api/orders")
@@ -21,7 +21,7 @@ _WORTH_A_PLAN = re.compile(r"[\s(]*(WITH|SELECT|UPDATE|INSERT|EXECUTE)\b", re.IG
 
 @dataclass(frozen=True)
 class Plan:
-    """One statement: its text, its tree of nodes, and what it took.
+    """One statement: its text, the nodes of its plan, and its times.
 
     ``ms`` is by the clock, ``busy_ms`` the time for which PostgreSQL's process was running, which
     is less where the machine has other things to do. Where Linux does not tell, both are the same.
@@ -71,7 +71,7 @@ class Plan:
         }
 
 
-# Scans of what the statement itself made.
+# Scans of intermediate results.
 _NO_TABLE = ("CTE Scan", "Subquery Scan", "Function Scan", "Values Scan", "Bitmap Heap Scan")
 
 

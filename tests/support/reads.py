@@ -1,4 +1,4 @@
-"""What the application asks its database, each with a name: for plans on the tables of `bulk`."""
+"""The reads of the application, each with a name, for query plans on the tables of `bulk`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -20,7 +20,7 @@ Read = Callable[[], object]
 
 @dataclass(frozen=True)
 class Callers:
-    """People of `bulk`, with a session each."""
+    """Users of `bulk`, with a session each."""
 
     admin: Caller
     driver: Caller
@@ -39,14 +39,14 @@ def session_of(dsn: str, user_id: int) -> Caller:
         return Caller(user_id, cursor.fetchone()[0], DriverScope.ALL)
 
 
-def sign_in(dsn: str) -> Callers:
+def log_in(dsn: str) -> Callers:
     """Sessions for an admin, a driver, and a customer with many orders."""
     ids = (1, ADMINS + 5, ADMINS + DRIVERS + 1)
     return Callers(*(session_of(dsn, user_id) for user_id in ids))
 
 
 def filters(driver_id: int) -> dict[str, Filters]:
-    """What staff narrow lists to."""
+    """The filters of staff, by name."""
     year_ago = datetime.now(UTC) - timedelta(days=365)
     long_ago = datetime.now(UTC) - timedelta(days=1000)
     return {
@@ -87,7 +87,7 @@ def filters(driver_id: int) -> dict[str, Filters]:
 
 
 def list_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
-    """Lists: of REST, of the board, of drivers, of customers, and where they begin to be far."""
+    """Lists: of REST, the board, drivers and customers, also from the middle."""
     admin, driver = asking.admin, asking.driver
     narrowed_driver = replace(driver, scope=DriverScope.ASSIGNED)
     middle = size.orders // 2
@@ -132,7 +132,7 @@ def order_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
     yield "order page", lambda: orders.page(admin, middle)
     yield "trail page", lambda: orders.history_page(admin, middle)
     yield "200 subscriptions", lambda: orders.catch_up(admin, many)
-    yield "who asks", lambda: callers.identify(admin)
+    yield "caller", lambda: callers.identify(admin)
 
 
 def other_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
@@ -145,7 +145,7 @@ def other_reads(asking: Callers, size: Size) -> Iterator[tuple[str, Read]]:
     )
 
     def audit_a_batch() -> None:
-        # The generated events are not what audit wants; how it reads them is what is looked at.
+        # The generated events are not valid; only how they are read is of interest.
         with suppress(audit.LogDamaged):
             next(audit.verify())
 

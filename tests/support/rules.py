@@ -1,4 +1,4 @@
-"""What changing a status answers, written down case by case and without looking at the code.
+"""The answers to a change of status, specified case by case, independent of the code.
 
 Each grid is one kind of caller: rows are the order's status, columns the wanted one.
 

@@ -130,7 +130,7 @@ def test_a_missing_dsn_or_secret_raises() -> None:
         _ = load({}).signing_secret
 
 
-# What must not be ---------------------------------------------------------------------------------
+# What is refused ---------------------------------------------------------------------------------
 
 
 @pytest.mark.safety("unsafe-settings")
@@ -226,7 +226,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     assert late.setting == "LOCK_TIMEOUT_MS"
 
 
-# What is made of a value --------------------------------------------------------------------------
+# Parsed values -----------------------------------------------------------------------------------
 
 
 def test_origins_are_kept_in_the_form_in_which_browsers_send_them() -> None:
@@ -274,7 +274,7 @@ def test_the_data_directory_does_not_depend_on_the_working_directory(
     assert load({}).data_dir.is_absolute()
 
 
-# The example file ---------------------------------------------------------------------------------
+# The example file --------------------------------------------------------------------------------
 
 
 def example() -> list[tuple[str, str]]:

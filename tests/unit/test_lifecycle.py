@@ -8,7 +8,7 @@ from ordertrack import lifecycle
 from ordertrack.lifecycle import INITIAL, MAIN_FLOW, STEPS, TERMINAL, Standing, Status
 from tests.support.rules import GRIDS, STATUSES, may_set
 
-# The grids of tests/support/rules.py are the rule as it was wished for, independent of the code.
+# The grids of tests/support/rules.py are the specification, independent of the code.
 CALLERS = {
     frozenset({Standing.OWNER}): GRIDS["user", True],
     frozenset({Standing.DRIVER}): GRIDS["driver", False],

@@ -25,10 +25,10 @@ def actor(role: Role, scope: DriverScope = DriverScope.ALL) -> Actor:
 
 
 SIGHT = [
-    # role, own order, my delivery, scope, what I am to it
+    # role, own order, my delivery, scope, my standings
     (Role.USER, False, False, DriverScope.ALL, set()),
     (Role.USER, True, False, DriverScope.ALL, {Standing.OWNER}),
-    # A driver that became a customer again keeps no order by having been its driver.
+    # A former driver does not see the orders that are still assigned to them.
     (Role.USER, False, True, DriverScope.ALL, set()),
     (Role.DRIVER, False, False, DriverScope.ALL, {Standing.DRIVER}),
     (Role.DRIVER, True, False, DriverScope.ALL, {Standing.DRIVER, Standing.OWNER}),

@@ -128,7 +128,7 @@ def _tables(dsn: str) -> list[str]:
 def measured(dsn: str, size: Size) -> Iterator[tuple[str, float, list[Plan]]]:
     """Each read's name, its first time in ms, and the plans of its best."""
     app = create_app(settings_for(dsn))
-    callers = reads.sign_in(dsn)
+    callers = reads.log_in(dsn)
     with app.app_context():
         with recorded(db.engine) as plans:
             asked = (
