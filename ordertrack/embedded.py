@@ -7,7 +7,7 @@ the database, and as root makes every folder above the data accessible.
 The data directory holds:
 
     postgres/       the cluster. Mode 0700, and PostgreSQL listens only on the Unix socket inside
-                    it: nobody but its owner and root can connect, so it needs no password.
+                    it: only its owner and root can connect, so it needs no password.
     postgres.new/   a cluster being made; renamed when it is complete
     jwt_secret      made by `load_or_create_secret`, mode 0600
     lock, users     see below
@@ -329,7 +329,7 @@ def load_or_create_secret(data_dir: Path) -> str:
             _create_secret(path)
         if path.stat().st_mode & 0o077:
             raise EmbeddedError(
-                f"{path} can be read by other users. Delete it (everybody signs in anew)"
+                f"{path} can be read by other users. Delete it (all users have to log in again)"
                 " or, if nobody else could have read it, `chmod 600` it."
             )
         secret = path.read_text(encoding="ascii").strip()

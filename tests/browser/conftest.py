@@ -36,7 +36,7 @@ def axe() -> str:
     return AXE.read_text()
 
 
-# Chromium reports these as errors of the page; they are what the server answered, or no network.
+# Chromium reports refusals of the server, and a missing network, as errors of the page.
 _EXPECTED = ("Failed to load resource", "WebSocket connection to", "net::ERR_")
 
 

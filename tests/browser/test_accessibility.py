@@ -10,7 +10,7 @@ from tests.support.servers import Server
 
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
-# What a click reveals is a part of the page, too.
+# Content that a click reveals is checked as well.
 OPEN_ALL = "() => { for (const one of document.querySelectorAll('details')) one.open = true; }"
 
 SMALL_TARGETS = """() =>
@@ -22,7 +22,7 @@ SMALL_TARGETS = """() =>
 
 
 def defects(page: Page, axe: str) -> list[str]:
-    """What axe finds, one line each."""
+    """The findings of axe, one line each."""
     page.evaluate(axe)
     found: dict[str, Any] = page.evaluate(
         "rules => axe.run({runOnly: {type: 'tag', values: rules}})", RULES
@@ -86,7 +86,7 @@ def test_axe_finds_nothing_on_any_page(
             is_wide = page.evaluate("() => document.documentElement.scrollWidth > innerWidth")
             assert not is_wide, f"{path} is wider than {width} px"
         if person is admin:
-            # What is asked before several orders change, and what is said of those left alone.
+            # The confirmation of a bulk change, and the list of orders that were refused.
             window.open(f"/board?customer={customer.id}&picked={orders[0]['id']},{orders[4]['id']}")
             page.click(".bulk >> text=Move")
             found += defects(page, axe)

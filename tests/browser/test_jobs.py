@@ -232,7 +232,7 @@ def test_a_dispatcher_filters_assigns_moves_exports_and_audits(
     assert len(lines) == 4
     assert lines[0].startswith("id,status,description")
 
-    # What others do meanwhile shows by itself, also what a filter lets in.
+    # Changes by others appear by themselves, also orders that now match the filter.
     window.wait_for_state("live")
     late = customer.order("a fourth parcel")
     window.see(f'tr[data-order="{late["id"]}"]')

@@ -75,7 +75,7 @@ def test_a_card_that_has_just_moved_takes_no_tap(visit: Visit, server: Server) -
         }""",
         orders[1]["id"],
     )
-    driver.move(orders[0], "Processing")  # somebody else does: the first card leaves by itself
+    driver.move(orders[0], "Processing")  # by another driver, so that the first card leaves
     page.wait_for_function("() => window.tapped")
     window.see(f'[data-stage="Processing"] {card(orders[0])}')
     assert page.locator("[data-pending]").count() == 0
@@ -107,7 +107,7 @@ def test_a_tap_is_held_and_can_be_undone(visit: Visit, server: Server) -> None:
 
 
 def test_leaving_the_page_sends_held_taps(visit: Visit, server: Server) -> None:
-    """A phone that goes into a pocket, a link that is followed: nobody is there to undo."""
+    """When the phone is put away or a link is followed, the taps cannot be undone any more."""
     window, driver, orders = deliveries(visit, server, 2)
     page = window.page
     page.tap(f"{card(orders[0])} .btn-job")

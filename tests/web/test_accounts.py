@@ -300,7 +300,7 @@ def test_a_deactivated_user_loses_its_sessions_and_cannot_log_in(people: People)
     assert log_in(people.nobody, person.email).code == "invalid_credentials"
     admin.api.patch(f"/api/admin/users/{person.id}", json={"active": True})
     assert log_in(people.nobody, person.email).status_code == 200
-    # What was signed out when it was deactivated does not come back to life.
+    # Sessions that were revoked at the deactivation stay revoked.
     assert person.api.get("/api/me").code == "invalid_token"
 
 

@@ -29,7 +29,7 @@ CODES = {
 
 @dataclass(frozen=True)
 class Scene:
-    """The cast: one of each kind, and whoever makes the orders that they try to reach."""
+    """One user of each kind, and the owner of the orders that they try to reach."""
 
     people: dict[str, Person]
     ended: Api
@@ -145,7 +145,7 @@ def test_a_hidden_order_is_answered_like_a_missing_one(
 ) -> None:
     """Deleted, another's, never there: the answers do not differ by a byte."""
     row = ROWS[route]
-    # Also for those who could otherwise see it; admins read the history even then.
+    # Also for callers that could see it before; admins can still read its history.
     deleted = scene.order()
     scene.people["admin"].delete(deleted)
     hidden = [deleted["id"]] if (caller, row.outlives) != ("admin", True) else []

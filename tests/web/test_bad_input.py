@@ -61,7 +61,7 @@ def place(postgres: Postgres) -> Iterator[Place]:
 
 @dataclass(frozen=True, eq=False)
 class Write:
-    """A route that takes a body: who may send it, and one that would be accepted."""
+    """A route with a body: a caller that may use it, and a body that would be accepted."""
 
     who: str
     method: str
@@ -331,7 +331,7 @@ def test_a_server_refuses_a_body_over_the_size_limit(server: Server, chunked: bo
     owner = server.people.customer()
     body = b'{"description": "x"}' + b" " * 200_000
     sent: Any = (body[at : at + 1000] for at in range(0, len(body), 1000)) if chunked else body
-    # The whole body fits into what the server still reads after it has refused it.
+    # After a refusal the server still reads a bounded rest; the whole body fits into that.
     response = requests.post(
         f"{server.url}/api/orders",
         data=sent,

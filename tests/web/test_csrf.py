@@ -13,7 +13,7 @@ UNSAFE = {"POST", "PUT", "PATCH", "DELETE"}
 
 
 def writes(app: Flask) -> list[tuple[str, str]]:
-    """Every method and path that changes something for whoever is signed in."""
+    """Every method and path that changes something in the caller's session."""
     found = []
     for rule in app.url_map.iter_rules():
         view = app.view_functions[rule.endpoint]

@@ -42,7 +42,7 @@ class Scrape:
 
 @pytest.fixture
 def records(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """What the log got so far, as the formatter writes it."""
+    """The records of the log so far, as the formatter writes them."""
     written: list[str] = []
     formatter = logs.JsonFormatter()
 
@@ -228,7 +228,7 @@ def test_a_malformed_request_id_of_the_client_is_replaced(nobody: Api, given: st
 
 
 def lines_of(records: list[dict[str, Any]], request_id: str) -> list[dict[str, Any]]:
-    """What the request left: its line, and exceptions. At DEBUG the pool speaks, too."""
+    """The request's line and exceptions, without the DEBUG records of other loggers."""
     ours = ("ordertrack.web.middleware.request_log", "ordertrack.problems")
     return [
         record

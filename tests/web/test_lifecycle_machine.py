@@ -182,7 +182,7 @@ class Machine(RuleBasedStateMachine):
         found = [one["id"] for one in answer.json()["orders"] if int(one["id"]) >= first]
         assert found == expected[::-1]
 
-    # --- what always holds ----------------------------------------------------------------------
+    # --- invariants -----------------------------------------------------------------------------
 
     @invariant()
     def everybody_sees_the_order_as_it_is(self) -> None:
@@ -205,7 +205,7 @@ class Machine(RuleBasedStateMachine):
             assert shown["next_statuses"] == may_set(self.grid(who, order), order.status)
 
     def teardown(self) -> None:
-        """The whole log of every order is what was done, in order."""
+        """Every order's log contains exactly its changes, in order."""
         for order in self.models:
             previous = None
             events = self.person["admin"].history(order.id)

@@ -30,7 +30,7 @@ Browser = Callable[..., "Window"]
 
 
 class Window:
-    """A browser's window: cookies, and forms sent with what the page hid in them."""
+    """A browser's window: it keeps cookies, and sends forms with their hidden fields."""
 
     def __init__(self, client: FlaskClient) -> None:
         self.client = client
@@ -657,7 +657,7 @@ def test_texts_of_the_order_page_depend_on_status_and_role(
     window = browser(customer)
 
     def shown() -> str:
-        """What the page shows at once: what is hidden now is left out."""
+        """The page's text without its hidden paragraphs."""
         text = window.open(path).text
         return re.sub(r"<p[^>]* hidden>.*?</p>", "", text)
 
@@ -765,7 +765,7 @@ def test_security_headers_are_on_every_answer(app: Flask, path: str, status: int
 
 
 def test_the_offline_page_contains_no_user_data(browser: Browser, people: People) -> None:
-    """The service worker and what it keeps: public files, the same for everybody."""
+    """The service worker caches only public files, the same for all users."""
     worker = browser().open("/worker.js")
     assert worker.status_code == 200
     assert worker.headers["Content-Type"].startswith("text/javascript")
@@ -790,7 +790,7 @@ def test_the_offline_page_contains_no_user_data(browser: Browser, people: People
     [
         ({"TRUSTED_PROXIES": "1"}, {"X-Forwarded-Proto": "https"}, True),
         ({"TRUSTED_PROXIES": "1"}, {"X-Forwarded-Proto": "http"}, False),
-        ({"COOKIE_SECURE": "yes"}, {"X-Forwarded-Proto": "https"}, False),  # nobody to believe
+        ({"COOKIE_SECURE": "yes"}, {"X-Forwarded-Proto": "https"}, False),  # no trusted proxy
         ({}, {"X-Forwarded-Proto": "https"}, False),
     ],
 )
@@ -829,7 +829,7 @@ def test_behind_a_tls_proxy_cookies_are_secure_and_hsts_is_sent(
 def test_forwarded_headers_count_only_from_trusted_proxies(
     database: str, proxies: str, host: str
 ) -> None:
-    """Each of *n* proxies appends one value; what a client wrote itself stands before those."""
+    """Each of *n* proxies appends one value; values of the client stand before those."""
     app = create_app(settings_for(database, TRUSTED_PROXIES=proxies))
     seen: list[tuple[str, str | None, str]] = []
 

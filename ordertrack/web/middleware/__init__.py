@@ -1,1 +1,1 @@
-"""WSGI middleware around everything that answers a request."""
+"""WSGI middleware, which `ordertrack.app` puts around all that answers a request."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-# Scripts and styles are files of ours; nothing is inline, framed, embedded or sent elsewhere.
+# Scripts and styles are our own files; nothing is inline, framed, embedded or sent elsewhere.
 # Bootstrap's style sheet draws its arrows from data: images.
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "

@@ -195,7 +195,7 @@ def _chosen() -> list[int]:
 def _left_unchanged() -> list[Outcome]:
     """The selected orders that the question listed as not changing, shown with the refused ones.
 
-    They stay unchanged even if the change has become possible meanwhile: nobody has confirmed it.
+    They stay unchanged even if the change has become possible meanwhile: it was not confirmed.
     """
     order_ids = _ids(request.form.getlist("left"), "/left")
     if not order_ids:

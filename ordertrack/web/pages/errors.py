@@ -36,7 +36,7 @@ _CSRF: Final = ("That form is out of date", "Go back, reload the page and send i
 def error_page(error: DomainError) -> Response:
     """*error* as HTML. Without a valid session it is a redirect to the sign-in page."""
     if isinstance(error, InvalidToken | TokenExpired):
-        return _to_sign_in()
+        return _to_log_in()
     status = problems.STATUS[error.code].value
     heading, advice = _CSRF if error.code == "csrf_failed" else _PAGES.get(status, _PAGES[400])
     response = render(
@@ -57,7 +57,7 @@ def error_page(error: DomainError) -> Response:
     return response
 
 
-def _to_sign_in() -> Response:
+def _to_log_in() -> Response:
     """Redirect to the sign-in page, and from there back to this one.
 
     Text from a refused form is shown there, to be copied: the form may have been open for days, or
