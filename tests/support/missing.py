@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import pytest
 
-# These depend on the user who runs the tests, not on what is installed: one of the two always skips,
-# and CI runs both (.ci/run).
+# These depend on who runs the tests, not on what is installed: one of the two always skips, and CI
+# runs both (.ci/run).
 NEEDS_ROOT = "is about what root has to mind"
 NOT_AS_ROOT = "root may do everything"
 # A container may forbid this.
