@@ -1,4 +1,4 @@
-"""What all tests share: a real PostgreSQL, the application on it, a server process, people."""
+"""Fixtures of all tests: a real PostgreSQL, the application on it, a server process, people."""
 
 import os
 from collections import Counter
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that uses the database, however indirectly, is a database test."""
+    """Mark every test that uses the database, also indirectly, as a database test."""
     for item in items:
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.database)
@@ -38,7 +38,7 @@ settings.load_profile("ordertrack")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI a test that skips itself fails, whatever way it does it."""
+    """Fail, in CI, every test that skips itself, by whatever means."""
     report = yield
     if report.skipped and not hasattr(report, "wasxfail") and missing.in_ci():
         reason = _reason(report)
@@ -54,7 +54,7 @@ def _reason(report: pytest.TestReport) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what did not run and why, each reason once.
+    """Print which tests did not run and why, each reason once.
 
     `scripts/test` runs pytest several times and says it at the very end; it collects the reasons
     in the file that TEST_SKIPPED names, one line for each test.
@@ -117,9 +117,9 @@ def app(database: str) -> Iterator[Flask]:
 
 @pytest.fixture(scope="session")
 def people(app: Flask, database: str) -> People:
-    """Makes signed-in users: ``people.customer()``, ``.driver()``, ``.admin()``.
+    """Makes logged-in users: ``people.customer()``, ``.driver()``, ``.admin()``.
 
-    They speak to `app`; a server's own people (``server.people``) speak to that server.
+    Their requests go to `app`; those of ``server.people`` go to that server.
     """
     return People(database, InProcess(app))
 

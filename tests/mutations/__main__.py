@@ -1,11 +1,11 @@
-"""Make each defect of the list in a copy of the checkout, and see that a test fails.
+"""Mutation tests: put each listed defect into a copy of the checkout, and expect a failing test.
 
     python -m tests.mutations                # all; survivors are listed, exit status 1 if any
-    python -m tests.mutations 'fanout*' …    # those whose names match
+    python -m tests.mutations 'policy*' …    # those whose names match
     python -m tests.mutations --list
 
-Before, the tests that are named run once without a defect: one that fails anyway notices nothing.
-A text that does not stand there once, and tests that do not even start, are errors, not passes.
+First, the named tests run once without a defect: a test that fails anyway proves nothing. A text
+that is not found exactly once, and tests that do not start, are errors, not passes.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The PostgreSQL of the tests: one server, a migrated template, clones of it."""
+"""Runs the PostgreSQL of the tests: one server, a migrated template database, clones of it."""
 
 import contextlib
 import os
@@ -19,8 +19,8 @@ from ordertrack.app import create_app
 from ordertrack.config import Settings, load
 from ordertrack.extensions import db
 
-# As in production: one role owns the tables and migrates, another serves, none is a superuser. What
-# the tests run connects as the second, so that a right that is missing there fails a test.
+# As in production: one role owns the tables and migrates, another serves, neither is a superuser.
+# The servers of the tests connect as the second, so that a missing right fails a test.
 OWNER_ROLE = "ordertrack_tests"
 SERVING_ROLE = "ordertrack_tests_serving"
 ROLE_PASSWORD = "only-for-tests"
@@ -89,7 +89,7 @@ class Postgres:
         return self.create(template=self._template)
 
     def drop(self, dsn: str) -> None:
-        """Drop a database, whoever is still connected to it."""
+        """Drop a database, also with connections open to it."""
         self.execute(f"DROP DATABASE IF EXISTS {parse_dsn(dsn)['dbname']} WITH (FORCE)")
 
     def drop_all(self) -> None:
@@ -102,7 +102,7 @@ class Postgres:
 
     def _ensure_roles(self) -> None:
         for role in (OWNER_ROLE, SERVING_ROLE):
-            # It is there already, or another run makes it at this very moment.
+            # It exists already, or another run creates it at this moment.
             with contextlib.suppress(errors.DuplicateObject, errors.UniqueViolation):
                 self.execute(f"CREATE ROLE {role} LOGIN PASSWORD %s", ROLE_PASSWORD)
 
@@ -131,7 +131,7 @@ def running_postgres() -> Iterator[Postgres]:
     try:
         with embedded.start(folder) as started:
             postgres = Postgres(started.superuser_dsn)
-            # Nobody needs the data after a power cut. What tests can see does not change.
+            # The data need not survive a power cut. The setting changes nothing that tests can see.
             postgres.execute("ALTER SYSTEM SET fsync = off")
             postgres.execute("SELECT pg_reload_conf()")
             yield postgres

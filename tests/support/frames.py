@@ -1,7 +1,7 @@
-"""Faults inside a connection: messages lost, repeated, swapped or invented on the way to a client.
+"""Changes messages inside a connection: loses, repeats, reorders or invents them.
 
-For `TcpProxy.filter`. What a server that keeps its promises never does can so be done to its words,
-and a client shown to cope. Only WebSocket text messages are changed; HTTP passes as it is.
+A filter for `TcpProxy.filter`: it does to a client what a correct server never does. Only WebSocket
+text messages from the server are changed; HTTP passes as it is.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ _TEXT = 0x1
 def mangling(make: Callable[[], Mangle]) -> Callable[[], Filter]:
     """A filter that passes each text message through *make()*'s function, one per connection.
 
-    It answers the messages to send in place of the one that came.
+    The function returns the messages to send in place of the one that it gets.
     """
 
     def start() -> Filter:
@@ -77,5 +77,5 @@ class _Stream:
         if frame[0] != 0x80 | _TEXT:
             return frame
         mangled = b"".join(map(text_frame, self._mangle(frame[start:].decode())))
-        # Nothing instead of a message must not look like nothing more to come.
+        # An empty result means "no frame yet", so after a dropped message take the next one.
         return mangled or (self._next_frame() if self._waiting else b"")

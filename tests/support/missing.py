@@ -1,4 +1,4 @@
-"""What this machine lacks: such tests are skipped with what to install, and in CI they fail."""
+"""Skips tests for want of a program, naming what to install; in CI they fail instead."""
 
 import os
 import shutil
@@ -10,13 +10,13 @@ from typing import NoReturn
 
 import pytest
 
-# About who runs the tests, not about what is installed: nothing is missing, one of the two always
-# skips, and CI runs both (.ci/run).
+# These depend on who runs the tests, not on what is installed: one of the two always skips, and CI
+# runs both (.ci/run).
 NEEDS_ROOT = "is about what root has to mind"
 NOT_AS_ROOT = "root may do everything"
-# Nor is what a container forbids.
+# A container may forbid this.
 NO_NAMESPACES = "no namespaces can be made in here"
-# The embedded one never has it; that of the operating system, on which the same tests run, has.
+# The embedded PostgreSQL never has it; the operating system's has, and runs the same tests.
 NO_TRIGRAMS = "this PostgreSQL has no pg_trgm"
 NOT_MISSING = frozenset({NEEDS_ROOT, NOT_AS_ROOT, NO_NAMESPACES, NO_TRIGRAMS})
 
@@ -59,7 +59,7 @@ def _npm_problem() -> str | None:
     if ran.returncode == 0:
         return None
     shutil.rmtree(NODE_MODULES, ignore_errors=True)  # no half of it for the next run
-    lines = ran.stderr.strip().splitlines() or ["no word from npm"]
+    lines = ran.stderr.strip().splitlines() or ["npm printed no reason"]
     return lines[0]
 
 

@@ -1,4 +1,4 @@
-"""Doing things at the same time."""
+"""Runs calls in parallel threads that start together."""
 
 import threading
 from collections.abc import Callable, Iterable

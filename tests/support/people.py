@@ -1,4 +1,4 @@
-"""Signed-in users, and what they do: ``people.driver().move(order, "Shipped")``."""
+"""Users with a session, and their requests: ``people.driver().move(order, "Shipped")``."""
 
 from dataclasses import dataclass, replace
 from itertools import count
@@ -12,8 +12,8 @@ from tests.support.http import Api, Transport
 
 PASSWORD = "correct horse battery staple"
 
-# Computed once: hashing each person's password anew would be most of what the tests do. It is a
-# real hash of the application's kind; that registering makes such a one is tested by itself.
+# Computed once: hashing every person's password would take most of the tests' time. It is a real
+# hash with the application's parameters; that registering makes such hashes has its own test.
 _PASSWORD_HASH = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1).hash(PASSWORD)
 
 _names = count(1)
@@ -21,7 +21,7 @@ _names = count(1)
 
 @dataclass(frozen=True)
 class Person:
-    """A signed-in user. ``api`` sends requests with the access token ``token``."""
+    """A user with a session. ``api`` sends requests with the access token ``token``."""
 
     id: str
     name: str
@@ -32,11 +32,11 @@ class Person:
     api: Api
 
     def at(self, transport: Transport) -> "Person":
-        """The same person speaking to another server of the same database."""
+        """The same person with requests to another server of the same database."""
         return replace(self, api=Api(transport, self.token))
 
     def signed_in_again(self) -> "Person":
-        """The same person with a session of its own, as on another device."""
+        """The same person with another session, as on another device."""
         answer = Api(self.api.transport).post(
             "/api/login", json={"email": self.email, "password": self.password}
         )
@@ -90,7 +90,7 @@ class Person:
 
 
 def id_of(order: Any) -> str:
-    """The id of an order, however it is at hand: the answered object or the id itself."""
+    """The id of an order, given as the object of an answer or as the id itself."""
     return str(order["id"] if isinstance(order, dict) else order)
 
 
@@ -100,7 +100,7 @@ def _good(answer: Any, status: int) -> Any:
 
 
 class People:
-    """Makes users of one database, each with an address of its own, and signs them in."""
+    """Makes users of one database, each with a unique email address, and logs them in."""
 
     def __init__(self, dsn: str, transport: Transport) -> None:
         self._dsn = dsn
@@ -117,7 +117,7 @@ class People:
         return self.make("admin", name)
 
     def make(self, role: str, name: str | None = None) -> Person:
-        """A new user with *role*, signed in over REST."""
+        """A new user with *role*, logged in over REST."""
         name = name or f"{role.title()} {next(_names)}"
         email = f"{uuid4().hex}@example.org"
         connection = psycopg2.connect(self._dsn)

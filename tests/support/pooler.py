@@ -1,5 +1,6 @@
-"""A connection pooler as bad as one can be: it lends one session to everybody in turn, and does not
-pass on what a client asks for when it connects. As little of the protocol as that needs.
+"""A connection pooler with the limits of PgBouncer's transaction mode, and no more of the protocol.
+
+It lends one session to all clients in turn, and ignores the options of a client's connection.
 """
 
 import socket

@@ -28,7 +28,7 @@ class Server:
 
     url        http://127.0.0.1:PORT
     dsn        its database
-    people     makes users of that database who speak to this server
+    people     makes users of that database with requests to this server
     api        requests without a token
     """
 
@@ -48,7 +48,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What it has written so far, to standard output and standard error."""
+        """Its output so far, of standard output and standard error."""
         return self.log_file.read_text(errors="replace")
 
     def terminate(self) -> int:
@@ -68,7 +68,7 @@ class Server:
 
 
 def environment(dsn: str, **changes: str) -> dict[str, str]:
-    """A server's environment: nothing that this shell happens to have set gets in."""
+    """A server's environment, without the variables of this shell that are not listed here."""
     kept = {
         name: value
         for name in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "COVERAGE_PROCESS_START")
@@ -97,7 +97,7 @@ def refusal_to_start(dsn: str) -> str:
 
 @contextlib.contextmanager
 def running_server(dsn: str, *, script: str = "wsgi.py", **changes: str) -> Iterator[Server]:
-    """A server on *dsn* that serves; *changes* are further settings, in capitals.
+    """A server on *dsn*, ready to serve; *changes* are further settings, in capitals.
 
     *script* is what Python runs, from the root of the repository.
     It is killed at the end if it still runs. Fails, showing its log, when it does not start.

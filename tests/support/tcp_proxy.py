@@ -1,10 +1,10 @@
-"""A TCP proxy that breaks connections on demand: the network, as bad as a test needs it.
+"""A TCP proxy that breaks, delays or refuses connections when a test says so.
 
     with TcpProxy(server.port) as proxy:
         client.connect(proxy.url)
         proxy.cut_after(1000)       # each direction counts for itself; see below
         proxy.pause()               # everything hangs, nothing breaks
-        proxy.refuse()              # as if nothing listened
+        proxy.refuse()              # as if no process listened
         proxy.target = new_port     # the server came back elsewhere; clients find it here
 
 Two threads pump each connection. All methods may be called from any thread, at any time.

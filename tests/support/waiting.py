@@ -1,4 +1,4 @@
-"""Waiting for what must become true, instead of sleeping and hoping."""
+"""Waits until a condition becomes true, in place of fixed sleeps."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ DEADLINE = 20.0
 
 
 def eventually(check: Callable[[], T], timeout: float = DEADLINE, *, every: float = 0.01) -> T:
-    """Call *check* until it answers something truthy, and answer that.
+    """Call *check* until it returns something truthy, and return that.
 
     An `AssertionError` in *check* counts as "not yet". Past *timeout* seconds the last one is
     raised, or one that shows the last answer.
