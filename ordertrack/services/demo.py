@@ -177,24 +177,10 @@ class _Story:
         return order_id
 
     def _append(
-        self,
-        order_id: int,
-        actor: Actor,
-        type: str,
-        setting: dict[str, Any],
-        *,
-        note: str | None = None,
-        changes: dict[str, Any] | None = None,
+        self, order_id: int, actor: Actor, type: str, setting: dict[str, Any], **more: Any
     ) -> None:
-        eventlog.append(
-            self.t,
-            order_id,
-            actor,
-            type,
-            setting={**setting, "updated_at": next(self.clock)},
-            note=note,
-            changes=changes,
-        )
+        setting = {**setting, "updated_at": next(self.clock)}
+        eventlog.append(self.t, order_id, actor, type, setting=setting, **more)
 
     def _edit(self, order_id: int, description: str) -> None:
         told = {"description": description}
@@ -208,14 +194,9 @@ class _Story:
             self._move(order_id, self.customer, Status.CANCELLED, "Ordered twice by mistake")
 
     def _deliver(self, order_id: int, end: Status) -> None:
-        shown = {"id": str(self.driver.id), "name": self.driver.name}
-        self._append(
-            order_id,
-            self.admin,
-            "driver_assigned",
-            {"driver_id": self.driver.id},
-            changes={"driver": shown},
-        )
+        shown = {"driver": {"id": str(self.driver.id), "name": self.driver.name}}
+        setting = {"driver_id": self.driver.id}
+        self._append(order_id, self.admin, "driver_assigned", setting, changes=shown)
         for status in MAIN_FLOW[1 : MAIN_FLOW.index(end) + 1]:
             notes = {Status.SHIPPED: _ON_THE_WAY, Status.COMPLETED: _HANDED_OVER}.get(status)
             note = self.chance.choice(notes) if notes else None

@@ -31,8 +31,11 @@ def list_open(caller: Caller) -> list[OpenSession]:
     """The caller's open sessions, newest first."""
     with transaction() as t:
         actor = callers.resolve(t, caller)
-        found = t.scalars(
-            select(Session)
+        is_current = Session.id == caller.session_id
+        found = t.execute(
+            select(
+                Session.id, Session.user_agent, Session.created_at, Session.expires_at, is_current
+            )
             .where(
                 Session.user_id == actor.id,
                 Session.revoked_at.is_(None),
@@ -41,16 +44,7 @@ def list_open(caller: Caller) -> list[OpenSession]:
             .order_by(Session.id.desc())
             .limit(MAX_SHOWN)
         )
-        return [
-            OpenSession(
-                session.id,
-                session.user_agent,
-                session.created_at,
-                session.expires_at,
-                session.id == caller.session_id,
-            )
-            for session in found
-        ]
+        return [OpenSession(*row) for row in found]
 
 
 def revoke(caller: Caller, session_id: int) -> None:
