@@ -123,14 +123,15 @@ def announce(settings: Settings, port: int, *, is_embedded: bool) -> None:
     where = (
         f"{settings.data_dir} (embedded PostgreSQL)" if is_embedded else "the database of DB_DSN"
     )
-    sys.stdout.write(
-        f"OrderTrack serves on {reached_at(settings.host, port)}\n"
-        f"  data    {where}\n"
+    print(
+        f"OrderTrack serves on {reached_at(settings.host, port)}",
+        f"  data    {where}",
         "  admin   .venv/bin/flask --app wsgi users create"
-        " --email you@example.org --name You --role admin\n"
-        "  demo    .venv/bin/flask --app wsgi demo\n"
+        " --email you@example.org --name You --role admin",
+        "  demo    .venv/bin/flask --app wsgi demo",
+        sep="\n",
+        flush=True,
     )
-    sys.stdout.flush()
 
 
 def serve(

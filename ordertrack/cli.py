@@ -160,10 +160,7 @@ def verify() -> None:
     with _plain_errors():
         total = audit.last_order()
         bar = click.progressbar(
-            length=total,
-            label="Checking",
-            hidden=total < _MIN_ORDERS_FOR_BAR,
-            file=sys.stderr,
+            length=total, label="Checking", hidden=total < _MIN_ORDERS_FOR_BAR, file=sys.stderr
         )
         try:
             with bar:

@@ -8,16 +8,7 @@ use, `progress` computes the steps that an order's page shows.
 
 from flask import Flask
 
-from ordertrack.web.pages import (
-    account,
-    auth,
-    board,
-    deliveries,
-    offline,
-    orders,
-    rendering,
-    users,
-)
+from ordertrack.web.pages import account, auth, board, deliveries, offline, orders, rendering, users
 
 
 def init_app(app: Flask) -> None:

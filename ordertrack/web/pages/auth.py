@@ -3,12 +3,7 @@
 from flask import Blueprint, Response, request
 
 from ordertrack import auth
-from ordertrack.errors import (
-    EmailTaken,
-    InvalidCredentials,
-    TooManyRequests,
-    ValidationFailed,
-)
+from ordertrack.errors import EmailTaken, InvalidCredentials, TooManyRequests, ValidationFailed
 from ordertrack.policy import Role
 from ordertrack.problems import STATUS
 from ordertrack.schemas import Credentials, Registration, parse

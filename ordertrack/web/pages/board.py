@@ -49,10 +49,7 @@ def show() -> Response:
             raise
         filters = Filters()
     found = order_lists.board(
-        auth.caller(),
-        filters,
-        before=integer_argument("before", low=1),
-        limit=PAGE,
+        auth.caller(), filters, before=integer_argument("before", low=1), limit=PAGE
     )
     page = found.page
     older = None if errors else page.older

@@ -18,10 +18,7 @@ _CHANGED: Final = (
 # Status → heading, and what to do next. The error's own detail says what happened.
 _PAGES: Final[dict[int, tuple[str, str]]] = {
     400: ("That request was not understood", "Go back, reload the page and try again."),
-    403: (
-        "You do not have access to this page",
-        "If you need it, ask an admin for the role.",
-    ),
+    403: ("You do not have access to this page", "If you need it, ask an admin for the role."),
     404: (
         "There is nothing here",
         "The address may be mistyped, or you are not allowed to see the order.",

@@ -27,14 +27,7 @@ from ordertrack.services import order_lists, orders
 from ordertrack.services.order_query import Filters
 from ordertrack.services.orders import OrderPage
 from ordertrack.web.pages.progress import steps
-from ordertrack.web.pages.rendering import (
-    back,
-    fields,
-    go_to,
-    messages,
-    render,
-    version,
-)
+from ordertrack.web.pages.rendering import back, fields, go_to, messages, render, version
 from ordertrack.web.parsing import integer_argument
 
 blueprint = Blueprint("order_pages", __name__)
@@ -59,10 +52,7 @@ def _own(status: int = 200, *, typed: str = "", error: str | None = None) -> Res
     wanted = request.args.get("status")
     chosen = Status(wanted) if wanted in list(Status) else None
     found = order_lists.own_page(
-        auth.caller(),
-        Filters(status=chosen),
-        before=integer_argument("before", low=1),
-        limit=PAGE,
+        auth.caller(), Filters(status=chosen), before=integer_argument("before", low=1), limit=PAGE
     )
     return render(
         "orders.html",
@@ -229,13 +219,7 @@ def change_status(order_id: int) -> Response:
     if not values.get("note", "").strip():
         values.pop("note", None)
     form = parse(values, StatusChange)
-    orders.change_status(
-        auth.caller(),
-        order_id,
-        form.status,
-        note=form.note,
-        if_version=version(),
-    )
+    orders.change_status(auth.caller(), order_id, form.status, note=form.note, if_version=version())
     return go_to(back(f"/orders/{order_id}"), "moved", order_id, form.status)
 
 

@@ -41,11 +41,7 @@ _WARNINGS: Final = frozenset({"refused", "denied", "none_chosen", "session_ended
 _COOKIE: Final = "notice"
 
 # The names of roles on pages.
-ROLES: Final[dict[str, str]] = {
-    Role.USER: "Customer",
-    Role.DRIVER: "Driver",
-    Role.ADMIN: "Admin",
-}
+ROLES: Final[dict[str, str]] = {Role.USER: "Customer", Role.DRIVER: "Driver", Role.ADMIN: "Admin"}
 
 # Fields that every form may have beside its own.
 _COMMON: Final = ("csrf_token", "back")
