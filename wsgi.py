@@ -25,19 +25,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 from click import ClickException
 from flask import Flask
 from flask_migrate import upgrade
-from psycopg2.errors import InsufficientPrivilege
 from psycopg2.extensions import get_wait_callback
-from sqlalchemy.exc import DBAPIError
 
 from ordertrack import app as application
 from ordertrack import embedded, logs
 from ordertrack.config import Settings, SettingsError, load, reached_at, secrets_of
-from ordertrack.connector import Connector, require_dedicated_sessions, warn_of_overridden_options
-from ordertrack.db import connector, is_transient
+from ordertrack.connector import require_dedicated_sessions, warn_of_overridden_options
+from ordertrack.db import connector
 from ordertrack.embedded import EmbeddedError, EmbeddedPostgres
 from ordertrack.errors import Unavailable
 from ordertrack.eventlet_support import bound_database_waits
@@ -72,10 +69,9 @@ def create_app() -> Flask:
     atexit.register(stack.close)
     try:
         settings, _ = with_database(load(os.environ, dotenv=DOTENV), stack)
-        app = application.create_app(settings)
+        return application.create_app(settings)
     except (SettingsError, EmbeddedError) as error:
         raise ClickException(str(error)) from error  # shown without a traceback
-    return app
 
 
 @contextmanager
@@ -90,15 +86,6 @@ def port_errors(settings: Settings) -> Iterator[None]:
         ) from error
 
 
-def bind(settings: Settings) -> list[Any]:
-    """Reserve the port, before anything is started or changed: a second server ends here.
-
-    No connection is accepted yet, so load balancers and clients use another server meanwhile.
-    """
-    with port_errors(settings):
-        return server.bind(settings.host, settings.port)
-
-
 def fit_descriptors(settings: Settings) -> tuple[Settings, Capacity]:
     """Share the file descriptors out; *settings* with as many WebSockets as they allow."""
     capacity = descriptors.capacity_for(
@@ -110,14 +97,20 @@ def fit_descriptors(settings: Settings) -> tuple[Settings, Capacity]:
 
 
 def prepare_database(app: Flask) -> None:
-    """Bring the tables up to date, and bound the waits for the database from then on."""
+    """Bring the tables up to date, and bound the waits for the database from then on.
+
+    Raises `SettingsError`, `SchemaTooNew`, `ForeignLog`, `Unavailable`.
+    """
     settings = state(app).settings
     connect = connector(settings)
     # A migration may take any time, and a server that starts meanwhile waits for its end.
     bound_database_waits(connect=connect.timeout, answer=None)
     warn_of_overridden_options(connect)
     with app.app_context():
-        migrate(connect)
+        with schema.explain_errors():
+            require_dedicated_sessions(connect)
+            if schema.is_behind():
+                upgrade()
         # A second more than PostgreSQL needs to say that a statement took too long.
         bound_database_waits(
             connect=connect.timeout, answer=settings.statement_timeout_ms / 1000 + 1
@@ -125,39 +118,20 @@ def prepare_database(app: Flask) -> None:
         require_own_log()
 
 
-def migrate(connect: Connector) -> None:
-    """Check what the connections are, then migrate. Raises `SettingsError` where that fails."""
-    try:
-        require_dedicated_sessions(connect)
-        if schema.is_behind():
-            upgrade()
-    except (DBAPIError, psycopg2.Error) as error:
-        original = error.orig if isinstance(error, DBAPIError) else error
-        if isinstance(original, InsufficientPrivilege):
-            raise SettingsError(
-                "MIGRATE_DSN",
-                "must name the role that owns the tables, which are to be brought up to date: "
-                f"this role may not ({str(original).strip()})",
-            ) from error
-        if not is_transient(original):
-            raise
-        because = " ".join(str(original).split())  # one line, also in the log
-        raise SettingsError("DB_DSN", f"names a database that cannot be used: {because}") from error
-
-
 def announce(settings: Settings, port: int, *, is_embedded: bool) -> None:
     """Print where the server is and what to do next: the last output of a start."""
     where = (
         f"{settings.data_dir} (embedded PostgreSQL)" if is_embedded else "the database of DB_DSN"
     )
-    sys.stdout.write(
-        f"OrderTrack serves on {reached_at(settings.host, port)}\n"
-        f"  data    {where}\n"
+    print(
+        f"OrderTrack serves on {reached_at(settings.host, port)}",
+        f"  data    {where}",
         "  admin   .venv/bin/flask --app wsgi users create"
-        " --email you@example.org --name You --role admin\n"
-        "  demo    .venv/bin/flask --app wsgi demo\n"
+        " --email you@example.org --name You --role admin",
+        "  demo    .venv/bin/flask --app wsgi demo",
+        sep="\n",
+        flush=True,
     )
-    sys.stdout.flush()
 
 
 def serve(
@@ -193,7 +167,10 @@ def main() -> None:
     assert get_wait_callback() is not None, "psycopg2 does not cooperate with the event loop"
     with ExitStack() as stack:
         settings = load(os.environ, dotenv=DOTENV)
-        bound = bind(settings)
+        # First, so that a second server ends here, before anything is started or changed. No
+        # connection is accepted yet: load balancers and clients use another server meanwhile.
+        with port_errors(settings):
+            bound = server.bind(settings.host, settings.port)
         settings, postgres = with_database(settings, stack)
         logs.set_up(settings.log_level, secrets=secrets_of(settings))
         settings, capacity = fit_descriptors(settings)

@@ -54,8 +54,7 @@ def create_app(settings: Settings) -> Flask:
         _behind_proxies(
             settings.trusted_proxies,
             SecurityHeaders(
-                realtime.order_sockets(socketio_and_flask),
-                strict_transport=settings.cookie_secure,
+                realtime.order_sockets(socketio_and_flask), strict_transport=settings.cookie_secure
             ),
         )
     )

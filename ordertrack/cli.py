@@ -12,7 +12,7 @@ import click
 from flask import Flask
 from flask.cli import AppGroup, with_appcontext
 from flask_migrate import upgrade
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from ordertrack import auth
 from ordertrack.config import SettingsError, reached_at
@@ -52,7 +52,7 @@ def _plain_errors() -> Iterator[None]:
 def _tables(*, migrate: bool = False) -> None:
     """Check that the tables are up to date; with *migrate*, update them."""
     try:
-        with _plain_errors():
+        with _plain_errors(), schema.explain_errors():
             if not schema.is_behind():
                 return
             if not migrate:
@@ -61,13 +61,8 @@ def _tables(*, migrate: bool = False) -> None:
                     " or run: flask --app wsgi db upgrade"
                 )
             upgrade()
-    except SchemaTooNew as error:
+    except (SchemaTooNew, SettingsError) as error:
         raise click.ClickException(str(error)) from error
-    except OperationalError as error:
-        because = str(error.orig).strip()
-        raise click.ClickException(
-            f"DB_DSN names a database that cannot be used: {because}"
-        ) from error
 
 
 # --- users -------------------------------------------------------------------------------------
@@ -165,10 +160,7 @@ def verify() -> None:
     with _plain_errors():
         total = audit.last_order()
         bar = click.progressbar(
-            length=total,
-            label="Checking",
-            hidden=total < _MIN_ORDERS_FOR_BAR,
-            file=sys.stderr,
+            length=total, label="Checking", hidden=total < _MIN_ORDERS_FOR_BAR, file=sys.stderr
         )
         try:
             with bar:

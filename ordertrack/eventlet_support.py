@@ -13,13 +13,7 @@ import eventlet.semaphore
 import eventlet.tpool
 import psycopg2
 from eventlet.hubs import trampoline
-from psycopg2.extensions import (
-    POLL_OK,
-    POLL_READ,
-    POLL_WRITE,
-    STATUS_SETUP,
-    set_wait_callback,
-)
+from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, STATUS_SETUP, set_wait_callback
 
 from ordertrack.errors import TooManyRequests
 

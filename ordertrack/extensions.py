@@ -50,22 +50,14 @@ class Relay(Protocol):
 
 @dataclass(slots=True)
 class State:
-    """What belongs to one application. `ordertrack.app.create_app` makes it, `state` finds it.
-
-    settings       the settings that it was made with
-    verify_token   returns an access token's `auth.Credential`, from a cache where it can
-    relay          reads the log and publishes its events to this process's sockets
-    drain          closes all sockets, spread over the given seconds
-    watch_loop     begins to measure the event loop's lag
-    metrics        the figures of /metrics
-    """
+    """What belongs to one application. `ordertrack.app.create_app` makes it, `state` finds it."""
 
     settings: Settings
-    verify_token: Callable[[str], Any]
+    verify_token: Callable[[str], Any]  # an access token's `auth.Credential`, cached
     relay: Relay
-    drain: Callable[[float], None]
-    watch_loop: Callable[[], None]
-    metrics: CollectorRegistry
+    drain: Callable[[float], None]  # closes all sockets, spread over the given seconds
+    watch_loop: Callable[[], None]  # begins to measure the event loop's lag
+    metrics: CollectorRegistry  # of /metrics
 
 
 def state(app: Flask | None = None) -> State:

@@ -157,7 +157,7 @@ class JsonFormatter(logging.Formatter):
         return shown
 
 
-# SGR sequences of ECMA-48 by level: red, bold red, yellow.
+# SGR sequences of ECMA-48 by level: yellow, red, bold red; the last ends a colour.
 _COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 _NO_COLOUR: Final = "\x1b[0m"
 
@@ -174,27 +174,21 @@ class TerminalFormatter(JsonFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         shown = self._members(record)
-        level, message = shown.pop("level"), shown.pop("message")
-        blocks = [shown.pop(name) for name in ("traceback", "stack") if name in shown]
-        del shown["time"], shown["logger"]
-        words = [_printable(message)]
-        words += [
-            f"{name}={_printable(str(value))}" for name, value in shown.items() if value is not None
-        ]
+        blocks = [shown.pop(name, "") for name in ("traceback", "stack")]
+        words = [shown.pop("message")]
+        del shown["time"], shown["level"], shown["logger"]
+        words += [f"{name}={value}" for name, value in shown.items() if value is not None]
+        level = f"{record.levelname:<8}"
+        if record.levelname in self._colours:
+            level = f"{self._colours[record.levelname]}{level}{_NO_COLOUR}"
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
-        first = f"{moment} {self._coloured(level)} {' '.join(words)}"
-        rest = [f"    {_printable(line)}" for block in blocks for line in block.split("\n") if line]
-        return "\n".join([first, *rest])
-
-    def _coloured(self, level: str) -> str:
-        colour = self._colours.get(level)
-        return f"{colour}{level:<8}{_NO_COLOUR}" if colour else f"{level:<8}"
+        lines = [f"{moment} {level} {_printable(' '.join(words))}"]
+        lines += [f"    {_printable(line)}" for line in "\n".join(blocks).split("\n") if line]
+        return "\n".join(lines)
 
 
 def _printable(text: str) -> str:
     """*text* with every character escaped that a terminal does not show as itself."""
-    if text.isprintable():
-        return text
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )
@@ -255,13 +249,14 @@ def set_up(level: str, secrets: Iterable[str] = ()) -> None:
 
     NO_COLOR in the environment (no-color.org) keeps a terminal's lines without colours.
     """
+    if sys.stderr is None:  # closed before the start
+        return
     stderr = sys.stderr.inner if isinstance(sys.stderr, Stderr) else sys.stderr
     handler = logging.StreamHandler(stderr)
-    handler.setFormatter(
-        TerminalFormatter(secrets, colour=not os.environ.get("NO_COLOR"))
-        if stderr.isatty()
-        else JsonFormatter(secrets)
-    )
+    if stderr.isatty():
+        handler.setFormatter(TerminalFormatter(secrets, colour=not os.environ.get("NO_COLOR")))
+    else:
+        handler.setFormatter(JsonFormatter(secrets))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     # Thread, process and caller are not shown; finding them is a third of the cost of a record.

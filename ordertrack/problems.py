@@ -80,11 +80,7 @@ def refuse(error: errors.DomainError, start_response: Callable[..., Any]) -> lis
     status, body = STATUS[error.code], encode(error)
     start_response(
         f"{status.value} {status.phrase}",
-        [
-            *headers(error),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-        ],
+        [*headers(error), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")],
     )
     return [body]
 

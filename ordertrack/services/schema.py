@@ -5,9 +5,17 @@ The newest migration names the oldest revision whose code works on its tables; t
 it knows that revision. docs/operations.md says how migrations are written for that.
 """
 
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import psycopg2
+from alembic.script import ScriptDirectory
+from psycopg2.errors import InsufficientPrivilege
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from ordertrack.config import SettingsError
+from ordertrack.db import is_transient
 from ordertrack.extensions import db, migrate
 from ordertrack.models import schema_compatibility
 from ordertrack.services import database_roles, owner
@@ -46,6 +54,25 @@ def is_behind() -> bool:
         f"the tables are at revision {', '.join(sorted(present))}, which this release does not know"
         " and which is not marked as fitting it. Start a newer release."
     )
+
+
+@contextmanager
+def explain_errors() -> Iterator[None]:
+    """Raise `SettingsError` for an error of the database that a DSN can mend: at a start."""
+    try:
+        yield
+    except (DBAPIError, psycopg2.Error) as error:
+        original = error.orig if isinstance(error, DBAPIError) else error
+        because = " ".join(str(original).split())  # one line, also in the log
+        if isinstance(original, InsufficientPrivilege):
+            raise SettingsError(
+                "MIGRATE_DSN",
+                "must name the role that owns the tables, which are to be brought up to date: "
+                f"this role may not ({because})",
+            ) from error
+        if not is_transient(original):
+            raise
+        raise SettingsError("DB_DSN", f"names a database that cannot be used: {because}") from error
 
 
 def finish(connection: Connection) -> None:

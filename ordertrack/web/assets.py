@@ -44,13 +44,6 @@ class Assets:
         together = "".join(f"{name}\0{asset.etag}\0" for name, asset in self._files.items())
         self.digest = sha256(together.encode()).hexdigest()[:12]
 
-    def find(self, name: str) -> Asset:
-        """The file *name* of the folder. Raises `NotFound`."""
-        try:
-            return self._files[name]
-        except KeyError:
-            raise NotFound("There is no such file.") from None
-
     def url(self, name: str) -> str:
         """The URL of the file *name*. Raises `LookupError`: a page names a missing file."""
         if name not in self._files:
@@ -61,7 +54,9 @@ class Assets:
         """Answer a request for *path* below /static. Raises `NotFound`."""
         digest, _, rest = path.partition("/")
         is_pinned = digest == self.digest
-        asset = self.find(rest if is_pinned else path)
+        asset = self._files.get(rest if is_pinned else path)
+        if asset is None:
+            raise NotFound("There is no such file.")
         zipped = asset.is_compressed and request.accept_encodings["gzip"] > 0
         body = _gzipped(asset.body) if zipped else asset.body
         response = Response(body, content_type=asset.content_type)

@@ -4,13 +4,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from ordertrack import errors, problems
-from ordertrack.errors import DomainError
 from ordertrack.web.pages.errors import error_page
-
-
-def response(error: DomainError) -> Response:
-    """*error* as an HTTP response with a problem+json body."""
-    return Response(problems.encode(error), problems.STATUS[error.code], problems.headers(error))
 
 
 def init_app(app: Flask) -> None:
@@ -23,7 +17,10 @@ def init_app(app: Flask) -> None:
                 return Response(status=error.code, headers=error.get_headers())
             error = _from_werkzeug(error)
         shown = problems.from_exception(error)
-        return error_page(shown) if _wants_html() else response(shown)
+        if _wants_html():
+            return error_page(shown)
+        body, status = problems.encode(shown), problems.STATUS[shown.code]
+        return Response(body, status, problems.headers(shown))
 
 
 def _from_werkzeug(error: HTTPException) -> Exception:

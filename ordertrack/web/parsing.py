@@ -10,11 +10,7 @@ from flask import Response, request
 from pydantic import BaseModel
 from werkzeug.routing import BaseConverter
 
-from ordertrack.errors import (
-    UnsupportedMediaType,
-    ValidationFailed,
-    VersionMismatch,
-)
+from ordertrack.errors import UnsupportedMediaType, ValidationFailed, VersionMismatch
 from ordertrack.schemas import MAX_ID, parse_json, to_json
 
 AnyForm = TypeVar("AnyForm", bound=BaseModel)

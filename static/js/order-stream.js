@@ -309,7 +309,7 @@ export class OrderStream extends EventTarget {
     };
   }
 
-  /** Try to connect now: after a new login, or because somebody pressed a button. */
+  /** Try to connect now: after a new login, or because the user pressed a button. */
   reconnect() {
     if (this.#closed) return;
     this.#failures = 0;

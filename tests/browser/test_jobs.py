@@ -105,7 +105,7 @@ def test_a_stale_form_overwrites_nothing_and_keeps_the_typed_text(
     assert window.text("h1") == "tea and lemon", "the page shows the change"
     assert page.input_value("#description") == "tea and milk", "and keeps what is being typed"
     page.click("text=Save the description")
-    window.see("text=somebody was quicker")
+    window.see("text=the order has changed in the meantime")
     assert customer.read(order)["description"] == "tea and lemon"
     assert window.text("h1") == "tea and lemon"
     assert page.input_value("#description") == "tea and milk"

@@ -69,7 +69,7 @@ def test_a_stale_form_is_explained(visit: Visit, server: Server) -> None:
     page.click("text=Edit the description")
     page.fill("#description", "coffee")
     page.click("text=Save the description")
-    assert "somebody was quicker" in window.text("[role=alert]")
+    assert "the order has changed in the meantime" in window.text("[role=alert]")
     assert window.text("#state").strip() == "Processing"
     assert customer.read(order)["description"] == "tea"
 

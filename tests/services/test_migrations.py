@@ -162,6 +162,26 @@ def test_a_role_that_may_not_migrate_refuses_to_start_and_says_what_to_set(
     assert "MIGRATE_DSN must name the role that owns the tables" in refusal_to_start(dsn)
 
 
+def test_a_command_whose_role_may_not_migrate_says_what_to_set(
+    postgres: Postgres, fresh_database: Callable[[], str]
+) -> None:
+    dsn = fresh_database()
+    with application(dsn):
+        downgrade(revision="0003")
+    ran = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "wsgi", "users", "role", "a@example.org", "admin"],
+        cwd=ROOT,
+        env=environment(dsn),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert "MIGRATE_DSN must name the role that owns the tables" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_each_migration_stores_which_code_fits_its_tables(
     postgres: Postgres, fresh_database: Callable[[], str]
 ) -> None:

@@ -8,7 +8,6 @@ import struct
 import tempfile
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psycopg2
@@ -110,12 +109,7 @@ class Pooler:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 

@@ -20,7 +20,7 @@ BINARIES = Path("/usr/lib/postgresql/15/bin")
 DATABASE = ROLE = "ordertrack"
 OPTIONS = (
     "-c listen_addresses= -c fsync=off -c max_connections=100 -c unix_socket_permissions=0777"
-    # A write on the primary is on its way at once; a promoted standby serves at once.
+    # Writes are sent at once, and a promoted standby serves at once.
     " -c wal_writer_delay=10ms -c wal_retrieve_retry_interval=100ms"
 )
 
@@ -77,15 +77,15 @@ class Pair:
 
     def __init__(self, folder: Path) -> None:
         self.primary, self.standby = Node(folder / "primary"), Node(folder / "standby")
-        self._door = folder / "door"
-        hosts = f"{self.primary.folder},{self._door}"
+        self._link = folder / "standby-link"
+        hosts = f"{self.primary.folder},{self._link}"
         self.dsn = make_dsn(host=hosts, user=ROLE, dbname=DATABASE)
 
     def open_the_standby(self) -> None:
-        self._door.symlink_to(self.standby.folder)
+        self._link.symlink_to(self.standby.folder)
 
     def cut(self) -> None:
-        """The standby hears nothing of the primary any more, and keeps what it has."""
+        """Stop the replication; the standby keeps what it has."""
         self.standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
         self.standby.execute("SELECT pg_reload_conf()")
         receiving = "SELECT 1 FROM pg_stat_wal_receiver"

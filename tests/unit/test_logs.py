@@ -285,6 +285,17 @@ def test_uncaught_exceptions_and_warnings_become_records(
     assert "OSError: no space" in record["traceback"]
 
 
+def test_a_server_without_standard_error_starts_and_logs_nothing() -> None:
+    start = "from ordertrack import logs; logs.set_up('INFO'); logs.logging.error('unseen')"
+    ran = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", start],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
+
+
 _LOOP = """
 import warnings
 warnings.simplefilter("ignore")

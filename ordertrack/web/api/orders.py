@@ -127,11 +127,7 @@ def change_status(order_id: int) -> Response:
     form = json_body(StatusChange)
     return _answer(
         orders.change_status(
-            auth.caller(),
-            order_id,
-            form.status,
-            note=form.note,
-            if_version=if_match(),
+            auth.caller(), order_id, form.status, note=form.note, if_version=if_match()
         )
     )
 

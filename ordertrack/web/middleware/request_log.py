@@ -99,7 +99,11 @@ class RequestLog:
         method = environ["REQUEST_METHOD"]
         if method not in _METHODS:
             method = "(other)"
-        route = noted.route or _route_in_front(environ["PATH_INFO"])
+        route = noted.route
+        if route is None:
+            path = environ["PATH_INFO"]
+            found = (template for start, template in _IN_FRONT.items() if path.startswith(start))
+            route = next(found, NO_ROUTE)
         key = (route, method, status // 100)
         histogram = self.seen.get(key)
         if histogram is None:
@@ -119,13 +123,6 @@ class RequestLog:
                     client=environ.get("REMOTE_ADDR"),
                 ),
             )
-
-
-def _route_in_front(path: str) -> str:
-    for beginning, template in _IN_FRONT.items():
-        if path.startswith(beginning):
-            return template
-    return NO_ROUTE
 
 
 def _level(method: str, route: str, status: int, seconds: float) -> int:

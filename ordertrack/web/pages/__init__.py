@@ -6,31 +6,12 @@ sessions), `errors`, `offline` (shown by browsers without a network). `rendering
 use, `progress` computes the steps that an order's page shows.
 """
 
-from flask import Blueprint, Flask
+from flask import Flask
 
-from ordertrack.web.pages import (
-    account,
-    auth,
-    board,
-    deliveries,
-    offline,
-    orders,
-    rendering,
-    users,
-)
-
-BLUEPRINTS: tuple[Blueprint, ...] = (
-    auth.blueprint,
-    orders.blueprint,
-    deliveries.blueprint,
-    board.blueprint,
-    users.blueprint,
-    account.blueprint,
-    offline.blueprint,
-)
+from ordertrack.web.pages import account, auth, board, deliveries, offline, orders, rendering, users
 
 
 def init_app(app: Flask) -> None:
     rendering.init_app(app)
-    for blueprint in BLUEPRINTS:
-        app.register_blueprint(blueprint)
+    for module in (auth, orders, deliveries, board, users, account, offline):
+        app.register_blueprint(module.blueprint)

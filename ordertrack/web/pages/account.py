@@ -7,9 +7,9 @@ from flask import Blueprint, Response, request
 
 from ordertrack import auth
 from ordertrack.errors import ValidationFailed
-from ordertrack.schemas import PasswordChange, PasswordReset
+from ordertrack.schemas import PasswordChange, PasswordReset, parse
 from ordertrack.services import accounts, callers, passwords, sessions
-from ordertrack.web.pages.rendering import fields, go_to, messages, read, render
+from ordertrack.web.pages.rendering import fields, go_to, messages, render
 
 blueprint = Blueprint("account", __name__)
 
@@ -57,7 +57,7 @@ def _show(status: int = 200, errors: dict[str, str] | None = None) -> Response:
 @blueprint.post("/account/password")
 def change_password() -> Response:
     try:
-        form = read(fields(), PasswordChange)
+        form = parse(fields(), PasswordChange)
         passwords.change(auth.caller(), form.current_password, form.new_password)
     except ValidationFailed as error:
         return _show(422, messages(error))
@@ -87,7 +87,7 @@ def reset() -> Response:
     auth.refuse_other_sites()
     values = fields()
     try:
-        form = read(values, PasswordReset)
+        form = parse(values, PasswordReset)
         passwords.redeem(auth.read_reset(form.token), form.password)
     except ValidationFailed as error:
         return _reset_form(values.get("token", ""), 422, messages(error))

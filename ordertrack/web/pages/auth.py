@@ -3,17 +3,12 @@
 from flask import Blueprint, Response, request
 
 from ordertrack import auth
-from ordertrack.errors import (
-    EmailTaken,
-    InvalidCredentials,
-    TooManyRequests,
-    ValidationFailed,
-)
+from ordertrack.errors import EmailTaken, InvalidCredentials, TooManyRequests, ValidationFailed
 from ordertrack.policy import Role
 from ordertrack.problems import STATUS
-from ordertrack.schemas import Credentials, Registration
+from ordertrack.schemas import Credentials, Registration, parse
 from ordertrack.services import accounts, callers
-from ordertrack.web.pages.rendering import fields, go_to, messages, read, render, safe_path
+from ordertrack.web.pages.rendering import fields, go_to, messages, render, safe_path
 from ordertrack.web.parsing import json_response
 
 blueprint = Blueprint("auth_pages", __name__)
@@ -47,7 +42,7 @@ def login() -> Response:
     auth.refuse_other_sites()
     values = fields("next")
     try:
-        form = read(values, Credentials)
+        form = parse(values, Credentials)
         login, tokens = auth.log_in(form.email.strip(), form.password, request.user_agent.string)
     except ValidationFailed:
         error, status = "Enter your e-mail address and your password.", 422
@@ -77,7 +72,7 @@ def register() -> Response:
     auth.refuse_other_sites()
     values = fields()
     try:
-        form = read(values, Registration)
+        form = parse(values, Registration)
         accounts.register(form.name, form.email, form.password)
         _, tokens = auth.log_in(form.email, form.password, request.user_agent.string)
     except ValidationFailed as error:

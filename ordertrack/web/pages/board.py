@@ -15,13 +15,13 @@ from flask import Blueprint, Response, request, stream_with_context
 from ordertrack import auth
 from ordertrack.errors import Conflict, DomainError, ValidationFailed
 from ordertrack.lifecycle import TERMINAL, Status
-from ordertrack.schemas import MAX_ID, DriverAssignment, StatusChange, present_time
+from ordertrack.schemas import MAX_ID, DriverAssignment, StatusChange, parse, present_time
 from ordertrack.services import accounts, bulk, callers, order_lists
 from ordertrack.services.bulk import Outcome
 from ordertrack.services.order_lists import Count
 from ordertrack.services.order_query import Filters
 from ordertrack.services.order_rows import OrderView, no_such_order
-from ordertrack.web.pages.rendering import back, fields, go_to, messages, read, render
+from ordertrack.web.pages.rendering import back, fields, go_to, messages, render
 from ordertrack.web.parsing import integer_argument, refuse_unknown_arguments
 
 blueprint = Blueprint("board", __name__)
@@ -49,10 +49,7 @@ def show() -> Response:
             raise
         filters = Filters()
     found = order_lists.board(
-        auth.caller(),
-        filters,
-        before=integer_argument("before", low=1),
-        limit=PAGE,
+        auth.caller(), filters, before=integer_argument("before", low=1), limit=PAGE
     )
     page = found.page
     older = None if errors else page.older
@@ -121,15 +118,6 @@ def _day(name: str) -> datetime | None:
 
 # --- changes in bulk ---------------------------------------------------------------------------
 
-# What happened, after the number of orders: "3 orders cancelled".
-_MOVED: Final[dict[Status, str]] = {
-    Status.PENDING: "moved to Pending",
-    Status.PROCESSING: "moved to Processing",
-    Status.SHIPPED: "moved to Shipped",
-    Status.COMPLETED: "completed",
-    Status.CANCELLED: "cancelled",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -147,32 +135,33 @@ class Question:
     hint: str = ""
 
 
-_MOVES: Final[dict[Status, tuple[str, str]]] = {
-    Status.PENDING: ("Move {} to Pending?", ""),
-    Status.PROCESSING: ("Move {} to Processing?", ""),
-    Status.SHIPPED: ("Move {} to Shipped?", ""),
-    Status.COMPLETED: ("Mark {} as Completed?", "Completed is final."),
-    Status.CANCELLED: ("Cancel {}?", "A cancelled order cannot be taken up again."),
+# The question, a sentence below it, and what happened, after the number: "3 orders cancelled".
+_MOVES: Final[dict[Status, tuple[str, str, str]]] = {
+    Status.PENDING: ("Move {} to Pending?", "", "moved to Pending"),
+    Status.PROCESSING: ("Move {} to Processing?", "", "moved to Processing"),
+    Status.SHIPPED: ("Move {} to Shipped?", "", "moved to Shipped"),
+    Status.COMPLETED: ("Mark {} as Completed?", "Completed is final.", "completed"),
+    Status.CANCELLED: ("Cancel {}?", "A cancelled order cannot be taken up again.", "cancelled"),
 }
 
 
 @blueprint.post("/board/move")
 def move() -> Response:
     values = fields("order", "left", "driver_id", "confirmed")
-    target = read({"status": values.get("status", "")}, StatusChange).status
+    target = parse({"status": values.get("status", "")}, StatusChange).status
     order_ids = _chosen()
+    ask, hint, what = _MOVES[target]
     if order_ids and request.form.get("confirmed") != "yes":
-        ask, hint = _MOVES[target]
         question = Question(ask, ("status", target.value), hint=hint)
         return _confirmation(order_ids, question, lambda order: target in order.next_statuses)
     outcomes = bulk.move(auth.caller(), order_ids, target)
-    return _result(outcomes + _left_unchanged(), _MOVED[target])
+    return _result(outcomes + _left_unchanged(), what)
 
 
 @blueprint.post("/board/assign")
 def assign() -> Response:
     driver_id = fields("order", "left", "status", "confirmed").get("driver_id", "")
-    form = read({"driver_id": None if driver_id == "none" else driver_id}, DriverAssignment)
+    form = parse({"driver_id": None if driver_id == "none" else driver_id}, DriverAssignment)
     order_ids = _chosen()
     if order_ids and request.form.get("confirmed") != "yes":
         callers.require_admin(callers.identify(auth.caller()))

@@ -10,20 +10,22 @@ from ordertrack import auth, problems
 from ordertrack.errors import DomainError, InvalidToken, TokenExpired
 from ordertrack.web.pages.rendering import go_to, render, safe_path
 
+_CHANGED: Final = (
+    "The order has changed in the meantime",
+    "Go back and reload the page to see it.",
+)
+
 # Status → heading, and what to do next. The error's own detail says what happened.
 _PAGES: Final[dict[int, tuple[str, str]]] = {
     400: ("That request was not understood", "Go back, reload the page and try again."),
-    403: (
-        "You do not have access to this page",
-        "If you need it, ask an admin for the role.",
-    ),
+    403: ("You do not have access to this page", "If you need it, ask an admin for the role."),
     404: (
         "There is nothing here",
         "The address may be mistyped, or you are not allowed to see the order.",
     ),
     405: ("You cannot do that at this address", "Go back and use the buttons of the page."),
-    409: ("Somebody was quicker", "Go back and reload the page to see how things stand."),
-    412: ("Somebody was quicker", "Go back and reload the page to see how things stand."),
+    409: _CHANGED,
+    412: _CHANGED,
     413: ("That is too long", "Shorten the text and send it again."),
     422: ("Something has to be corrected", "Go back and check what you entered."),
     429: ("Slow down a little", "Wait a moment, then try again."),

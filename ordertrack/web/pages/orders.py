@@ -22,20 +22,12 @@ from ordertrack.errors import (
 from ordertrack.eventlog import Event
 from ordertrack.lifecycle import STEPS, TERMINAL, Status
 from ordertrack.problems import STATUS as HTTP_STATUS
-from ordertrack.schemas import MAX_VERSION, DriverAssignment, OrderDescription, StatusChange
+from ordertrack.schemas import MAX_VERSION, DriverAssignment, OrderDescription, StatusChange, parse
 from ordertrack.services import order_lists, orders
 from ordertrack.services.order_query import Filters
 from ordertrack.services.orders import OrderPage
 from ordertrack.web.pages.progress import steps
-from ordertrack.web.pages.rendering import (
-    back,
-    fields,
-    go_to,
-    messages,
-    read,
-    render,
-    version,
-)
+from ordertrack.web.pages.rendering import back, fields, go_to, messages, render, version
 from ordertrack.web.parsing import integer_argument
 
 blueprint = Blueprint("order_pages", __name__)
@@ -60,10 +52,7 @@ def _own(status: int = 200, *, typed: str = "", error: str | None = None) -> Res
     wanted = request.args.get("status")
     chosen = Status(wanted) if wanted in list(Status) else None
     found = order_lists.own_page(
-        auth.caller(),
-        Filters(status=chosen),
-        before=integer_argument("before", low=1),
-        limit=PAGE,
+        auth.caller(), Filters(status=chosen), before=integer_argument("before", low=1), limit=PAGE
     )
     return render(
         "orders.html",
@@ -85,7 +74,7 @@ def place() -> Response:
     values = fields("key")
     key = request.form.get("key", "")
     try:
-        form = read(values, OrderDescription)
+        form = parse(values, OrderDescription)
         order = orders.create(
             auth.caller(),
             form.description,
@@ -218,7 +207,7 @@ def explain_refusals(change: View) -> View:
 @blueprint.post("/orders/<id:order_id>/edit")
 @explain_refusals
 def edit(order_id: int) -> Response:
-    form = read(fields("version"), OrderDescription)
+    form = parse(fields("version"), OrderDescription)
     orders.edit(auth.caller(), order_id, form.description, if_version=version())
     return go_to(f"/orders/{order_id}", "edited")
 
@@ -229,14 +218,8 @@ def change_status(order_id: int) -> Response:
     values: dict[str, Any] = fields("version")
     if not values.get("note", "").strip():
         values.pop("note", None)
-    form = read(values, StatusChange)
-    orders.change_status(
-        auth.caller(),
-        order_id,
-        form.status,
-        note=form.note,
-        if_version=version(),
-    )
+    form = parse(values, StatusChange)
+    orders.change_status(auth.caller(), order_id, form.status, note=form.note, if_version=version())
     return go_to(back(f"/orders/{order_id}"), "moved", order_id, form.status)
 
 
@@ -244,7 +227,7 @@ def change_status(order_id: int) -> Response:
 @explain_refusals
 def assign_driver(order_id: int) -> Response:
     values = fields("version")
-    form = read({**values, "driver_id": values.get("driver_id") or None}, DriverAssignment)
+    form = parse({**values, "driver_id": values.get("driver_id") or None}, DriverAssignment)
     orders.assign_driver(auth.caller(), order_id, form.driver_id, if_version=version())
     notice = "assigned" if form.driver_id else "unassigned"
     return go_to(back(f"/orders/{order_id}"), notice, order_id)

@@ -2,24 +2,20 @@
 
 import gzip
 import secrets
-from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from io import BytesIO
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, render_template, request
 from markupsafe import Markup
-from pydantic import BaseModel
 
 from ordertrack import auth
 from ordertrack.errors import ValidationFailed
 from ordertrack.lifecycle import TERMINAL, Status
 from ordertrack.policy import Actor, Role
-from ordertrack.schemas import MAX_VERSION, parse, present_time
-
-AnyForm = TypeVar("AnyForm", bound=BaseModel)
+from ordertrack.schemas import MAX_VERSION, present_time
 
 # Texts that the next page shows once after a form. {0}, {1}: numbers, and words of our own.
 NOTICES: Final[dict[str, str]] = {
@@ -29,7 +25,7 @@ NOTICES: Final[dict[str, str]] = {
     "assigned": "Order #{0} has a driver.",
     "unassigned": "Order #{0} has no driver now.",
     "deleted": "Order #{0} is deleted.",
-    "refused": "Order #{0} was not changed: somebody else was quicker. It is {1} now.",
+    "refused": "Order #{0} was not changed: it has changed in the meantime. It is {1} now.",
     "denied": "Order #{0} was not changed: you are not allowed to do that.",
     "changed": "{0} {1}.",
     "none_chosen": "No order was selected.",
@@ -45,11 +41,7 @@ _WARNINGS: Final = frozenset({"refused", "denied", "none_chosen", "session_ended
 _COOKIE: Final = "notice"
 
 # The names of roles on pages.
-ROLES: Final[dict[str, str]] = {
-    Role.USER: "Customer",
-    Role.DRIVER: "Driver",
-    Role.ADMIN: "Admin",
-}
+ROLES: Final[dict[str, str]] = {Role.USER: "Customer", Role.DRIVER: "Driver", Role.ADMIN: "Admin"}
 
 # Fields that every form may have beside its own.
 _COMMON: Final = ("csrf_token", "back")
@@ -164,11 +156,6 @@ def fields(*apart: str) -> dict[str, str]:
         for name, value in request.form.items()
         if name not in _COMMON and name not in apart
     }
-
-
-def read(values: Mapping[str, Any], form: type[AnyForm]) -> AnyForm:
-    """*values* as *form*. Raises `ValidationFailed`."""
-    return parse(dict(values), form)
 
 
 def version() -> int | None:

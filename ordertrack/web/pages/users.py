@@ -6,9 +6,9 @@ from flask import Blueprint, Response, request, url_for
 
 from ordertrack import auth
 from ordertrack.policy import Role
-from ordertrack.schemas import UserChange
+from ordertrack.schemas import UserChange, parse
 from ordertrack.services import accounts, callers, passwords
-from ordertrack.web.pages.rendering import back, fields, go_to, read, render
+from ordertrack.web.pages.rendering import back, fields, go_to, render
 from ordertrack.web.parsing import integer_argument
 
 blueprint = Blueprint("user_pages", __name__)
@@ -40,7 +40,7 @@ def change(user_id: int) -> Response:
     values: dict[str, Any] = fields()
     if "active" in values:
         values["active"] = {"yes": True, "no": False}.get(values["active"])
-    form = read(values, UserChange)
+    form = parse(values, UserChange)
     accounts.change_user(auth.caller(), user_id, role=form.role, active=form.active)
     return go_to(back("/users"), "saved")
 
