@@ -127,7 +127,7 @@ class OrderWatcher:
             self._send_unsent(ws)
 
     def on_message_in_loop(self, ws: WebSocket, message: str | bytes) -> bool:
-        return True  # clients have nothing to say here: changes are made over REST
+        return True  # ignored: clients make changes over REST
 
     def on_message(self, ws: WebSocket, message: str | bytes) -> None:
         raise AssertionError("on_message_in_loop handles every message")
