@@ -116,6 +116,7 @@ class OrderWatcher:
         """The connection has ended, or will not be opened."""
         self.stop(Unavailable("The connection has ended."))
         self._hub.remove(self)
+        self._pages = None  # it refers to this watcher
 
     # As the handler of a WebSocket: see `websocket.Handler` -----------------------------------
 
