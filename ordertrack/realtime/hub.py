@@ -224,8 +224,10 @@ class Hub:
         self.memberships[_membership(watcher, room)] -= 1
 
     def _members(self, room: str) -> Collection[Watcher]:
-        members = self._rooms.get(room, ())
-        return members if isinstance(members, dict | tuple) else (members,)
+        members = self._rooms.get(room)
+        if members is None:
+            return ()
+        return members if isinstance(members, dict) else (members,)
 
     # --- subscribing --------------------------------------------------------------------------
 
