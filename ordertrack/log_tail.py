@@ -30,7 +30,7 @@ A cursor is not a snapshot, although it is written like one. The end of `pg_curr
 higher than `last`, and after a crash PostgreSQL gives out again the transaction ids of which
 nothing had reached the disk: those of transactions that rolled back, or only sent a NOTIFY. A
 snapshot from before the crash counts them as over, and would hide what is committed under them
-later. `last` was durable before anybody could see it, so whatever follows a crash lies above it.
+later. `last` was durable before any reader could see it, so whatever follows a crash lies above it.
 
 An example
 ----------
