@@ -19,10 +19,6 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
-    @property
-    def count(self) -> int:
-        return sum(self.counts)
-
     def cumulative(self) -> list[tuple[str, float]]:
         """Prometheus' buckets: (upper bound, number of values up to it), the last one "+Inf"."""
         names = [*map(str, self.bounds), "+Inf"]

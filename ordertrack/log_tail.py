@@ -30,7 +30,7 @@ A cursor is not a snapshot, although it is written like one. The end of `pg_curr
 higher than `last`, and after a crash PostgreSQL gives out again the transaction ids of which
 nothing had reached the disk: those of transactions that rolled back, or only sent a NOTIFY. A
 snapshot from before the crash counts them as over, and would hide what is committed under them
-later. `last` was durable before anybody could see it, so whatever follows a crash lies above it.
+later. `last` was durable before any reader could see it, so whatever follows a crash lies above it.
 
 An example
 ----------
@@ -61,7 +61,7 @@ MOST = 5_000
 
 
 class LogLost(Exception):
-    """The log cannot be read on from the cursor: it ends before it, or too far behind it."""
+    """Reading cannot continue at the cursor: the database is an older copy, or too much is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Cursor:
     def at(cls, snapshot: str, last: int) -> "Cursor":
         """The cursor after a read in *snapshot*, when *last* is the newest transaction ever seen.
 
-        Raises `LogLost` when *last* lies ahead of the snapshot: the database has forgotten it.
+        Raises `LogLost` when *last* lies ahead of the snapshot: the database is an older copy.
         """
         _, end, running = snapshot.split(":")
         if last >= int(end):

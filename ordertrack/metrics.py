@@ -9,7 +9,7 @@ itself.
 import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from flask import Flask
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
@@ -20,6 +20,7 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector as BaseCollector
+from sqlalchemy.pool import QueuePool
 
 from ordertrack.db import pool_stats
 from ordertrack.extensions import db
@@ -29,9 +30,6 @@ from ordertrack.server import loop
 from ordertrack.server.counters import counters
 from ordertrack.services import housekeeping
 from ordertrack.web.middleware.request_log import RequestLog
-
-if TYPE_CHECKING:
-    from sqlalchemy.pool import QueuePool
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +86,10 @@ class Collector(BaseCollector):
         relay, following = self._realtime.relay, self._realtime.relay.is_following
         yield _gauge("relay_following", "1 while the relay follows the log.", following)
         yield _histogram(
-            "relay_lag_seconds",
-            "Age of an event when it is delivered.",
-            self._realtime.lag,
+            "relay_lag_seconds", "Age of an event when it is delivered.", self._realtime.lag
         )
         yield _counter(
-            "relay_events",
-            "Events published, watched or not.",
-            self._realtime.hub.published,
+            "relay_events", "Events published, watched or not.", self._realtime.hub.published
         )
         yield _counter("relay_turns", "Reads of the log.", relay.turns)
         yield _counter(
@@ -103,7 +97,7 @@ class Collector(BaseCollector):
         )
         yield _counter(
             "relay_fresh_starts",
-            "Times that the log could not be read on, and every connection was closed to resume.",
+            "Times that reading could not continue at the cursor, so every client had to resume.",
             relay.restarts,
         )
 
@@ -127,9 +121,7 @@ class Collector(BaseCollector):
         )
         yield _gauge("queue_bytes", "Bytes queued for slow clients.", counters.queued_bytes)
         yield _counter(
-            "slow_closes",
-            "Connections closed for reading too slowly (1013).",
-            counters.slow_closes,
+            "slow_closes", "Connections closed for reading too slowly (1013).", counters.slow_closes
         )
         yield _gauges(
             "subscriptions", "Rooms times the connections in them.", "kind", hub.memberships
@@ -179,15 +171,9 @@ class Collector(BaseCollector):
         yield _gauge("db_pool_waiting", "Requests that wait for a connection.", pool_stats.waiting)
         yield _counter("db_pool_waits", "Times that all were in use.", pool_stats.waits)
         yield _counter(
-            "db_pool_wait_seconds",
-            "Time waited for a connection.",
-            pool_stats.wait_seconds,
+            "db_pool_wait_seconds", "Time waited for a connection.", pool_stats.wait_seconds
         )
-        yield _counter(
-            "db_pool_timeouts",
-            "Waits that timed out (503).",
-            pool_stats.timeouts,
-        )
+        yield _counter("db_pool_timeouts", "Waits that timed out (503).", pool_stats.timeouts)
         yield _histogram(
             "loop_lag_seconds",
             f"How late a timer ran that is due every {LoopWatch.PERIOD:g} s.",

@@ -50,12 +50,11 @@ class Connections:
         Look up the session in the database only afterwards: if it is revoked meanwhile, `revoke`
         must find the connection here.
         """
-        own = self._by_user.setdefault(watcher.credential.caller.user_id, set())
+        user_id = watcher.credential.caller.user_id
+        own = self._by_user.get(user_id, set())
         if self._number >= self._limit or len(own) >= self._per_user:
-            if not own:
-                del self._by_user[watcher.credential.caller.user_id]
             raise TooManyRequests("Too many open connections. Close some.", retry_after=10)
-        own.add(watcher)
+        self._by_user.setdefault(user_id, own).add(watcher)
         self._number += 1
         self._schedule_expiry(watcher)
 

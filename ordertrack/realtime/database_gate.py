@@ -1,8 +1,8 @@
 """Limits how many connections query the database at once, so that HTTP requests find one free.
 
 When a server or its network comes back, thousands of clients connect at once. Each asks the
-database who it is and what it has missed. They wait here for as long as it takes, and not for a
-connection of the pool, which gives up after some seconds.
+database which user it belongs to and what it missed. They wait here for as long as it takes, and
+not for a connection of the pool, which gives up after some seconds.
 
     gate = DatabaseGate(at_once=8, budget=Budget())
     actor = gate.identify(watcher)

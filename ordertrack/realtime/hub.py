@@ -48,7 +48,9 @@ An example
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cached_property
 from itertools import chain
 from typing import Final, Protocol
 
@@ -76,33 +78,22 @@ Answers = dict[int, CaughtUp | DomainError]
 class Announcement:
     """An event to be delivered, encoded at most once for each protocol, however many recipients."""
 
-    __slots__ = ("_frame", "_json", "_message", "event")
-
     def __init__(self, event: Event) -> None:
         self.event = event
-        self._json: str | None = None
-        self._frame: bytes | None = None
-        self._message: EncodedMessage | None = None
 
-    @property
+    @cached_property
     def json(self) -> str:
-        if self._json is None:
-            self._json = to_json(present_event(self.event))
-        return self._json
+        return to_json(present_event(self.event))
 
-    @property
+    @cached_property
     def frame(self) -> bytes:
         """For plain WebSockets: a text frame with the event."""
-        if self._frame is None:
-            self._frame = text_frame(self.json)
-        return self._frame
+        return text_frame(self.json)
 
-    @property
+    @cached_property
     def message(self) -> EncodedMessage:
         """For Socket.IO: an ``order_update`` with the event."""
-        if self._message is None:
-            self._message = encode_event("order_update", self.json)
-        return self._message
+        return encode_event("order_update", self.json)
 
 
 class Watcher(Protocol):
@@ -145,18 +136,16 @@ class State(Enum):
     SETTLING = auto()
 
 
+@dataclass(slots=True, eq=False)
 class _Subscription:
     """A watcher's subscription to an order, until it is live. See the states above."""
 
-    __slots__ = ("held", "newest", "order_id", "state", "watcher", "watermark")
-
-    def __init__(self, order_id: int, watcher: Watcher, watermark: int) -> None:
-        self.order_id = order_id
-        self.watcher = watcher
-        self.state = State.READING
-        self.watermark = watermark  # the version up to which the watcher has been answered
-        self.newest = 0  # the highest version published while READING
-        self.held: list[Announcement] = []  # what the watcher would have been sent while READING
+    order_id: int
+    watcher: Watcher
+    watermark: int  # the version up to which the watcher has been answered
+    state: State = State.READING
+    newest: int = 0  # the highest version published while READING
+    held: list[Announcement] = field(default_factory=list)  # not sent, because it was READING
 
 
 def order_room(order_id: int) -> str:
@@ -235,8 +224,10 @@ class Hub:
         self.memberships[_membership(watcher, room)] -= 1
 
     def _members(self, room: str) -> Collection[Watcher]:
-        members = self._rooms.get(room, ())
-        return members if isinstance(members, dict | tuple) else (members,)
+        members = self._rooms.get(room)
+        if members is None:
+            return ()
+        return members if isinstance(members, dict) else (members,)
 
     # --- subscribing --------------------------------------------------------------------------
 
@@ -387,7 +378,7 @@ class Hub:
                 self.deliveries += 1
                 try:
                     watcher.deliver(announcement)
-                except Exception:  # it has a gap now; no other watcher is to have one
+                except Exception:  # this watcher has a gap now, and the others must not get one
                     log.exception("An event could not be delivered")
                     watcher.close(CloseCode.INTERNAL_ERROR, "internal error")
 

@@ -116,6 +116,7 @@ class OrderWatcher:
         """The connection has ended, or will not be opened."""
         self.stop(Unavailable("The connection has ended."))
         self._hub.remove(self)
+        self._pages = None  # it refers to this watcher
 
     # As the handler of a WebSocket: see `websocket.Handler` -----------------------------------
 
@@ -127,7 +128,7 @@ class OrderWatcher:
             self._send_unsent(ws)
 
     def on_message_in_loop(self, ws: WebSocket, message: str | bytes) -> bool:
-        return True  # clients have nothing to say here: changes are made over REST
+        return True  # ignored: clients make changes over REST
 
     def on_message(self, ws: WebSocket, message: str | bytes) -> None:
         raise AssertionError("on_message_in_loop handles every message")

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from wsgiref.types import WSGIApplication
 
 from flask import Flask, Response
@@ -41,9 +42,7 @@ class Realtime:
     """The parts, for the metrics and the server's start and end."""
 
     socketio: SocketIO
-    order_sockets: Callable[
-        [WSGIApplication], OrderSockets
-    ]  # middleware around the given application
+    order_sockets: Callable[[WSGIApplication], OrderSockets]  # wraps the given application
     connections: Connections
     hub: Hub
     relay: Relay
@@ -67,24 +66,19 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
     gate = DatabaseGate(max(1, settings.db_pool_size - _KEPT_FOR_REQUESTS), budget)
     hub = Hub(gate.catch_up, budget)
     socketio = SocketIO(
-        app,
-        origins=origins,
-        limits=limits,
-        credential_cookie=app.config["JWT_ACCESS_COOKIE_NAME"],
+        app, origins=origins, limits=limits, credential_cookie=app.config["JWT_ACCESS_COOKIE_NAME"]
     )
     SocketIOHandlers(app, socketio, hub, connections, gate)
 
-    def order_sockets(inner: WSGIApplication) -> OrderSockets:
-        return OrderSockets(
-            app,
-            inner,
-            hub=hub,
-            connections=connections,
-            gate=gate,
-            origins=origins,
-            limits=limits,
-        )
-
+    order_sockets = partial(
+        OrderSockets,
+        app,
+        hub=hub,
+        connections=connections,
+        gate=gate,
+        origins=origins,
+        limits=limits,
+    )
     lag = Histogram(LAG_BOUNDS)
 
     def publish(event: Event) -> None:

@@ -5,7 +5,7 @@ token, not a request. Nothing here changes an order: that is for REST alone. The
 Flask-SocketIO's rooms as well, so that its API shows them; events are delivered by the hub.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Flask
@@ -13,18 +13,12 @@ from socketio.exceptions import ConnectionRefusedError as Refused
 
 from ordertrack import auth
 from ordertrack.auth import Credential
-from ordertrack.errors import (
-    DomainError,
-    InvalidToken,
-    NotFound,
-    Unavailable,
-    ValidationFailed,
-)
+from ordertrack.errors import DomainError, InvalidToken, NotFound, Unavailable, ValidationFailed
 from ordertrack.policy import Actor
 from ordertrack.problems import from_exception, problem
 from ordertrack.realtime.connections import Connections
 from ordertrack.realtime.database_gate import DatabaseGate
-from ordertrack.realtime.hub import Announcement, Answers, Hub, feed_room
+from ordertrack.realtime.hub import Announcement, Hub, feed_room
 from ordertrack.schemas import (
     Subscription,
     Subscriptions,
@@ -40,7 +34,7 @@ from ordertrack.services.orders import CaughtUp
 from ordertrack.sio.engineio import EngineIOSession, encode_event
 from ordertrack.sio.socketio import SocketIO
 
-# Of an unknown event's name.
+# Characters of an unknown event's name that the answer repeats.
 MAX_NAME_SHOWN = 50
 
 Ack = dict[str, Any]
@@ -112,12 +106,7 @@ class SocketIOHandlers:
     """The handlers of one process's Socket.IO events."""
 
     def __init__(
-        self,
-        app: Flask,
-        socketio: SocketIO,
-        hub: Hub,
-        connections: Connections,
-        gate: DatabaseGate,
+        self, app: Flask, socketio: SocketIO, hub: Hub, connections: Connections, gate: DatabaseGate
     ) -> None:
         self._app = app
         self._hub = hub
@@ -173,19 +162,13 @@ class SocketIOHandlers:
     def _subscribe(self, watcher: SocketIOWatcher, data: Any) -> Ack:
         if isinstance(data, dict) and "feed" in data:
             return self._subscribe_feed(watcher, data)
-        if isinstance(data, dict) and "orders" in data:
-            wanted = parse(data, Subscriptions).orders
-            if len({one.order_id for one in wanted}) != len(wanted):
-                raise ValidationFailed.at("/orders", "must name each order once")
-            answers = self._subscribe_orders(watcher, wanted)
-            return {"ok": True, "results": [_ack(answers[one.order_id]) for one in wanted]}
-        one = parse(data, Subscription)
-        return _ack(self._subscribe_orders(watcher, [one])[one.order_id])
-
-    def _subscribe_orders(
-        self, watcher: SocketIOWatcher, wanted: Iterable[Subscription]
-    ) -> Answers:
-        return self._hub.subscribe(watcher, {one.order_id: one.after for one in wanted})
+        several = isinstance(data, dict) and "orders" in data
+        wanted = parse(data, Subscriptions).orders if several else [parse(data, Subscription)]
+        if len({one.order_id for one in wanted}) != len(wanted):
+            raise ValidationFailed.at("/orders", "must name each order once")
+        answers = self._hub.subscribe(watcher, {one.order_id: one.after for one in wanted})
+        acks = [_ack(answers[one.order_id]) for one in wanted]
+        return {"ok": True, "results": acks} if several else acks[0]
 
     def _subscribe_feed(self, watcher: SocketIOWatcher, data: dict[str, Any]) -> Ack:
         _require_feed(data)

@@ -31,29 +31,29 @@ ROLES = "ordertrack/services/database_roles.py"
 AUDIT = "ordertrack/services/audit.py"
 EVENTLOG = "ordertrack/eventlog.py"
 LOG_TAIL = "ordertrack/log_tail.py"
-GATE = "ordertrack/realtime/database_gate.py"
-FANOUT = "ordertrack/realtime/hub.py"
-ROOMS = "ordertrack/realtime/socketio_handlers.py"
-GUESTS = "ordertrack/realtime/connections.py"
+DATABASE_GATE = "ordertrack/realtime/database_gate.py"
+HUB = "ordertrack/realtime/hub.py"
+SOCKETIO_HANDLERS = "ordertrack/realtime/socketio_handlers.py"
+CONNECTIONS = "ordertrack/realtime/connections.py"
 RELAY = "ordertrack/realtime/relay.py"
 WEBSOCKET = "ordertrack/server/websocket.py"
-LIVE = "ordertrack/realtime/setup.py"
-ENDPOINT = "ordertrack/sio/engineio_server.py"
-PENDING = "ordertrack/sio/pending_sessions.py"
-FRAMES = "ordertrack/server/ws_frames.py"
+SETUP = "ordertrack/realtime/setup.py"
+ENGINEIO_SERVER = "ordertrack/sio/engineio_server.py"
+PENDING_SESSIONS = "ordertrack/sio/pending_sessions.py"
+WS_FRAMES = "ordertrack/server/ws_frames.py"
 LOOP = "ordertrack/server/loop.py"
 ORDER_SOCKET = "ordertrack/realtime/order_socket.py"
 ORIGINS = "ordertrack/origins.py"
-CONNECTION = "ordertrack/server/http_connection.py"
-WAITING = "ordertrack/server/waiting_connections.py"
-IDENTITY = "ordertrack/auth.py"
+HTTP_CONNECTION = "ordertrack/server/http_connection.py"
+WAITING_CONNECTIONS = "ordertrack/server/waiting_connections.py"
+AUTH = "ordertrack/auth.py"
 DB = "ordertrack/db.py"
-CONNECTING = "ordertrack/connector.py"
+CONNECTOR = "ordertrack/connector.py"
 ROW_QUEUE = "ordertrack/services/row_queue.py"
 APP = "ordertrack/app.py"
 HEADERS = "ordertrack/web/middleware/security_headers.py"
 FIRST_MIGRATION = "migrations/versions/0001_initial.py"
-STAMPS = "migrations/versions/0003_rights.py"
+RIGHTS_MIGRATION = "migrations/versions/0003_rights.py"
 
 
 def only(file: list[str], *tests: str) -> list[str]:
@@ -61,42 +61,41 @@ def only(file: list[str], *tests: str) -> list[str]:
     return [f"{file[0]}::{test}" for test in tests]
 
 
-UNIT_POLICY = ["tests/unit/test_policy.py"]
+POLICY_TESTS = ["tests/unit/test_policy.py"]
 LIFECYCLE_TESTS = ["tests/web/test_lifecycle.py"]
 ORDER_TESTS = ["tests/web/test_orders.py"]
 ACCOUNT_TESTS = ["tests/web/test_accounts.py"]
 TAIL_TESTS = ["tests/faults/test_log_tail.py"]
-SEAM_TESTS = ["tests/realtime/test_hub.py"]
-ROOM_TESTS = ["tests/realtime/test_socketio_handlers.py"]
-GUEST_TESTS = ["tests/realtime/test_connections.py"]
+HUB_TESTS = ["tests/realtime/test_hub.py"]
+SOCKETIO_HANDLER_TESTS = ["tests/realtime/test_socketio_handlers.py"]
+CONNECTIONS_TESTS = ["tests/realtime/test_connections.py"]
 TOKEN_TESTS = ["tests/realtime/test_tokens.py"]
 NGINX_TESTS = ["tests/proxy/test_nginx.py"]
-COOKIE_TESTS = ["tests/web/test_csrf.py"]
-STUCK_TESTS = ["tests/faults/test_database.py"]
+CSRF_TESTS = ["tests/web/test_csrf.py"]
 RACE_TESTS = ["tests/services/test_races.py"]
 TIME_TESTS = ["tests/realtime/test_time.py"]
-LIMIT_TESTS = ["tests/realtime/test_settings.py"]
-DOOR_TESTS = ["tests/realtime/test_revocation_while_connecting.py"]
-WAIT_TESTS = ["tests/services/test_rights_after_waiting.py"]
+SETTINGS_TESTS = ["tests/realtime/test_settings.py"]
+REVOCATION_TESTS = ["tests/realtime/test_revocation_while_connecting.py"]
+RIGHTS_TESTS = ["tests/services/test_rights_after_waiting.py"]
 LIST_TESTS = ["tests/services/test_order_lists.py"]
 PLAN_TESTS = ["tests/services/test_plans.py"]
 PASSWORD_TESTS = ["tests/web/test_passwords.py"]
-HOUSE_TESTS = ["tests/services/test_housekeeping.py"]
+HOUSEKEEPING_TESTS = ["tests/services/test_housekeeping.py"]
 ROLE_TESTS = ["tests/services/test_serving_role.py"]
-CONNECTION_TESTS = ["tests/services/test_connections.py"]
+DATABASE_CONNECTION_TESTS = ["tests/services/test_connections.py"]
 FAILOVER_TESTS = ["tests/faults/test_failover.py"]
 PENDING_TESTS = ["tests/sio/test_pending_sessions.py"]
-ENGINE_TESTS = ["tests/sio/test_socketio.py"]
+SOCKETIO_TESTS = ["tests/sio/test_socketio.py"]
 WEBSOCKET_TESTS = ["tests/server/test_websocket.py"]
 WAITING_TESTS = ["tests/server/test_waiting_connections.py"]
 AUDIT_TESTS = ["tests/cli/test_audit.py"]
 BOARD_TESTS = ["tests/web/test_board.py"]
 SESSION_TESTS = ["tests/services/test_sessions.py"]
-LOG_TESTS = ["tests/services/test_eventlog.py"]
+EVENTLOG_TESTS = ["tests/services/test_eventlog.py"]
 HTTP_LIST_TESTS = ["tests/web/test_order_lists.py"]
 AUTHORISATION_TESTS = ["tests/web/test_authorisation.py"]
-PASSING_TESTS = only(
-    CONNECTION_TESTS, "test_transient_errors_are_unavailable_and_others_are_defects"
+TRANSIENT_ERROR_TESTS = only(
+    DATABASE_CONNECTION_TESTS, "test_transient_errors_are_unavailable_and_others_are_defects"
 )
 RELAY_TESTS = ["tests/realtime/test_relay.py"]
 REPLAY_TESTS = ["tests/realtime/test_replay_bounds.py"]
@@ -105,12 +104,12 @@ DEFECTS = [
     # --- who may do what ------------------------------------------------------------------------
     Defect(
         "policy-owner-of-everything", POLICY,
-        "if order.customer_id == actor.id:", "if actor.id:", UNIT_POLICY,
+        "if order.customer_id == actor.id:", "if actor.id:", POLICY_TESTS,
     ),
     Defect(
         "policy-drivers-are-never-narrowed", POLICY,
         "self.role is Role.DRIVER and self.scope is DriverScope.ALL", "self.role is Role.DRIVER",
-        UNIT_POLICY,
+        POLICY_TESTS,
     ),
     Defect(
         "statements-never-narrow-drivers", CALLERS,
@@ -118,38 +117,38 @@ DEFECTS = [
     ),
     Defect(
         "policy-deleted-orders-are-seen", POLICY,
-        "return not order.is_deleted and bool(", "return bool(", UNIT_POLICY,
+        "return not order.is_deleted and bool(", "return bool(", POLICY_TESTS,
     ),
     Defect(
         "policy-anybody-reads-a-deleted-history", POLICY,
         "        return actor.role is Role.ADMIN\n    return can_see",
-        "        return True\n    return can_see", UNIT_POLICY,
+        "        return True\n    return can_see", POLICY_TESTS,
     ),
     Defect(
         "policy-drivers-may-touch", POLICY,
         "return bool(held & {Standing.OWNER, Standing.ADMIN})", "return bool(held)",
-        ORDER_TESTS + UNIT_POLICY,
+        ORDER_TESTS + POLICY_TESTS,
     ),
     Defect(
         "policy-admins-edit-final-orders", POLICY,
         "return status in lifecycle.STEPS and status not in lifecycle.TERMINAL",
-        "return status in lifecycle.STEPS", UNIT_POLICY,
+        "return status in lifecycle.STEPS", POLICY_TESTS,
     ),
     Defect(
         "policy-owners-edit-for-ever", POLICY,
         "    return Standing.OWNER in held and status == lifecycle.INITIAL\n\n\ndef can_delete",
-        "    return Standing.OWNER in held\n\n\ndef can_delete", UNIT_POLICY,
+        "    return Standing.OWNER in held\n\n\ndef can_delete", POLICY_TESTS,
     ),
     Defect(
         "policy-owners-delete-for-ever", POLICY,
         "an admin always.\"\"\"\n    if Standing.ADMIN in held:\n        return True\n"
         "    return Standing.OWNER in held and status == lifecycle.INITIAL",
         "an admin always.\"\"\"\n    if Standing.ADMIN in held:\n        return True\n"
-        "    return Standing.OWNER in held", UNIT_POLICY,
+        "    return Standing.OWNER in held", POLICY_TESTS,
     ),
     Defect(
         "policy-customers-are-staff", POLICY,
-        "return self.role is not Role.USER", "return bool(self.role)", UNIT_POLICY,
+        "return self.role is not Role.USER", "return bool(self.role)", POLICY_TESTS,
     ),
     Defect(
         "lifecycle-owners-cancel-late", LIFECYCLE,
@@ -176,23 +175,23 @@ DEFECTS = [
     ),
     # --- changing orders ------------------------------------------------------------------------
     Defect(
-        "changes-take-the-transactions-time", STAMPS,
+        "changes-take-the-transactions-time", RIGHTS_MIGRATION,
         "coalesce(appended, greatest(clock_timestamp(),", "coalesce(appended, greatest(now(),",
-        only(WAIT_TESTS, "test_a_change_that_waited_is_dated_after_the_wait"),
+        only(RIGHTS_TESTS, "test_a_change_that_waited_is_dated_after_the_wait"),
     ),
     Defect(
-        "events-take-a-time-of-their-own", STAMPS,
+        "events-take-a-time-of-their-own", RIGHTS_MIGRATION,
         "SELECT CASE WHEN version = NEW.version THEN updated_at\n",
         "SELECT CASE WHEN version = NEW.version THEN NULL\n",
         only(
-            WAIT_TESTS,
+            RIGHTS_TESTS,
             "test_a_change_that_waited_is_dated_after_the_wait",
             "test_an_order_and_its_first_event_have_the_same_time",
         ),
     ),
     Defect(
-        "times-go-back-with-the-clock", STAMPS,
-        "OLD.updated_at + interval '1 microsecond'));", "'-infinity'));", WAIT_TESTS,
+        "times-go-back-with-the-clock", RIGHTS_MIGRATION,
+        "OLD.updated_at + interval '1 microsecond'));", "'-infinity'));", RIGHTS_TESTS,
     ),
     Defect(
         "move-ignores-the-version", ORDERS,
@@ -230,17 +229,17 @@ DEFECTS = [
         "changes-do-not-lock-the-row", ORDERS,
         '        t.execute(text(_LOCK_ROW), {"id": order_id})\n        actor', "        actor",
         LIFECYCLE_TESTS
-        + only(WAIT_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
+        + only(RIGHTS_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
     ),
     Defect(
         "moves-wait-within-their-statement", ORDERS,
         "free AS ({_LOCK_ROW} SKIP LOCKED),", "free AS ({_LOCK_ROW}),",
-        only(WAIT_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
+        only(RIGHTS_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
     ),
     Defect(
         "moves-do-not-wait", ORDERS,
         '        t.execute(text(_LOCK_ROW), {"id": parameters["id"]})\n', "",
-        only(WAIT_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
+        only(RIGHTS_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
     ),
     Defect(
         "newer-versions-match", ORDERS,
@@ -261,7 +260,7 @@ DEFECTS = [
         "drivers-are-deactivated-while-they-are-assigned", ORDERS,
         "        .with_for_update(read=True)\n", "",
         only(
-            WAIT_TESTS,
+            RIGHTS_TESTS,
             "test_a_driver_is_not_deactivated_in_the_middle_of_an_assignment",
             "test_a_driver_who_is_being_deactivated_is_assigned_no_order",
         ),
@@ -283,7 +282,7 @@ DEFECTS = [
     Defect(
         "versions-from-the-future-are-taken", ORDERS,
         "if after is not None and after > row.version:",
-        "if after is not None and after > 1_000_000_000:", ROOM_TESTS,
+        "if after is not None and after > 1_000_000_000:", SOCKETIO_HANDLER_TESTS,
     ),
     Defect(
         "one-event-less-is-replayed", ORDERS,
@@ -364,7 +363,7 @@ DEFECTS = [
         ),
     ),
     Defect(
-        "events-choose-their-transaction", STAMPS,
+        "events-choose-their-transaction", RIGHTS_MIGRATION,
         "            NEW.xid := pg_current_xact_id();\n            SELECT", "            SELECT",
         ROLE_TESTS,
     ),
@@ -381,96 +380,96 @@ DEFECTS = [
     Defect(
         "events-can-be-rewritten", FIRST_MIGRATION,
         "{table}_append_only_rows BEFORE UPDATE OR DELETE ON",
-        "{table}_append_only_rows BEFORE DELETE ON", LOG_TESTS,
+        "{table}_append_only_rows BEFORE DELETE ON", EVENTLOG_TESTS,
     ),
     Defect(
         "log-triggers-can-be-put-to-sleep", FIRST_MIGRATION,
-        "ENABLE ALWAYS TRIGGER", "ENABLE TRIGGER", LOG_TESTS,
+        "ENABLE ALWAYS TRIGGER", "ENABLE TRIGGER", EVENTLOG_TESTS,
     ),
     Defect(
-        "sign-outs-go-at-once", STAMPS,
+        "sign-outs-go-at-once", RIGHTS_MIGRATION,
         "IF OLD.reason = 'signed_out' AND OLD.created_at < now() - {KEPT} THEN",
         "IF OLD.reason = 'signed_out' THEN", ROLE_TESTS,
     ),
     # --- fan-out --------------------------------------------------------------------------------
     Defect(
-        "fanout-does-not-notice-what-it-missed", FANOUT,
-        "                subscription.newest = version", "                subscription.newest = 0", SEAM_TESTS,
+        "fanout-does-not-notice-what-it-missed", HUB,
+        "                subscription.newest = version", "                subscription.newest = 0", HUB_TESTS,
     ),
     Defect(
-        "fanout-does-not-read-again", FANOUT,
+        "fanout-does-not-read-again", HUB,
         "            if not outdated:\n                return answers",
-        "            return answers", SEAM_TESTS,
+        "            return answers", HUB_TESTS,
     ),
     Defect(
-        "fanout-repeats-what-was-answered", FANOUT,
+        "fanout-repeats-what-was-answered", HUB,
         "(own.state is State.SETTLING and version > own.watermark)", "own.state is State.SETTLING",
-        SEAM_TESTS,
+        HUB_TESTS,
     ),
     Defect(
-        "fanout-forgets-the-earlier-answer", FANOUT,
-        "earlier.watermark if earlier else 0", "0", SEAM_TESTS,
+        "fanout-forgets-the-earlier-answer", HUB,
+        "earlier.watermark if earlier else 0", "0", HUB_TESTS,
     ),
     Defect(
-        "fanout-drops-watermarks-too-early", FANOUT,
+        "fanout-drops-watermarks-too-early", HUB,
         "in self._settling_before_read:\n",
-        "in self._settling_before_read + self._settling_since_read:\n", SEAM_TESTS,
+        "in self._settling_before_read + self._settling_since_read:\n", HUB_TESTS,
     ),
     Defect(
-        "fanout-loses-what-was-held", FANOUT,
+        "fanout-loses-what-was-held", HUB,
         "        for announcement in subscription.held:",
         "        for announcement in subscription.held[:0]:",
-        SEAM_TESTS,
+        HUB_TESTS,
     ),
     Defect(
-        "fanout-delivers-twice", FANOUT,
+        "fanout-delivers-twice", HUB,
         "list(dict.fromkeys(chain(of_order, *feeds)))", "[*chain(of_order, *feeds)]",
-        SEAM_TESTS,
+        HUB_TESTS,
     ),
     Defect(
-        "fanout-every-driver-in-the-staff-feed", FANOUT,
-        "if actor.sees_all else", "if actor.is_staff else", SEAM_TESTS,
+        "fanout-every-driver-in-the-staff-feed", HUB,
+        "if actor.sees_all else", "if actor.is_staff else", HUB_TESTS,
     ),
     Defect(
-        "fanout-drivers-keep-what-they-lost", FANOUT,
+        "fanout-drivers-keep-what-they-lost", HUB,
         'if event.type == "driver_assigned":',
-        'if event.type == "never":', SEAM_TESTS + ROOM_TESTS,
+        'if event.type == "never":', HUB_TESTS + SOCKETIO_HANDLER_TESTS,
     ),
     Defect(
-        "rooms-identify-before-admitting", ROOMS,
+        "rooms-identify-before-admitting", SOCKETIO_HANDLERS,
         "                self._connections.admit(watcher)\n"
         "                session.application = watcher\n"
         "                self._gate.identify(watcher)\n",
         "                self._gate.identify(watcher)\n"
         "                self._connections.admit(watcher)\n"
         "                session.application = watcher\n",
-        DOOR_TESTS,
+        REVOCATION_TESTS,
     ),
     Defect(
-        "rooms-renew-without-a-second-look", ROOMS,
+        "rooms-renew-without-a-second-look", SOCKETIO_HANDLERS,
         "        try:\n            # Revoked just before, the session had no connection yet that could be closed.\n"
         "            self._gate.identify(watcher)\n"
         "        except InvalidToken as error:\n            watcher.log_out(error)\n"
-        "            raise\n", "", DOOR_TESTS,
+        "            raise\n", "", REVOCATION_TESTS,
     ),
     Defect(
-        "gate-queries-for-ended-connections", GATE,
+        "gate-queries-for-ended-connections", DATABASE_GATE,
         "            if not watcher.is_alive:", "            if watcher is None:",
-        only(ROOM_TESTS, "test_a_connection_that_has_ended_takes_no_turn_at_the_database"),
+        only(SOCKETIO_HANDLER_TESTS, "test_a_connection_that_has_ended_takes_no_turn_at_the_database"),
     ),
     Defect(
-        "guests-without-a-share", GUESTS,
-        "len(own) >= self._per_user", "len(own) > 1_000_000", GUEST_TESTS,
+        "guests-without-a-share", CONNECTIONS,
+        "len(own) >= self._per_user", "len(own) > 1_000_000", CONNECTIONS_TESTS,
     ),
     Defect(
-        "guests-go-on-as-others", GUESTS,
+        "guests-go-on-as-others", CONNECTIONS,
         "if credential.caller.user_id != watcher.credential.caller.user_id:",
-        "if not credential:", GUEST_TESTS,
+        "if not credential:", CONNECTIONS_TESTS,
     ),
     Defect(
-        "guests-all-sessions-end", GUESTS,
+        "guests-all-sessions-end", CONNECTIONS,
         "if revoked.session_id in (None, watcher.credential.caller.session_id):", "if revoked:",
-        GUEST_TESTS,
+        CONNECTIONS_TESTS,
     ),
     Defect(
         "relay-follows-whatever-happens", RELAY,
@@ -538,48 +537,48 @@ DEFECTS = [
         only(RELAY_TESTS, "test_every_append_wakes_the_relay_and_nothing_else_does"),
     ),
     Defect(
-        "nobody-resumes-after-a-gap", LIVE,
+        "nobody-resumes-after-a-gap", SETUP,
         "        loop.spawn(close_each, stopped, settings.drain_seconds / 2)\n", "",
         FAILOVER_TESTS,
     ),
     # --- what strangers may take ----------------------------------------------------------------
     Defect(
-        "pending-sessions-are-not-bounded", PENDING,
+        "pending-sessions-are-not-bounded", PENDING_SESSIONS,
         "full = len(self._all) > self._most", "full = not self._most",
         only(PENDING_TESTS, "test_the_oldest_of_the_address_is_evicted_and_then_the_oldest_of_all"),
     ),
     Defect(
-        "pending-sessions-of-one-address-are-not-bounded", PENDING,
+        "pending-sessions-of-one-address-are-not-bounded", PENDING_SESSIONS,
         "if len(own) > self._per_address or (full", "if (full",
         only(PENDING_TESTS, "test_the_oldest_of_the_address_is_evicted_and_then_the_oldest_of_all"),
     ),
     Defect(
-        "any-page-connects-by-the-cookie", ENDPOINT,
+        "any-page-connects-by-the-cookie", ENGINEIO_SERVER,
         "and not self.origins.vouch(environ):", "and not self.origins:",
-        only(ENGINE_TESTS, "test_handshakes_of_other_origins_are_refused_and_checked_strictly_with_the_cookie"),
+        only(SOCKETIO_TESTS, "test_handshakes_of_other_origins_are_refused_and_checked_strictly_with_the_cookie"),
     ),
     Defect(
         "browsers-words-on-the-site-are-ignored", ORIGINS,
         "        if site is not None:\n            return site in _OWN_SITES\n", "",
-        only(ENGINE_TESTS, "test_handshakes_of_other_origins_are_refused_and_checked_strictly_with_the_cookie"),
+        only(SOCKETIO_TESTS, "test_handshakes_of_other_origins_are_refused_and_checked_strictly_with_the_cookie"),
     ),
     Defect(
-        "jsonp-is-answered", ENDPOINT,
+        "jsonp-is-answered", ENGINEIO_SERVER,
         '    if "j" in query:\n', '    if "never" in query:\n',
         only(["tests/sio/test_polling.py"], "test_there_is_no_jsonp"),
     ),
     Defect(
-        "lengths-may-be-longer-than-needed", FRAMES,
+        "lengths-may-be-longer-than-needed", WS_FRAMES,
         "if length < (126 if width == 2 else 65_536) or length >> 63:", "if length >> 63:",
         only(WEBSOCKET_TESTS, "test_a_protocol_violation_is_closed_with_its_code"),
     ),
     Defect(
-        "frames-need-no-mask", FRAMES,
+        "frames-need-no-mask", WS_FRAMES,
         "if not data[at + 1] & _MASKED:", "if data[at + 1] < 0:",
         only(WEBSOCKET_TESTS, "test_a_protocol_violation_is_closed_with_its_code"),
     ),
     Defect(
-        "messages-are-of-any-size", FRAMES,
+        "messages-are-of-any-size", WS_FRAMES,
         "length + len(self._message or b\"\") > self.limit:", "length > self.limit:",
         only(
             WEBSOCKET_TESTS,
@@ -599,16 +598,16 @@ DEFECTS = [
         only(REPLAY_TESTS, "test_a_plain_websocket_that_does_not_read_its_replay_is_closed"),
     ),
     Defect(
-        "pipelining-keeps-the-loop", CONNECTION,
+        "pipelining-keeps-the-loop", HTTP_CONNECTION,
         "if self._reader.has_more or self._in_a_row >= REQUESTS_IN_A_ROW:",
         "if self._in_a_row < 0:", WAITING_TESTS,
     ),
     Defect(
-        "idle-connections-of-one-address-are-not-bounded", WAITING,
+        "idle-connections-of-one-address-are-not-bounded", WAITING_CONNECTIONS,
         "if len(own) > self._per_address:", "if not own:", WAITING_TESTS,
     ),
     Defect(
-        "idle-connections-are-not-bounded", WAITING,
+        "idle-connections-are-not-bounded", WAITING_CONNECTIONS,
         "if len(self._all) > self._most:", "if not self._all:", WAITING_TESTS,
     ),
     Defect(
@@ -618,33 +617,33 @@ DEFECTS = [
     ),
     # --- who speaks -----------------------------------------------------------------------------
     Defect(
-        "identity-takes-refresh-tokens", IDENTITY,
+        "identity-takes-refresh-tokens", AUTH,
         'if claims.get("type") != "access" or "exp" not in claims:', 'if "exp" not in claims:',
         TOKEN_TESTS,
     ),
     Defect(
-        "identity-cached-tokens-never-expire", IDENTITY,
+        "identity-cached-tokens-never-expire", AUTH,
         "if credential.expires_at <= time.time():", "if credential.expires_at <= 0:",
         SESSION_TESTS,
     ),
     Defect(
-        "identity-any-issuer", IDENTITY,
+        "identity-any-issuer", AUTH,
         '        "JWT_DECODE_ISSUER": ISSUER,\n', "", TOKEN_TESTS,
     ),
     Defect(
-        "identity-any-audience", IDENTITY,
+        "identity-any-audience", AUTH,
         '        "JWT_DECODE_AUDIENCE": AUDIENCE,\n', "", TOKEN_TESTS,
     ),
     Defect(
-        "identity-other-sites-may-put", IDENTITY,
-        'frozenset({"POST", "PUT", "PATCH", "DELETE"})', 'frozenset({"POST"})', COOKIE_TESTS,
+        "identity-other-sites-may-put", AUTH,
+        'frozenset({"POST", "PUT", "PATCH", "DELETE"})', 'frozenset({"POST"})', CSRF_TESTS,
     ),
     Defect(
-        "identity-no-csrf-token", IDENTITY,
-        '"JWT_COOKIE_CSRF_PROTECT": True', '"JWT_COOKIE_CSRF_PROTECT": False', COOKIE_TESTS,
+        "identity-no-csrf-token", AUTH,
+        '"JWT_COOKIE_CSRF_PROTECT": True', '"JWT_COOKIE_CSRF_PROTECT": False', CSRF_TESTS,
     ),
     Defect(
-        "cookies-travel-in-the-clear", IDENTITY,
+        "cookies-travel-in-the-clear", AUTH,
         '"JWT_COOKIE_SECURE": settings.cookie_secure', '"JWT_COOKIE_SECURE": False', NGINX_TESTS,
     ),
     Defect(
@@ -671,7 +670,7 @@ DEFECTS = [
     ),
     Defect(
         "deactivation-leaves-sessions", ACCOUNTS,
-        "        if not active:\n", "        if active:\n", ACCOUNT_TESTS + ROOM_TESTS,
+        "        if not active:\n", "        if active:\n", ACCOUNT_TESTS + SOCKETIO_HANDLER_TESTS,
     ),
     Defect(
         "new-roles-are-not-told", ACCOUNTS,
@@ -684,19 +683,19 @@ DEFECTS = [
                 new_role=role.value,
             )
         )
-""", "", ROOM_TESTS,
+""", "", SOCKETIO_HANDLER_TESTS,
     ),
     Defect(
         "admins-demote-each-other", ACCOUNTS,
         "users = _locked(t, {caller.user_id, user_id})", "users = _locked(t, {user_id})",
-        only(WAIT_TESTS, "test_two_admins_do_not_demote_each_other"),
+        only(RIGHTS_TESTS, "test_two_admins_do_not_demote_each_other"),
     ),
     Defect(
         "logins-do-not-wait-for-a-deactivation", ACCOUNTS,
         'user = t.get(User, user_id, with_for_update={"read": True}, populate_existing=True)',
         "user = t.get(User, user_id, populate_existing=True)",
         only(
-            WAIT_TESTS,
+            RIGHTS_TESTS,
             "test_a_login_during_a_change_of_the_account_is_refused",
             "test_the_session_of_a_login_just_before_a_deactivation_is_revoked",
         ),
@@ -704,7 +703,7 @@ DEFECTS = [
     Defect(
         "logins-by-a-password-that-was-changed", ACCOUNTS,
         "or not user.active or user.password_hash != stored:", "or not user.active:",
-        only(WAIT_TESTS, "test_a_login_during_a_change_of_the_account_is_refused"),
+        only(RIGHTS_TESTS, "test_a_login_during_a_change_of_the_account_is_refused"),
     ),
     Defect(
         "reset-links-work-twice", PASSWORDS,
@@ -712,7 +711,7 @@ DEFECTS = [
         "or not reset.fingerprint", PASSWORD_TESTS,
     ),
     Defect(
-        "reset-links-never-expire", IDENTITY,
+        "reset-links-never-expire", AUTH,
         "loads(token, max_age=RESET_SECONDS)", "loads(token)", PASSWORD_TESTS,
     ),
     Defect(
@@ -741,7 +740,7 @@ DEFECTS = [
         "ended-sessions-keep-their-sockets", SESSIONS,
         'Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in revoked',
         'Revocation(user_id=u, session_id=s, reason="signed_out", actor_id=u) for u, s in []',
-        ROOM_TESTS,
+        SOCKETIO_HANDLER_TESTS,
     ),
     Defect(
         "admins-take-their-own-rights", ACCOUNTS,
@@ -751,13 +750,13 @@ DEFECTS = [
     # --- limits and errors ----------------------------------------------------------------------
     *(
         Defect(
-            f"sqlstate-{state}-is-a-defect", DB, f'"{state}"', '"XX000"', PASSING_TESTS,
+            f"sqlstate-{state}-is-a-defect", DB, f'"{state}"', '"XX000"', TRANSIENT_ERROR_TESTS,
         )
         for state in ("40P01", "40001", "25006", "25P03", "25P04")
     ),
     *(
         Defect(
-            f"sqlstates-{group}-are-defects", DB, f'"{group}"', '"XX"', PASSING_TESTS,
+            f"sqlstates-{group}-are-defects", DB, f'"{group}"', '"XX"', TRANSIENT_ERROR_TESTS,
         )
         for group in ("08", "53", "57")
     ),
@@ -770,7 +769,7 @@ DEFECTS = [
         "writes-are-tried-twice", DB,
         "self._reads = not _WRITES.search(sql)", "self._reads = True",
         only(
-            CONNECTION_TESTS,
+            DATABASE_CONNECTION_TESTS,
             "test_a_read_that_loses_its_connection_is_retried_and_a_write_is_not",
         ),
     ),
@@ -778,7 +777,7 @@ DEFECTS = [
         "reads-are-tried-once", DB,
         "if isinstance(original, NoAnswer) or not _is_lost_connection(original):", "if original:",
         only(
-            CONNECTION_TESTS,
+            DATABASE_CONNECTION_TESTS,
             "test_a_read_that_loses_its_connection_is_retried_and_a_write_is_not",
         ),
     ),
@@ -786,69 +785,69 @@ DEFECTS = [
         "dead-connections-are-given-out", DB,
         "(connection.closed or has_input(connection.fileno()))", "connection.closed",
         only(
-            CONNECTION_TESTS,
+            DATABASE_CONNECTION_TESTS,
             "test_a_connection_that_died_in_the_pool_is_replaced_before_anything_is_sent",
         ),
     ),
     Defect(
-        "reads-are-compiled", CONNECTING, '    "jit": "off",\n', "",
+        "reads-are-compiled", CONNECTOR, '    "jit": "off",\n', "",
         only(
-            CONNECTION_TESTS,
+            DATABASE_CONNECTION_TESTS,
             "test_sessions_have_the_settings_that_statements_rely_on_and_compile_nothing",
         ),
     ),
     Defect(
-        "standbys-are-served-from", CONNECTING,
+        "standbys-are-served-from", CONNECTOR,
         '            "target_session_attrs": "read-write",\n', "",
-        only(CONNECTION_TESTS, "test_a_dsn_without_target_session_attrs_asks_for_a_primary"),
+        only(DATABASE_CONNECTION_TESTS, "test_a_dsn_without_target_session_attrs_asks_for_a_primary"),
     ),
     Defect(
-        "poolers-by-transaction-are-not-found-out", CONNECTING,
+        "poolers-by-transaction-are-not-found-out", CONNECTOR,
         'if shared or _ask(first, "SELECT pg_backend_pid()") != before:', "if not before:",
-        only(CONNECTION_TESTS, "test_a_pooler_that_pools_by_transaction_is_detected"),
+        only(DATABASE_CONNECTION_TESTS, "test_a_pooler_that_pools_by_transaction_is_detected"),
     ),
     # --- old rows -------------------------------------------------------------------------------
     Defect(
         "housekeeping-takes-all-at-once", HOUSEKEEPING,
-        '{"limit": BATCH}', '{"limit": None}', HOUSE_TESTS,
+        '{"limit": BATCH}', '{"limit": None}', HOUSEKEEPING_TESTS,
     ),
     Defect(
         "housekeeping-goes-on-for-ever", HOUSEKEEPING,
-        "for _ in range(MAX_BATCHES):", "for _ in range(1_000_000):", HOUSE_TESTS,
+        "for _ in range(MAX_BATCHES):", "for _ in range(1_000_000):", HOUSEKEEPING_TESTS,
     ),
     Defect(
         "every-process-keeps-house", HOUSEKEEPING,
         """        if not t.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}):
             return 0
-""", "", HOUSE_TESTS,
+""", "", HOUSEKEEPING_TESTS,
     ),
     Defect(
         "young-sessions-go", HOUSEKEEPING,
-        "\"revoked_at < now() - interval '7 days'\"", '"revoked_at < now()"', HOUSE_TESTS,
+        "\"revoked_at < now() - interval '7 days'\"", '"revoked_at < now()"', HOUSEKEEPING_TESTS,
     ),
     Defect(
         "housekeeping-fails-once-and-for-all", HOUSEKEEPING,
-        "            except Exception:\n", "            except ValueError:\n", HOUSE_TESTS,
+        "            except Exception:\n", "            except ValueError:\n", HOUSEKEEPING_TESTS,
     ),
     Defect(
-        "setting-of-messages-has-no-effect", LIVE,
-        "        max_message_bytes=settings.max_body_bytes,\n", "", LIMIT_TESTS,
+        "setting-of-messages-has-no-effect", SETUP,
+        "        max_message_bytes=settings.max_body_bytes,\n", "", SETTINGS_TESTS,
     ),
     Defect(
-        "setting-of-queues-has-no-effect", LIVE,
-        "        max_queue_bytes=settings.queue_max_bytes,\n", "", LIMIT_TESTS,
+        "setting-of-queues-has-no-effect", SETUP,
+        "        max_queue_bytes=settings.queue_max_bytes,\n", "", SETTINGS_TESTS,
     ),
     Defect(
-        "setting-of-patience-has-no-effect", LIVE,
-        "        max_queue_seconds=settings.queue_max_seconds,\n", "", LIMIT_TESTS,
+        "setting-of-patience-has-no-effect", SETUP,
+        "        max_queue_seconds=settings.queue_max_seconds,\n", "", SETTINGS_TESTS,
     ),
     Defect(
-        "setting-of-connections-has-no-effect", LIVE,
-        "        max_connections=settings.max_connections,\n", "", LIMIT_TESTS,
+        "setting-of-connections-has-no-effect", SETUP,
+        "        max_connections=settings.max_connections,\n", "", SETTINGS_TESTS,
     ),
     Defect(
-        "setting-of-guests-has-no-effect", LIVE,
-        "limit=settings.max_connections,", "limit=1_000_000,", LIMIT_TESTS,
+        "setting-of-guests-has-no-effect", SETUP,
+        "limit=settings.max_connections,", "limit=1_000_000,", SETTINGS_TESTS,
     ),
     # --- the board and the audit ------------------------------------------------------------------
     Defect(

@@ -1,5 +1,7 @@
 """The bounds of a replay: in one acknowledgement, and on a plain WebSocket."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,10 +13,12 @@ from ordertrack.auth import from_token
 from ordertrack.errors import NotFound
 from ordertrack.eventlog import Event
 from ordertrack.policy import Actor, DriverScope, Role
+from ordertrack.realtime.connections import Connections
 from ordertrack.realtime.hub import Answers, Hub
+from ordertrack.realtime.order_socket import OrderSockets, OrderWatcher
 from ordertrack.services import orders
 from ordertrack.services.orders import REPLAY_LIMIT, Budget, CaughtUp, Reset, fit
-from tests.realtime.fakes import FakeWatcher
+from tests.realtime.fakes import FakeWatcher, credential_for
 from tests.server.wire import CLOSE, TEXT, handshake, peer
 from tests.support.people import People, Person
 from tests.support.servers import Server, running_server
@@ -235,3 +239,23 @@ def test_the_first_order_either_fits_or_never_will(events: int, size: int) -> No
 
 def test_what_is_replayed_of_one_order_fits_an_answer() -> None:
     assert Budget().events >= REPLAY_LIMIT
+
+
+def test_a_watcher_that_leaves_during_a_replay_in_pages_leaves_no_reference_cycle() -> None:
+    class Traced(Actor):
+        """An actor that can be referenced weakly: a watcher has no room for that."""
+
+    hub = Hub(lambda *_: pytest.fail("nothing is read"))
+    connections = Connections(limit=1, per_user=1)
+    sockets = object.__new__(OrderSockets)
+    watcher = OrderWatcher(credential_for(1, 1, 900), hub, connections, QUEUE)
+    watcher.actor = Traced(1, "Ann", Role.USER, DriverScope.ALL)
+    kept = weakref.ref(watcher.actor)
+    watcher.replay_in_pages(sockets._pages(watcher, order_id=1, after=0, upto=REPLAY_LIMIT))
+    watcher.ended()
+    gc.disable()
+    try:
+        del watcher
+        assert kept() is None
+    finally:
+        gc.enable()
