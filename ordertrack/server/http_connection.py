@@ -179,7 +179,10 @@ class Connection:
         if self.taken:
             return False
         if response.broken:
-            self._reset()
+            # Closing will send a reset, so that no client takes a part for the whole response.
+            linger = struct.pack("ii", 1, 0)
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         elif response.keeps_open:
             return True
         else:
@@ -201,12 +204,9 @@ class Connection:
                 self._reader.receive()
             self.idle = False
             self._deadline = time.monotonic() + REQUEST_SECONDS
-            self._reader.read(environ, self._go_on)
+            self._reader.read(environ, lambda: self.send(b"HTTP/1.1 100 Continue\r\n\r\n"))
         finally:
             self._server.waiting.discard(self)
-
-    def _go_on(self) -> None:
-        self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse(self, error: DomainError, status: HTTPStatus) -> None:
         body = problems.encode(error, status)
@@ -234,8 +234,3 @@ class Connection:
                 received += len(self._receive())
         finally:
             self._server.waiting.discard(self)
-
-    def _reset(self) -> None:
-        """Make the close a reset, so that no client takes a part for the whole response."""
-        with contextlib.suppress(OSError):
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -111,7 +111,7 @@ class Response:
         self._finish(gathered[0] if len(gathered) == 1 else b"".join(gathered))
 
     def _send_internal_error(self) -> None:
-        error = DomainError("The server failed. The error has been logged.")
+        error = DomainError("Something went wrong on our side. It has been logged.")
         self._status = "500 Internal Server Error"
         self._headers = problems.headers(error)
         self._finish(problems.encode(error))
