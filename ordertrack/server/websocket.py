@@ -401,6 +401,10 @@ class WebSocket:
         """Close at once, without a close frame and without sending what is queued."""
         self._release(reset=True)
 
+    def expire(self) -> None:
+        """Called by the sweep: the peer has not answered the close frame in time."""
+        self._release()
+
     def _advance(self, event: Event, code: int, reason: str) -> None:
         """Take a transition of the closing handshake; the close frame is sent on leaving OPEN."""
         was_open = self.state is _OPEN
@@ -654,7 +658,7 @@ def close_all(code: int, reason: str, seconds: float) -> None:
 
 def _expire_closing(now: float) -> None:
     for _, ws in take_due(_closing, now, loop.pause):
-        event_loop.guard(ws, ws._release)
+        event_loop.guard(ws, ws.expire)
 
 
 def _close_slow(now: float) -> None:
