@@ -550,11 +550,8 @@ class WebSocket:
         try:
             while self._has_work():
                 try:
-                    if self._source is not None:  # see `stream`
-                        source = self._source
-                        if not source() and self._source is source:
-                            self._source = None
-                        self.flush()
+                    if self._source is not None:
+                        self._send_more(self._source)
                     else:
                         self._handle_next()
                 except loop.FAILURES:
@@ -567,6 +564,11 @@ class WebSocket:
             handler, self.handler = self.handler, None
             if handler is not None:
                 handler.on_close(self, self.close_code, self.close_reason)
+
+    def _send_more(self, source: Callable[[], bool]) -> None:
+        if not source() and self._source is source:
+            self._source = None
+        self.flush()
 
     def _handle_next(self) -> None:
         assert self._inbox and self.handler is not None
