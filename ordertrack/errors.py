@@ -102,11 +102,10 @@ class ValidationFailed(DomainError):
     @classmethod
     def at(cls, pointer: str, message: str) -> "ValidationFailed":
         """For the common case of one wrong field. *pointer*: a JSON pointer such as ``/email``."""
-        return cls(f"{pointer.lstrip('/') or 'body'}: {message}", [_entry(pointer, message)])
-
-
-def _entry(pointer: str, message: str) -> dict[str, str]:
-    return {"pointer": pointer, "message": message}
+        return cls(
+            f"{pointer.lstrip('/') or 'body'}: {message}",
+            [{"pointer": pointer, "message": message}],
+        )
 
 
 class MalformedRequest(DomainError):
@@ -120,7 +119,7 @@ class UnsupportedMediaType(DomainError):
 
 
 class UpgradeRequired(DomainError):
-    """The address is a WebSocket's, and the request is no handshake of a version spoken here."""
+    """The address is a WebSocket's, and the request is no handshake of a supported version."""
 
     code = "upgrade_required"
 

@@ -10,7 +10,7 @@ would silence every connection at once, so every exception goes to `on_broken` i
 """
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import eventlet.hubs
 import eventlet.patcher
@@ -28,17 +28,6 @@ OnBroken = Callable[[Exception], None]
 _select: Any = eventlet.patcher.original("select")
 
 
-class Poller(Protocol):
-    def watch(self, descriptor: int, *, read: bool, write: bool) -> None:
-        """From now on report exactly these events; a new descriptor is added."""
-
-    def forget(self, descriptor: int) -> None:
-        """To be called before the descriptor is closed."""
-
-    def is_attached(self) -> bool:
-        """Whether the hub still watches us."""
-
-
 class EpollPoller:
     def __init__(self, on_ready: OnReady, on_broken: OnBroken) -> None:
         self._on_ready = on_ready
@@ -49,6 +38,7 @@ class EpollPoller:
         self._listener = hub.add(hub.READ, self._epoll.fileno(), self._report, _ignore, _ignore)
 
     def watch(self, descriptor: int, *, read: bool, write: bool) -> None:
+        """From now on report exactly these events; a new descriptor is added."""
         events = (_select.EPOLLIN if read else 0) | (_select.EPOLLOUT if write else 0)
         if descriptor in self._known:
             self._epoll.modify(descriptor, events)
@@ -57,11 +47,13 @@ class EpollPoller:
             self._known.add(descriptor)
 
     def forget(self, descriptor: int) -> None:
+        """To be called before the descriptor is closed."""
         if descriptor in self._known:
             self._known.discard(descriptor)
             self._epoll.unregister(descriptor)
 
     def is_attached(self) -> bool:
+        """Whether the hub still watches us."""
         listening = self._hub.listeners[self._hub.READ].get(self._epoll.fileno())
         return listening is self._listener
 
@@ -117,6 +109,9 @@ class HubPoller:
             self._on_ready(descriptor, readable, not readable)
         except Exception as error:  # noqa: BLE001 (handed on)
             self._on_broken(error)
+
+
+Poller = EpollPoller | HubPoller
 
 
 def make_poller(on_ready: OnReady, on_broken: OnBroken) -> Poller:

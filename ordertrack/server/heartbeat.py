@@ -22,15 +22,10 @@ SHORTEST = 0.1
 CHUNK = 256
 
 
-def take_due(queue: Deadlines[T], now: float, pause: Callable[[], object]) -> Iterator[T]:
-    """Remove and yield what is due, calling `pause` now and then to let others run."""
-    for _, one in _take_due(queue, now, pause):
-        yield one
-
-
-def _take_due(
+def take_due(
     queue: Deadlines[T], now: float, pause: Callable[[], object]
 ) -> Iterator[tuple[float, T]]:
+    """Remove and yield what is due, calling `pause` now and then to let others run."""
     taken = 0
     while queue and queue[0][0] <= now:
         yield queue.popleft()
@@ -81,13 +76,13 @@ class Heartbeat:
         The client's time counts from when its ping was due, or from a `period` ago if the sweep is
         later than that: a busy loop does not shorten it.
         """
-        for connection in take_due(self._to_check, now, self._pause):
+        for _, connection in take_due(self._to_check, now, self._pause):
             try:
                 if connection.alive and not connection.heard:
                     self._expire(connection)
             except Exception:  # the others are due as well
                 log.exception("A connection could not be expired")
-        for due, connection in _take_due(self._to_ping, now, self._pause):
+        for due, connection in take_due(self._to_ping, now, self._pause):
             try:
                 if connection.alive:
                     connection.heard = False

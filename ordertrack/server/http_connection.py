@@ -6,8 +6,7 @@ import socket
 import struct
 import time
 from http import HTTPStatus
-from typing import Any, Final, Protocol
-from wsgiref.types import WSGIApplication
+from typing import TYPE_CHECKING, Any, Final
 
 from ordertrack import problems
 from ordertrack.errors import DomainError, PayloadTooLarge
@@ -16,7 +15,9 @@ from ordertrack.server.http_reader import RequestReader
 from ordertrack.server.http_request import TAKE_OVER, BadRequest, Environ
 from ordertrack.server.http_response import ClientGone, Response, http_date
 from ordertrack.server.loop import pause
-from ordertrack.server.waiting_connections import WaitingConnections
+
+if TYPE_CHECKING:
+    from ordertrack.server.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +46,6 @@ RECEIVE_BYTES: Final = 16_384
 REQUESTS_IN_A_ROW: Final = 4
 
 
-class ServerProtocol(Protocol):
-    """What a connection uses of its `server.Server`."""
-
-    app: WSGIApplication
-    environ: Environ
-    stopping: bool
-    waiting: "WaitingConnections[Connection]"
-    max_body_bytes: int
-
-    def ended(self, connection: "Connection") -> None: ...
-
-
 class Connection:
     """One client's connection. `WaitingConnections` may evict it while it waits for the client."""
 
@@ -73,7 +62,7 @@ class Connection:
         "taken",
     )
 
-    def __init__(self, server: ServerProtocol, client: Any, address: Any) -> None:
+    def __init__(self, server: "Server", client: Any, address: Any) -> None:
         self.address = address
         self.network = network_of(address[0])
         self.idle = True  # no byte of a request has arrived
@@ -190,7 +179,10 @@ class Connection:
         if self.taken:
             return False
         if response.broken:
-            self._reset()
+            # Closing will send a reset, so that no client takes a part for the whole response.
+            linger = struct.pack("ii", 1, 0)
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         elif response.keeps_open:
             return True
         else:
@@ -212,12 +204,9 @@ class Connection:
                 self._reader.receive()
             self.idle = False
             self._deadline = time.monotonic() + REQUEST_SECONDS
-            self._reader.read(environ, self._go_on)
+            self._reader.read(environ, lambda: self.send(b"HTTP/1.1 100 Continue\r\n\r\n"))
         finally:
             self._server.waiting.discard(self)
-
-    def _go_on(self) -> None:
-        self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse(self, error: DomainError, status: HTTPStatus) -> None:
         body = problems.encode(error, status)
@@ -245,8 +234,3 @@ class Connection:
                 received += len(self._receive())
         finally:
             self._server.waiting.discard(self)
-
-    def _reset(self) -> None:
-        """Make the close a reset, so that no client takes a part for the whole response."""
-        with contextlib.suppress(OSError):
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

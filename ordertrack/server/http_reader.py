@@ -117,7 +117,7 @@ class RequestReader:
                 self._pause()
             line = _CHUNK_LINE.fullmatch(self._read_line(MAX_CHUNK_LINE))
             if line is None:
-                raise BadRequest("A chunk has no proper size")
+                raise BadRequest("The size of a chunk is invalid")
             size = int(line[1], 16)
             if not size:
                 self._skip_trailers()
@@ -126,7 +126,7 @@ class RequestReader:
                 raise self._too_large()
             body += self._take(size)
             if self._take(2) != b"\r\n":
-                raise BadRequest("A chunk is longer than it said")
+                raise BadRequest("A chunk is longer than its size")
         return bytes(body)
 
     def _skip_trailers(self) -> None:
@@ -158,5 +158,5 @@ class RequestReader:
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(
-            f"The request body is too large: at most {self._max_body} bytes are taken."
+            f"The request body is too large: at most {self._max_body} bytes are accepted."
         )

@@ -77,7 +77,7 @@ _MAX_NAMES: Final = 1000
 
 def _environ_name(name: str) -> str | None:
     if _TOKEN.fullmatch(name) is None:
-        raise BadRequest("A header line has no proper name")
+        raise BadRequest("The name of a header line is invalid")
     if "_" in name:
         known = None  # WSGI would not tell it from the same name with "-", which proxies may filter
     else:
@@ -130,7 +130,7 @@ def parse_trailer(line: bytes) -> None:
     if not text.endswith("\r\n") or "\r" in value or _CONTROL.search(value) is not None:
         raise BadRequest("A trailer must be a header line that ends with CRLF")
     if not colon or _TOKEN.fullmatch(name) is None:
-        raise BadRequest("A trailer has no proper name")
+        raise BadRequest("The name of a trailer is invalid")
     if name.lower() in _NOT_IN_TRAILERS:
         raise BadRequest(f"{name} must come before the body")
 
@@ -142,9 +142,11 @@ def _parse_request_line(line: str, environ: Environ) -> str | None:
         raise BadRequest("The request line is malformed")
     method, sent, version = parts
     if version not in ("HTTP/1.1", "HTTP/1.0"):
-        raise BadRequest("HTTP/1.0 and 1.1 are spoken here", HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+        raise BadRequest(
+            "Only HTTP/1.0 and 1.1 are supported", HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
+        )
     if method in _UNSUPPORTED:
-        raise BadRequest(f"{method} is not for this server", HTTPStatus.NOT_IMPLEMENTED)
+        raise BadRequest(f"The method {method} is not supported", HTTPStatus.NOT_IMPLEMENTED)
     if len(sent) > MAX_TARGET:
         raise BadRequest("The address is too long", HTTPStatus.REQUEST_URI_TOO_LONG)
     authority = None
@@ -171,7 +173,7 @@ def _check_host(environ: Environ, authority: str | None) -> None:
         raise BadRequest("Host is missing")
     if authority is not None:
         if _HOST.fullmatch(authority) is None:
-            raise BadRequest("The address names no proper host")
+            raise BadRequest("The host in the address is invalid")
         environ["HTTP_HOST"] = authority  # RFC 9112, 3.2.2: it replaces Host
     if host is not None and _HOST.fullmatch(host) is None:
         raise BadRequest("Host must be a name or an address, and perhaps a port")
@@ -187,7 +189,9 @@ def _check_framing(environ: Environ, head: str) -> None:
         if length is not None or environ["SERVER_PROTOCOL"] == "HTTP/1.0":
             raise BadRequest("The body's length is ambiguous")
         if _CHUNKED.search(head) is None:
-            raise BadRequest("Only chunked transfer is spoken here", HTTPStatus.NOT_IMPLEMENTED)
+            raise BadRequest(
+                "Only the transfer coding 'chunked' is supported", HTTPStatus.NOT_IMPLEMENTED
+            )
 
 
 def _drop_inapplicable(environ: Environ) -> None:

@@ -5,13 +5,16 @@ import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from functools import lru_cache
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from wsgiref.types import WSGIApplication
 
 from ordertrack import problems
 from ordertrack.errors import DomainError
 from ordertrack.server.http_request import Environ
 from ordertrack.server.loop import pause
+
+if TYPE_CHECKING:
+    from ordertrack.server.http_connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +28,6 @@ class ClientGone(ConnectionError):
     """The client has closed the connection, or has let it time out."""
 
 
-class ConnectionProtocol(Protocol):
-    """What a response uses of its `http_connection.Connection`."""
-
-    taken: bool
-
-    @property
-    def stopping(self) -> bool: ...
-    def send(self, data: bytes) -> None: ...
-
-
 def http_date() -> str:
     return _date_of(int(time.time()))
 
@@ -45,7 +38,7 @@ def _date_of(second: int) -> str:
 
 
 def keeps_open(environ: Environ) -> bool:
-    """Whether another request may follow this one on the connection."""
+    """Whether the client of this request lets another one follow (RFC 9112, 9.3)."""
     asked = _tokens(environ.get("HTTP_CONNECTION", ""))
     if environ["SERVER_PROTOCOL"] == "HTTP/1.0":
         return "keep-alive" in asked and "close" not in asked
@@ -59,21 +52,7 @@ class Response:
     broken          only a part of it could be sent, and the client must notice
     """
 
-    __slots__ = (
-        "_bodyless",
-        "_chunked",
-        "_connection",
-        "_headers",
-        "_is_head",
-        "_is_old",
-        "_left",
-        "_sent",
-        "_status",
-        "broken",
-        "keeps_open",
-    )
-
-    def __init__(self, connection: ConnectionProtocol, environ: Environ) -> None:
+    def __init__(self, connection: "Connection", environ: Environ) -> None:
         self._connection = connection
         self._status: str | None = None
         self._headers: list[tuple[str, str]] = []
@@ -132,7 +111,7 @@ class Response:
         self._finish(gathered[0] if len(gathered) == 1 else b"".join(gathered))
 
     def _send_internal_error(self) -> None:
-        error = DomainError("Something went wrong here")
+        error = DomainError("Something went wrong on our side. It has been logged.")
         self._status = "500 Internal Server Error"
         self._headers = problems.headers(error)
         self._finish(problems.encode(error))

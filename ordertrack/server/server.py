@@ -151,7 +151,8 @@ class Server:
     def _accept_forever(self, opened: Any) -> None:
         accepted = 0
         while True:
-            self._wait_for_capacity()
+            while len(self.connections) + counters.open >= self._capacity:
+                self._evict(f"{self._capacity} are open")
             try:
                 client, address = opened.accept()
             except OSError as error:
@@ -168,10 +169,6 @@ class Server:
             accepted += 1
             if accepted % 64 == 0:  # a burst of connections must not block the loop
                 pause()
-
-    def _wait_for_capacity(self) -> None:
-        while len(self.connections) + counters.open >= self._capacity:
-            self._evict(f"{self._capacity} are open")
 
     def _evict(self, reason: str) -> None:
         """Evict a connection and let it close; if there is none to evict, wait for others to end.

@@ -54,22 +54,12 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final, Protocol, cast
 
-from ordertrack.server import ws_frames
+from ordertrack.server import loop, ws_frames
 from ordertrack.server.admission import admission, no_capacity
 from ordertrack.server.counters import counters
 from ordertrack.server.heartbeat import Deadlines, Heartbeat, take_due
 from ordertrack.server.http_request import TAKE_OVER
-from ordertrack.server.loop import (
-    FAILURES,
-    event_loop,
-    every,
-    every_second,
-    monotonic,
-    one_by_one,
-    pause,
-    sleep,
-    spawn,
-)
+from ordertrack.server.loop import event_loop, monotonic
 from ordertrack.server.send_queue import SendQueue
 from ordertrack.server.ws_frames import CloseCode, close_frame
 from ordertrack.server.ws_handshake import check_handshake
@@ -545,7 +535,7 @@ class WebSocket:
     def _start_worker(self) -> None:
         if not self._has_worker:
             self._has_worker = True
-            spawn(self._work)
+            loop.spawn(self._work)
 
     def _has_work(self) -> bool:
         """Whether there is something to do, and the client reads fast enough for its answers."""
@@ -564,7 +554,7 @@ class WebSocket:
                         self._send_more(self._source)
                     else:
                         self._handle_next()
-                except FAILURES:
+                except loop.FAILURES:
                     log.exception("A message handler failed")
                     self.close(CloseCode.INTERNAL_ERROR, "internal error")
         finally:
@@ -661,15 +651,15 @@ def close_all(code: int, reason: str, seconds: float) -> None:
     has ended or been given `CLOSE_SECONDS` for it.
     """
     admission.is_draining = True
-    for ws in one_by_one(cast(list[WebSocket], list(event_loop.sockets.values())), seconds):
+    for ws in loop.one_by_one(cast(list[WebSocket], list(event_loop.sockets.values())), seconds):
         event_loop.guard(ws, ws.close, code, reason)
     end = monotonic() + CLOSE_SECONDS
     while event_loop.sockets and monotonic() < end:
-        sleep(0.02)
+        loop.sleep(0.02)
 
 
 def _expire_closing(now: float) -> None:
-    for ws in take_due(_closing, now, pause):
+    for _, ws in take_due(_closing, now, loop.pause):
         event_loop.guard(ws, ws.expire)
 
 
@@ -683,8 +673,10 @@ def _ping(ws: WebSocket) -> None:
 
 
 # For connections that have no pings of their own, as Engine.IO sessions do.
-_pings = Heartbeat(PING_INTERVAL, PING_TIMEOUT, ping=_ping, expire=WebSocket.abort, pause=pause)
+_pings = Heartbeat(
+    PING_INTERVAL, PING_TIMEOUT, ping=_ping, expire=WebSocket.abort, pause=loop.pause
+)
 
-every_second(_expire_closing)
-every_second(_close_slow)
-every(_pings.period, _pings.sweep)
+loop.every_second(_expire_closing)
+loop.every_second(_close_slow)
+loop.every(_pings.period, _pings.sweep)

@@ -89,19 +89,19 @@ def read_close(payload: bytes) -> tuple[int, str]:
         return CloseCode.NO_STATUS, ""
     code = int.from_bytes(payload[:2], "big")
     if len(payload) < 2 or not (1000 <= code <= 1014 or 3000 <= code <= 4999):
-        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "bad close code")
+        raise ProtocolError("bad close code")
     if code in (1004, CloseCode.NO_STATUS, CloseCode.ABNORMAL):
-        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "reserved close code")
+        raise ProtocolError("reserved close code")
     try:
         return code, payload[2:].decode()
     except UnicodeDecodeError:
-        raise ProtocolError(CloseCode.INVALID_DATA, "close reason is not UTF-8") from None
+        raise ProtocolError("close reason is not UTF-8", CloseCode.INVALID_DATA) from None
 
 
 class ProtocolError(Exception):
     """What the peer sent cannot be accepted; `code` is the close code that says why."""
 
-    def __init__(self, code: int, reason: str) -> None:
+    def __init__(self, reason: str, code: int = CloseCode.PROTOCOL_ERROR) -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
@@ -160,7 +160,7 @@ class Parser:
         except ProtocolError as error:
             self.error = error
         except UnicodeDecodeError:
-            self.error = ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8")
+            self.error = ProtocolError("text is not UTF-8", CloseCode.INVALID_DATA)
         self._data, self._at, self._message, self._decoder = b"", 0, None, None
         return None
 
@@ -170,7 +170,7 @@ class Parser:
         first, length = data[at], data[at + 1] & 0x7F
         self._check_opcode(first, length)
         if not data[at + 1] & _MASKED:
-            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "client frames must be masked")  # 5.1
+            raise ProtocolError("client frames must be masked")  # 5.1
         start = at + 6
         if length >= 126:
             width = 2 if length == 126 else 8
@@ -180,12 +180,10 @@ class Parser:
             start += width
             length = int.from_bytes(data[at + 2 : at + 2 + width], "big")
             if length < (126 if width == 2 else 65_536) or length >> 63:
-                raise ProtocolError(
-                    CloseCode.PROTOCOL_ERROR, "a length must be in its shortest form"
-                )
+                raise ProtocolError("a length must be in its shortest form")
         if not first & _CONTROL and length + len(self._message or b"") > self.limit:
             raise ProtocolError(
-                CloseCode.MESSAGE_TOO_BIG, f"messages are limited to {self.limit} bytes"
+                f"messages are limited to {self.limit} bytes", CloseCode.MESSAGE_TOO_BIG
             )
         end = start + length
         if len(data) < end:
@@ -203,12 +201,12 @@ class Parser:
         """`length` is the one in the frame's second byte, as a control frame's always is (5.5)."""
         opcode = first & 0x0F
         if first & _RESERVED or opcode not in _KNOWN:
-            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "reserved bits or opcode")
+            raise ProtocolError("reserved bits or opcode")
         if opcode & _CONTROL:
             if length > 125 or not first & _FIN:
-                raise ProtocolError(CloseCode.PROTOCOL_ERROR, "control frames are short and whole")
+                raise ProtocolError("a control frame is too long or fragmented")
         elif (opcode == CONTINUATION) != (self._message is not None):
-            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "fragments out of order")
+            raise ProtocolError("fragments out of order")
 
     def _complete(self, first: int, payload: bytes) -> Received:
         opcode, final = first & 0x0F, bool(first & _FIN)

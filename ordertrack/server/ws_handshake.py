@@ -36,12 +36,12 @@ def check_handshake(environ: Mapping[str, Any]) -> bytes:
         token.strip() for token in connection.split(",")
     }:
         raise UpgradeRequired(
-            "This address speaks WebSocket",
+            "This address accepts WebSocket handshakes only",
             headers=[("Upgrade", "websocket"), ("Connection", "Upgrade")],
         )
     if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
         raise UpgradeRequired(
-            "Only WebSocket version 13 is spoken", headers=[("Sec-WebSocket-Version", "13")]
+            "Only WebSocket version 13 is supported", headers=[("Sec-WebSocket-Version", "13")]
         )
     key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip()
     try:

@@ -374,7 +374,7 @@ class EngineIOSession:
 
     def on_message(self, ws: WebSocket, message: Message) -> None:
         if isinstance(message, bytes):
-            ws.close(CloseCode.UNSUPPORTED_DATA, "binary messages are not used here")
+            ws.close(CloseCode.UNSUPPORTED_DATA, "binary messages are not supported")
             return
         kind, data = message[:1], message[1:]
         if kind == MESSAGE:
@@ -457,7 +457,7 @@ class EngineIOSession:
         if polling is None or self.transport is not Transport.POLLING:
             return NOOP
         if polling.fetching:
-            raise MalformedRequest("One poll at a time")
+            raise MalformedRequest("Another GET is waiting already")
         polling.heard = polling.fetching = True
         try:
             deadline = monotonic() + self.server.ping_interval + self.server.ping_timeout
@@ -479,7 +479,7 @@ class EngineIOSession:
         assert polling is not None
         if polling.posting:
             # Two at once have no order, and a session's events are handled one after the other.
-            raise MalformedRequest("One POST at a time")
+            raise MalformedRequest("Another POST is being handled already")
         polling.heard = polling.posting = True
         try:
             for packet in payload.split(SEPARATOR):

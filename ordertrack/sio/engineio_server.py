@@ -25,6 +25,7 @@ from ordertrack.server import loop, websocket
 from ordertrack.server.admission import admission, no_capacity
 from ordertrack.server.counters import counters
 from ordertrack.server.heartbeat import Deadlines, Heartbeat, take_due
+from ordertrack.server.http_request import Environ
 from ordertrack.server.loop import monotonic
 from ordertrack.server.websocket import DEFAULT_LIMITS, Limits, WebSocket
 from ordertrack.server.ws_frames import CloseCode
@@ -57,7 +58,6 @@ _KEPT: Final[tuple[str, ...]] = (
     "HTTP_X_REQUEST_ID",
 )
 
-Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
 
 
@@ -159,25 +159,19 @@ class EngineIOServer:
             raise MalformedRequest("A session starts with GET")
         if query.get("EIO") != ["4"]:
             raise MalformedRequest("Only Engine.IO 4 (EIO=4) is supported")
-        self._check_cookie(environ)
+        cookie = self._credential_cookie
+        if cookie and cookie in environ.get("HTTP_COOKIE", "") and not self.origins.vouch(environ):
+            # The page may be another server's, which the cookie is not meant for.
+            raise Forbidden(
+                "With a cookie, only a page of this server may open sockets. Send a token instead, "
+                "and no cookie"
+            )
         loop.event_loop.start()
         authenticated = len(self.sockets) - len(self._pending)
         if admission.is_draining or authenticated >= self.limits.max_connections:
             raise no_capacity()
         handshake = {name: environ[name] for name in _KEPT if name in environ}
         return EngineIOSession(self, self.generate_id(), handshake, transport)
-
-    def _check_cookie(self, environ: Environ) -> None:
-        """Refuse a handshake that brings the cookie from a page that may be another server's.
-
-        Raises `Forbidden`.
-        """
-        cookie = self._credential_cookie
-        if cookie and cookie in environ.get("HTTP_COOKIE", "") and not self.origins.vouch(environ):
-            raise Forbidden(
-                "With a cookie, only a page of this server may open sockets. Send a token instead, "
-                "and no cookie"
-            )
 
     def _find_session(
         self, environ: Environ, query: Mapping[str, list[str]], transport: Transport
@@ -308,12 +302,12 @@ class EngineIOServer:
                 session.abort(Reason.TRANSPORT_ERROR)
 
     def _abort_probes(self, now: float) -> None:
-        for ws in take_due(self._probes, now, loop.pause):
+        for _, ws in take_due(self._probes, now, loop.pause):
             if isinstance(ws.handler, EngineIOSession) and ws.handler.ws is not ws:
                 ws.abort()
 
     def _discard_unfetched(self, now: float) -> None:
-        for session in take_due(self._closing, now, loop.pause):
+        for _, session in take_due(self._closing, now, loop.pause):
             session.discard_queue()
             self.sockets.pop(session.sid, None)
 
@@ -363,7 +357,7 @@ def _requested_transport(environ: Environ, query: Mapping[str, list[str]]) -> Tr
     if environ["REQUEST_METHOD"] not in ("GET", "POST"):
         raise MalformedRequest("Only GET and POST are supported")
     if "j" in query:
-        raise MalformedRequest("There is no JSONP in this version of the protocol")
+        raise MalformedRequest("JSONP is not supported")
     transport = query.get("transport")
     if transport == ["websocket"]:
         return Transport.WEBSOCKET

@@ -94,6 +94,7 @@ def test_a_heartbeat_says_how_often_it_has_to_be_swept() -> None:
 def test_due_entries_are_taken_in_chunks_with_pauses_between() -> None:
     queue = deque((float(n), n) for n in range(1000))
     pauses: list[int] = []
-    taken = list(heartbeat.take_due(queue, 599.0, lambda: pauses.append(len(queue))))
+    due = heartbeat.take_due(queue, 599.0, lambda: pauses.append(len(queue)))
+    taken = [number for _, number in due]
     assert taken == list(range(600))
     assert pauses == [744, 488]

@@ -508,9 +508,9 @@ def test_sockets_are_closed_evenly_over_the_drain_time(
     loop.sockets = {number: Leaving(number) for number in range(40)}  # type: ignore[misc]
     monkeypatch.setattr(websocket, "event_loop", loop)
     monkeypatch.setattr(websocket, "admission", Admission())
+    monkeypatch.setattr(loop_module, "sleep", sleep)
+    monkeypatch.setattr(loop_module, "pause", lambda: None)
     for module in (loop_module, websocket):
-        monkeypatch.setattr(module, "sleep", sleep)
-        monkeypatch.setattr(module, "pause", lambda: None)
         monkeypatch.setattr(module, "monotonic", lambda: clock)
     websocket.close_all(1012, "server restarting", 8.0)
     assert sorted(closed.values()) == pytest.approx([8.0 * n / 40 for n in range(40)])
