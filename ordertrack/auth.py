@@ -64,7 +64,7 @@ class Credential:
 def jwt_options(settings: Settings) -> dict[str, Any]:
     """Flask-JWT-Extended's configuration, with every default that matters written down."""
     return {
-        "JWT_SECRET_KEY": settings.jwt_secret,
+        "JWT_SECRET_KEY": settings.signing_secret,
         "JWT_ALGORITHM": "HS256",
         "JWT_DECODE_ALGORITHMS": ["HS256"],
         "JWT_ENCODE_ISSUER": ISSUER,
@@ -85,7 +85,7 @@ def jwt_options(settings: Settings) -> dict[str, Any]:
 
 def log_in(email: str, password: str, user_agent: str) -> tuple[Login, Tokens]:
     """Check the credentials, start a session and make its tokens. Raises `InvalidCredentials`."""
-    lifetime: timedelta = current_app.config["JWT_REFRESH_TOKEN_EXPIRES"]
+    lifetime = timedelta(seconds=state().settings.refresh_token_seconds)
     login = accounts.log_in(email, password, lifetime, user_agent=user_agent)
     return login, _tokens(login)
 
@@ -104,11 +104,10 @@ def _tokens(login: Login) -> Tokens:
     session_id = login.session_id
     claims = {"sid": str(session_id), "csrf": _csrf_token(session_id)}
     subject = str(login.account.id)
-    lifetime: timedelta = current_app.config["JWT_ACCESS_TOKEN_EXPIRES"]
     return Tokens(
         access=create_access_token(subject, additional_claims=claims),
         refresh=create_refresh_token(subject, additional_claims=claims),
-        expires_in=int(lifetime.total_seconds()),
+        expires_in=state().settings.access_token_seconds,
     )
 
 
@@ -191,8 +190,7 @@ def from_request(*, refresh: bool = False, location: str | None = None) -> Calle
 def set_session_cookies(response: Response, tokens: Tokens) -> None:
     """Log the browser in: HttpOnly and SameSite=Lax cookies that expire with their tokens."""
     set_access_cookie(response, tokens)
-    lifetime: timedelta = current_app.config["JWT_REFRESH_TOKEN_EXPIRES"]
-    set_refresh_cookies(response, tokens.refresh, max_age=int(lifetime.total_seconds()))
+    set_refresh_cookies(response, tokens.refresh, max_age=state().settings.refresh_token_seconds)
 
 
 def set_access_cookie(response: Response, tokens: Tokens) -> None:
@@ -288,9 +286,7 @@ def _caller(claims: dict[str, Any]) -> Caller:
     try:
         return Caller(int(claims["sub"]), int(claims["sid"]), state().settings.driver_scope)
     except (KeyError, TypeError, ValueError) as error:
-        raise InvalidToken(
-            "The token lacks claims that this server puts into its tokens."
-        ) from error
+        raise InvalidToken("The token lacks a claim that this server's tokens have.") from error
 
 
 def _refusal(error: Exception) -> DomainError:

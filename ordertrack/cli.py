@@ -49,20 +49,22 @@ def _plain_errors() -> Iterator[None]:
         raise click.ClickException("\n".join(lines) or error.detail) from error
 
 
-def _tables(*, migrate: bool = False) -> None:
-    """Check that the tables are up to date; with *migrate*, update them."""
-    try:
-        with _plain_errors(), schema.explain_errors():
-            if not schema.is_behind():
-                return
-            if not migrate:
-                raise click.ClickException(
-                    "The tables are not up to date, and this command only reads. Start the server,"
-                    " or run: flask --app wsgi db upgrade"
-                )
-            upgrade()
-    except (SchemaTooNew, SettingsError) as error:
-        raise click.ClickException(str(error)) from error
+@contextmanager
+def _tables(*, migrate: bool = False) -> Iterator[None]:
+    """As `_plain_errors`, on tables that are up to date; with *migrate*, update them first."""
+    with _plain_errors():
+        try:
+            with schema.explain_errors():
+                if schema.is_behind():
+                    if not migrate:
+                        raise click.ClickException(
+                            "The tables are not up to date, and this command only reads."
+                            " Start the server, or run: flask --app wsgi db upgrade"
+                        )
+                    upgrade()
+        except (SchemaTooNew, SettingsError) as error:
+            raise click.ClickException(str(error)) from error
+        yield
 
 
 # --- users -------------------------------------------------------------------------------------
@@ -81,8 +83,7 @@ def create_user(email: str, name: str, role: str, password: str | None) -> None:
     """Create a user with any role."""
     if password is None:
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    _tables(migrate=True)
-    with _plain_errors():
+    with _tables(migrate=True):
         form = parse({"name": name, "email": email, "password": password}, Registration)
         account = accounts.register(form.name, form.email, form.password, Role(role))
     click.echo(f"Made {account.role} {account.email} with id {account.id}.")
@@ -91,8 +92,7 @@ def create_user(email: str, name: str, role: str, password: str | None) -> None:
 @users.command("list")
 def list_users() -> None:
     """Show every user: id, role, address, name."""
-    _tables()
-    with _plain_errors():
+    with _tables():
         found = accounts.all_users()
     for account in found:
         click.echo(_line(account) + ("" if account.active else " (deactivated)"))
@@ -107,8 +107,7 @@ def _line(account: Account) -> str:
 @click.argument("role", type=_ROLE)
 def set_role(email: str, role: str) -> None:
     """Give the user with the address EMAIL the role ROLE."""
-    _tables(migrate=True)
-    with _plain_errors():
+    with _tables(migrate=True):
         account = accounts.set_role(email, Role(role))
     click.echo(f"{account.email} is {account.role} now.")
 
@@ -138,8 +137,7 @@ def make_demo(password: str | None, beside_others: bool) -> None:
     """Create three accounts and some orders to look at."""
     # Generated, because a demo may be reachable from elsewhere.
     password = password or secrets.token_urlsafe(9)
-    _tables(migrate=True)
-    with _plain_errors():
+    with _tables(migrate=True):
         parse({"name": "-", "email": "demo@example.org", "password": password}, Registration)
         made = demo.make(password, beside_others=beside_others)
     click.echo(f"Made {made.orders} orders, and three accounts with the password {password}")
@@ -155,9 +153,8 @@ audits = AppGroup("audit", help="Verify the audit trail, or adopt a restored one
 @audits.command("verify")
 def verify() -> None:
     """Check the history of every order. Names the first invalid row and exits with 1."""
-    _tables()
     checked = audit.Checked(0, 0, 0)
-    with _plain_errors():
+    with _tables():
         total = audit.last_order()
         bar = click.progressbar(
             length=total, label="Checking", hidden=total < _MIN_ORDERS_FOR_BAR, file=sys.stderr
@@ -175,8 +172,7 @@ def verify() -> None:
 @audits.command("adopt")
 def adopt() -> None:
     """Once after restoring a dump into another PostgreSQL cluster, before serving."""
-    _tables(migrate=True)
-    with _plain_errors():
+    with _tables(migrate=True):
         rows = log_adoption.adopt()
     click.echo(f"{rows} rows of the log came from another cluster, and are marked as old now.")
 

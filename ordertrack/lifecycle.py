@@ -72,8 +72,3 @@ def next_statuses(current: Status, standings: Iterable[Standing]) -> list[Status
 def may_ever_set(target: Status, standings: Iterable[Standing]) -> bool:
     """Whether any of *standings* may set *target* from some status."""
     return any(predecessors(target, standing) for standing in standings)
-
-
-def is_edge(previous: Status, status: Status) -> bool:
-    """Whether the table has the transition, for any standing."""
-    return status in STEPS[previous]

@@ -274,11 +274,7 @@ def present_event(event: Event) -> dict[str, Any]:
         "type": event.type,
         "status": event.status,
         "previous_status": event.previous_status,
-        "actor": {
-            "id": str(event.actor_id),
-            "name": event.actor_name,
-            "role": event.actor_role,
-        },
+        "actor": {"id": str(event.actor_id), "name": event.actor_name, "role": event.actor_role},
         "note": event.note,
         "updated_at": present_time(event.created_at),
     }

@@ -9,13 +9,7 @@ from sqlalchemy.orm import Session as Transaction
 
 from ordertrack import db
 from ordertrack.db import transaction
-from ordertrack.errors import (
-    EmailTaken,
-    Forbidden,
-    InvalidCredentials,
-    InvalidToken,
-    NotFound,
-)
+from ordertrack.errors import EmailTaken, Forbidden, InvalidCredentials, InvalidToken, NotFound
 from ordertrack.models import Revocation, Session, User
 from ordertrack.policy import Caller, Role
 from ordertrack.services import callers, passwords, sessions

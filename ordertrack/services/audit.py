@@ -89,17 +89,16 @@ _EVENTS = text(
 )
 
 
-# The roles that a user has and had. A change of role that does not say which allows any.
+# The roles that a user has and had. A change of role that does not say which yields NULL.
 _ROLES = text(
-    """SELECT u.id, array_agg(r.role) AS roles, bool_or(r.role IS NULL) AS any_role
+    """SELECT r.role
          FROM users u
          CROSS JOIN LATERAL (
               SELECT u.role
               UNION ALL
               SELECT unnest(ARRAY[c.old_role, c.new_role]) FROM access_changes c
                WHERE c.user_id = u.id AND c.reason = 'role_changed') AS r
-        WHERE u.id = :user
-        GROUP BY u.id"""
+        WHERE u.id = :user"""
 )
 
 
@@ -109,18 +108,13 @@ class _Batch:
     def __init__(self, t: Transaction) -> None:
         self.t = t
         self.now = t.execute(text("SELECT clock_timestamp()")).scalar_one()
-        self._roles: dict[int, frozenset[str] | None] = {}
+        self._roles: dict[int, set[str | None]] = {}
 
     def could_act_as(self, user_id: int, role: str) -> bool:
-        """Whether the user exists, and has *role* now or had it once."""
+        """Whether the user exists, and has *role* now, had it once, or had an unknown one."""
         if user_id not in self._roles:
-            row = self.t.execute(_ROLES, {"user": user_id}).one_or_none()
-            held: frozenset[str] | None = frozenset()
-            if row is not None:
-                held = None if row.any_role else frozenset(row.roles)
-            self._roles[user_id] = held
-        held = self._roles[user_id]
-        return held is None or role in held
+            self._roles[user_id] = set(self.t.scalars(_ROLES, {"user": user_id}))
+        return not self._roles[user_id].isdisjoint({role, None})
 
 
 def _check_batch(batch: _Batch, orders: Sequence[Row[Any]], after: int, upto: int | None) -> int:
@@ -234,15 +228,14 @@ def _check_step(event: Row[Any], status: str | None) -> None:
         raise _damaged(event, f"has the unknown status {event.status}")
     if event.previous_status != status:
         raise _damaged(
-            event,
-            f"has the previous status {event.previous_status}, but the order was {status}",
+            event, f"has the previous status {event.previous_status}, but the order was {status}"
         )
     if event.type != "status_changed":
         if event.status != status:
             raise _damaged(event, f"changes the status, but is {event.type}")
         return
     before, after = Status(event.previous_status), Status(event.status)
-    if not lifecycle.is_edge(before, after):
+    if after not in lifecycle.STEPS[before]:
         raise _damaged(event, f"goes from {before} to {after}, which is not a transition")
     if after not in lifecycle.next_statuses(before, _standings(event)):
         raise _damaged(event, f"goes from {before} to {after}, which {_actor(event)} may not")

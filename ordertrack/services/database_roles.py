@@ -5,7 +5,7 @@ change or drop a table. The serving role may read and write all else, so that a 
 entry here only when something about it is forbidden.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Connection, NullPool, create_engine, text
@@ -21,8 +21,8 @@ class _Rights:
     insert: bool = True
     update: bool = True
     delete: bool = False
-    not_inserted: frozenset[str] = field(default_factory=frozenset)
-    not_updated: frozenset[str] = field(default_factory=frozenset)
+    not_inserted: frozenset[str] = frozenset()
+    not_updated: frozenset[str] = frozenset()
 
 
 # The database stamps these itself (migration 0003).

@@ -31,12 +31,7 @@ PEOPLE = (
 
 # The orders' last statuses, the oldest order first: much is completed, some was cancelled.
 _DONE = (Status.COMPLETED, Status.COMPLETED, Status.CANCELLED, Status.COMPLETED, Status.COMPLETED)
-_ENDS = (
-    *(_DONE * 4),
-    *([Status.SHIPPED] * 5),
-    *([Status.PROCESSING] * 5),
-    *([Status.PENDING] * 6),
-)
+_ENDS = (*(_DONE * 4), *([Status.SHIPPED] * 5), *([Status.PROCESSING] * 5), *([Status.PENDING] * 6))
 
 _GOODS = (
     "2 kg espresso beans, dark roast",

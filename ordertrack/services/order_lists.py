@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ordertrack import db
 from ordertrack.lifecycle import Status
-from ordertrack.policy import Actor, Caller
+from ordertrack.policy import Caller
 from ordertrack.services import accounts, callers, order_search, order_walk
 from ordertrack.services.accounts import Driver
 from ordertrack.services.order_query import IS_OPEN, OPEN, Filters, Page, Query, fetch
@@ -49,7 +49,9 @@ def _staff_page(query: Query) -> tuple[Page, list[int] | None]:
     """The page, and the ids that a search by index found if there was one."""
     branches = order_walk.staff(query)
     page = order_walk.page(query, branches, by_number=query.visible)
-    _require_right(page.actor, query.filters)
+    callers.require_staff(page.actor)
+    if query.filters.deleted:
+        callers.require_admin(page.actor)
     if query.number_first and page.orders and page.orders[0].id == query.values["number"]:
         return page, None  # the order with this number is what was looked for
     if page.cut_short and len(page.orders) < _COMMON:
@@ -57,12 +59,6 @@ def _staff_page(query: Query) -> tuple[Page, list[int] | None]:
         if ids is not None:
             return order_search.page(query, branches, ids), ids
     return page, None
-
-
-def _require_right(actor: Actor, filters: Filters) -> None:
-    callers.require_staff(actor)
-    if filters.deleted:
-        callers.require_admin(actor)
 
 
 def export(caller: Caller, filters: Filters) -> Iterator[OrderView]:

@@ -56,13 +56,6 @@ def split(caller: Caller, rows: Sequence[OrderRow]) -> tuple[Actor, list[OrderRo
     return actor, [row for row in rows if row.id is not None]
 
 
-def require_visible(actor: Actor, row: OrderRow | None) -> OrderRow:
-    """*row*, if *actor* may see its order. Raises `NotFound`."""
-    if row is None or not policy.can_see(actor, row):
-        raise no_such_order()
-    return row
-
-
 def no_such_order() -> NotFound:
     """The error for an order that does not exist, or not for this caller: they look alike."""
     return NotFound("There is no such order.")

@@ -50,10 +50,8 @@ class Branch:
 
 def own(query: Query) -> list[Branch]:
     """The walk along one customer's orders, for that customer."""
-    rest = {
-        name: condition for name, condition in query.conditions.items() if name != "customer_id"
-    }
-    return [Branch("true", "customer_id", tuple(rest.values()))]
+    rest = tuple(one for name, one in query.conditions.items() if name != "customer_id")
+    return [Branch("true", "customer_id", rest)]
 
 
 def staff(query: Query) -> list[Branch]:
@@ -176,14 +174,13 @@ def page(query: Query, branches: list[Branch], *, by_number: str = "false") -> P
     Does not check the caller's role, but reads no order for callers that no branch is for.
     *by_number* says which orders `o` the caller `a` may find by their number.
     """
-    walks, floors, names = [], [], []
+    walks, floors = [], []
     for number, branch in enumerate(branches):
         rows, order = steps(branch.path, query.values, query.before)
         conditions = branch.judged + query.but_the_number
         bound = branch.reach if conditions else ":wanted"
         judged = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         name = f"walk_{number}"
-        names.append(f"SELECT * FROM {name}")
         walks.append(
             f"""{name} AS MATERIALIZED (
                 SELECT o.* FROM actor a CROSS JOIN LATERAL (
@@ -201,6 +198,7 @@ def page(query: Query, branches: list[Branch], *, by_number: str = "false") -> P
                          ORDER BY {order} OFFSET {branch.reach - 1} LIMIT 1) AS o
                      WHERE {branch.caller}) END"""
             )
+    found = " UNION ALL ".join(f"SELECT * FROM walk_{number}" for number in range(len(walks)))
     order = f"{query.number_first}{by_time(branches)}o.id DESC"
     floor = f"greatest({', '.join(floors)})" if floors else "CAST(NULL AS bigint)"
     # Of several walks none counts beyond the place where the first one stopped. Callers who see all
@@ -219,7 +217,7 @@ def page(query: Query, branches: list[Branch], *, by_number: str = "false") -> P
                   FROM actor a CROSS JOIN stopped s
                   LEFT JOIN LATERAL (
                        SELECT * FROM (
-                           SELECT * FROM ({" UNION ALL ".join(names)}) AS o {together}
+                           SELECT * FROM ({found}) AS o {together}
                            {numbered}) AS o
                         ORDER BY {order} LIMIT :wanted) AS o ON true
                  ORDER BY {order}""",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,7 +21,6 @@ from ordertrack.errors import (
     Forbidden,
     IdempotencyKeyReused,
     InvalidTransition,
-    NotFound,
     Unavailable,
     ValidationFailed,
     VersionMismatch,
@@ -29,7 +28,7 @@ from ordertrack.errors import (
 from ordertrack.eventlog import Event, Span
 from ordertrack.lifecycle import Standing, Status
 from ordertrack.models import IdempotencyKey, User
-from ordertrack.policy import Actor, Caller, Role
+from ordertrack.policy import Actor, Caller, OrderFacts, Role
 from ordertrack.services import accounts, callers
 from ordertrack.services.accounts import Driver
 from ordertrack.services.order_rows import (
@@ -37,7 +36,6 @@ from ordertrack.services.order_rows import (
     OrderRow,
     OrderView,
     no_such_order,
-    require_visible,
     split,
     view_of,
 )
@@ -141,8 +139,7 @@ _READ = db.Statement(_READ_SQL, **callers.CALLER, ids="bigint[]")
 
 def get(caller: Caller, order_id: int) -> OrderView:
     """One order. Raises `NotFound` when it does not exist for this caller, `InvalidToken`."""
-    actor, rows = _read(caller, [order_id])
-    return view_of(actor, require_visible(actor, rows.get(order_id)))
+    return view_of(*_read_one(caller, order_id))
 
 
 def _read(caller: Caller, ids: Sequence[int]) -> tuple[Actor, dict[int, OrderRow]]:
@@ -150,21 +147,23 @@ def _read(caller: Caller, ids: Sequence[int]) -> tuple[Actor, dict[int, OrderRow
     return actor, {row.id: row for row in rows}
 
 
+def _read_one(
+    caller: Caller, order_id: int, may_read: Callable[[Actor, OrderFacts], bool] = policy.can_see
+) -> tuple[Actor, OrderRow]:
+    actor, rows = _read(caller, [order_id])
+    row = rows.get(order_id)
+    if row is None or not may_read(actor, row):
+        raise no_such_order()
+    return actor, row
+
+
 def history(caller: Caller, order_id: int, *, after: int, limit: int) -> History:
     """The events with version > *after*, at most *limit*: audit trail and offline recovery.
 
     Raises `NotFound` when the caller may not read it. Admins may read that of a deleted order.
     """
-    _, row = _read_with_history(caller, order_id)
+    _, row = _read_one(caller, order_id, policy.can_read_history)
     return _history(row, after, limit)
-
-
-def _read_with_history(caller: Caller, order_id: int) -> tuple[Actor, OrderRow]:
-    actor, rows = _read(caller, [order_id])
-    row = rows.get(order_id)
-    if row is None or not policy.can_read_history(actor, row):
-        raise no_such_order()
-    return actor, row
 
 
 def _history(row: OrderRow, after: int, limit: int) -> History:
@@ -178,8 +177,7 @@ def page(caller: Caller, order_id: int) -> OrderPage:
 
     Raises `NotFound` when it does not exist for this caller.
     """
-    actor, rows = _read(caller, [order_id])
-    row = require_visible(actor, rows.get(order_id))
+    actor, row = _read_one(caller, order_id)
     drivers = accounts.drivers() if actor.role is Role.ADMIN else []
     events = eventlog.summary(order_id, row.version, RECENT_EVENTS)
     return _page(actor, row, events, drivers)
@@ -191,7 +189,7 @@ def history_page(caller: Caller, order_id: int, *, after: int = 0) -> OrderPage:
     There is more when the last event's version is not the order's. Raises `NotFound` when the
     caller may not read it.
     """
-    actor, row = _read_with_history(caller, order_id)
+    actor, row = _read_one(caller, order_id, policy.can_read_history)
     return _page(actor, row, _history(row, after, HISTORY_PAGE).events, [])
 
 
@@ -218,10 +216,9 @@ def catch_up(
     answers: dict[int, CaughtUp | DomainError] = {}
     spans = []
     for order_id, since in wanted.items():
-        try:
-            row = require_visible(actor, rows.get(order_id))
-        except NotFound as error:
-            answers[order_id] = error
+        row = rows.get(order_id)
+        if row is None or not policy.can_see(actor, row):
+            answers[order_id] = no_such_order()
             continue
         after = row.version - 1 if isinstance(since, Start) else since
         if after is not None and after > row.version:
@@ -325,13 +322,13 @@ def create(caller: Caller, description: str, *, key: str | None = None) -> Order
     that the first call made, in its present state. Raises `IdempotencyKeyReused` when the
     description differs, `Conflict` when that order has been deleted, `InvalidToken`.
     """
-    parameters = {**callers.parameters(caller), "description": description}
     with db.transaction() as t:
         actor = callers.resolve(t, caller)
         if key is not None:
             made = _claim(t, actor, key, description)
             if made is not None:
                 return _placed_before(t, caller, made)
+        parameters = {**callers.parameters(caller), "description": description}
         row = t.execute(_INSERT, parameters).one_or_none()
         if row is None:  # revoked since the actor was read
             raise callers.session_revoked()
@@ -489,8 +486,7 @@ def _explain(
     caller: Caller, order_id: int, target: Status, if_version: int | None
 ) -> OrderView | None:
     """Raise why a move failed. The order when it has the status already; None: try again."""
-    actor, rows = _read(caller, [order_id])
-    row = require_visible(actor, rows.get(order_id))
+    actor, row = _read_one(caller, order_id)
     held = policy.standings(actor, row)
     is_settable = lifecycle.may_ever_set(target, Standing)
     if is_settable and not lifecycle.may_ever_set(target, held):
@@ -521,7 +517,9 @@ def _locked(caller: Caller, order_id: int) -> Iterator[tuple[Transaction, Actor,
     with _row_queue.take(order_id), db.transaction() as t:
         t.execute(text(_LOCK_ROW), {"id": order_id})
         actor, row = _read_in(t, caller, order_id)
-        yield t, actor, require_visible(actor, row)
+        if row is None or not policy.can_see(actor, row):
+            raise no_such_order()
+        yield t, actor, row
 
 
 def edit(
@@ -540,16 +538,11 @@ def edit(
         _require_version(row.version, if_version)
         if not policy.can_edit(held, lifecycle.status_of(row.status)):
             raise Conflict(
-                f"An order that is {row.status} can no longer be edited by you.",
-                current=row.status,
+                f"An order that is {row.status} can no longer be edited by you.", current=row.status
             )
+        told = {"description": description}
         changed = eventlog.append(
-            t,
-            order_id,
-            actor,
-            "description_changed",
-            setting={"description": description},
-            changes={"description": description},
+            t, order_id, actor, "description_changed", setting=told, changes=told
         )
         return _as_changed(view_of(actor, row), changed, description=description)
 
@@ -593,14 +586,10 @@ def assign_driver(
             driver = _active_driver(t, driver_id)
             # Again: the wait for the driver's row may have been long, too.
             callers.require_admin(callers.resolve(t, caller))
+        setting = {"driver_id": driver_id}
         shown = {"id": str(driver_id), "name": driver} if driver is not None else None
         changed = eventlog.append(
-            t,
-            order_id,
-            actor,
-            "driver_assigned",
-            setting={"driver_id": driver_id},
-            changes={"driver": shown},
+            t, order_id, actor, "driver_assigned", setting=setting, changes={"driver": shown}
         )
         # What the caller may do stays the same: an admin's rights do not depend on the driver.
         view = view_of(actor, row)

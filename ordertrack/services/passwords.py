@@ -14,7 +14,7 @@ from ordertrack import logs
 from ordertrack.db import transaction
 from ordertrack.errors import NotFound, ValidationFailed
 from ordertrack.eventlet_support import run_in_thread
-from ordertrack.models import User
+from ordertrack.models import Session, User
 from ordertrack.policy import Caller
 from ordertrack.services import callers, sessions
 
@@ -67,7 +67,8 @@ def change(caller: Caller, current: str, new: str) -> None:
         if user is None or user.password_hash != stored:
             raise ValidationFailed.at("/current_password", "was changed meanwhile")
         user.password_hash = new_hash
-        sessions.revoke_all(t, user.id, but=caller.session_id)
+        others = Session.id != caller.session_id
+        sessions.revoke_where(t, Session.user_id == user.id, others)
 
 
 # --- one-time links ------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def redeem(reset: Reset, password: str) -> None:
         ):
             raise invalid_link()
         user.password_hash = new_hash
-        sessions.revoke_all(t, user.id)
+        sessions.revoke_where(t, Session.user_id == user.id)
 
 
 def invalid_link() -> ValidationFailed:

@@ -25,18 +25,13 @@ class SchemaTooNew(Exception):
     """The tables are of a newer release that this code does not fit. Its text says what to do."""
 
 
-def _scripts() -> ScriptDirectory:
-    """The application's migrations, in the folder that Flask-Migrate was given."""
-    return ScriptDirectory(migrate.directory)
-
-
 def is_behind() -> bool:
     """Whether migrations must run before this code can work.
 
     False also for newer tables that fit this code. Raises `SchemaTooNew`, and SQLAlchemy's
     `OperationalError` when the database cannot be used.
     """
-    scripts = _scripts()
+    scripts = ScriptDirectory(migrate.directory)
     known = {script.revision for script in scripts.walk_revisions()}
     # Not `db.transaction`: at the start the reason why the database cannot be used is wanted.
     with db.engine.connect() as t:
@@ -80,14 +75,13 @@ def finish(connection: Connection) -> None:
 
     A migration says ``oldest_code``; without it, only its own release and later ones fit.
     """
-    scripts = _scripts()
+    scripts = ScriptDirectory(migrate.directory)
     present = connection.scalar(text("SELECT max(version_num) FROM alembic_version"))
     if connection.scalar(text("SELECT to_regclass('schema_compatibility')")) is not None:
         module = scripts.get_revision(present).module
         connection.execute(schema_compatibility.delete())
         connection.execute(
-            schema_compatibility.insert(),
-            {"oldest_code": getattr(module, "oldest_code", present)},
+            schema_compatibility.insert(), {"oldest_code": getattr(module, "oldest_code", present)}
         )
     if owner.is_separate():
         database_roles.grant(connection, database_roles.serving())

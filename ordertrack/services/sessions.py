@@ -55,11 +55,6 @@ def revoke(caller: Caller, session_id: int) -> None:
             raise NotFound("There is no such open session.")
 
 
-def revoke_all(t: Transaction, user_id: int, *, but: int | None = None) -> None:
-    """Revoke a user's sessions, all or all but one, in transaction *t*."""
-    revoke_where(t, Session.user_id == user_id, *([] if but is None else [Session.id != but]))
-
-
 def revoke_where(t: Transaction, *which: ColumnElement[bool]) -> int:
     """Revoke the open sessions that match all of *which*, in transaction *t*; how many there were.
 

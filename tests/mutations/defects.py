@@ -276,7 +276,7 @@ DEFECTS = [
     ),
     Defect(
         "histories-are-open", ORDERS,
-        "if row is None or not policy.can_read_history(actor, row):",
+        "if row is None or not may_read(actor, row):",
         "if row is None:", AUTHORISATION_TESTS,
     ),
     Defect(
@@ -716,7 +716,7 @@ DEFECTS = [
     ),
     Defect(
         "reset-links-leave-sessions", PASSWORDS,
-        "        sessions.revoke_all(t, user.id)\n", "", PASSWORD_TESTS,
+        "        sessions.revoke_where(t, Session.user_id == user.id)\n", "", PASSWORD_TESTS,
     ),
     Defect(
         "reset-links-for-the-deactivated", PASSWORDS,
@@ -725,7 +725,7 @@ DEFECTS = [
     ),
     Defect(
         "new-passwords-leave-other-sessions", PASSWORDS,
-        "        sessions.revoke_all(t, user.id, but=caller.session_id)\n", "", PASSWORD_TESTS,
+        "        sessions.revoke_where(t, Session.user_id == user.id, others)\n", "", PASSWORD_TESTS,
     ),
     Defect(
         "new-passwords-need-no-old-one", PASSWORDS,
