@@ -8,16 +8,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ordertrack.lifecycle import INITIAL, STEPS, TERMINAL
+from ordertrack.lifecycle import INITIAL, TERMINAL, TRANSITIONS
 
 
 def mermaid() -> str:
     """The steps as a Mermaid state diagram, each with those who may take it."""
     lines = ["stateDiagram-v2", "    direction LR", f"    [*] --> {INITIAL}: customer"]
-    for status, steps in STEPS.items():
+    for status, steps in TRANSITIONS.items():
         for target, standings in steps.items():
             lines.append(f"    {status} --> {target}: {', '.join(sorted(standings))}")
-    lines += [f"    {status} --> [*]" for status in STEPS if status in TERMINAL]
+    lines += [f"    {status} --> [*]" for status in TRANSITIONS if status in TERMINAL]
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """The state machine of an order: its statuses, and who may make which transition. Pure.
 
-`STEPS` is the whole table: every status has a row, also the final ones. The rest of this module and
-the picture in the documentation are derived from it.
+`TRANSITIONS` is the whole table: every status has a row, also the final ones. The rest of this
+module and the picture in the documentation are derived from it.
 """
 
 from collections.abc import Iterable
@@ -45,7 +45,7 @@ _STAFF: Final = frozenset({Standing.DRIVER, Standing.ADMIN})
 _CUSTOMER_SIDE: Final = frozenset({Standing.OWNER, Standing.ADMIN})
 _ADMIN_ONLY: Final = frozenset({Standing.ADMIN})
 
-STEPS: Final[dict[Status, dict[Status, frozenset[Standing]]]] = {
+TRANSITIONS: Final[dict[Status, dict[Status, frozenset[Standing]]]] = {
     Status.PENDING: {Status.PROCESSING: _STAFF, Status.CANCELLED: _CUSTOMER_SIDE},
     Status.PROCESSING: {Status.SHIPPED: _STAFF, Status.CANCELLED: _ADMIN_ONLY},
     Status.SHIPPED: {Status.COMPLETED: _STAFF},
@@ -55,18 +55,22 @@ STEPS: Final[dict[Status, dict[Status, frozenset[Standing]]]] = {
 
 INITIAL: Final = Status.PENDING
 MAIN_FLOW: Final = (Status.PENDING, Status.PROCESSING, Status.SHIPPED, Status.COMPLETED)
-TERMINAL: Final = frozenset(status for status, steps in STEPS.items() if not steps)
+TERMINAL: Final = frozenset(status for status, steps in TRANSITIONS.items() if not steps)
 
 
 def predecessors(target: Status, standing: Standing) -> list[Status]:
     """The statuses from which *standing* may move an order to *target*."""
-    return [status for status, steps in STEPS.items() if standing in steps.get(target, frozenset())]
+    return [
+        status
+        for status, steps in TRANSITIONS.items()
+        if standing in steps.get(target, frozenset())
+    ]
 
 
 def next_statuses(current: Status, standings: Iterable[Standing]) -> list[Status]:
     """The statuses that any of *standings* may set now, in the order of the table."""
     held = frozenset(standings)
-    return [target for target, allowed in STEPS.get(current, {}).items() if held & allowed]
+    return [target for target, allowed in TRANSITIONS.get(current, {}).items() if held & allowed]
 
 
 def may_ever_set(target: Status, standings: Iterable[Standing]) -> bool:

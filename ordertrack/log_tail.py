@@ -115,7 +115,7 @@ _NEW_ROWS = """
 _NEW_EVENTS = _NEW_ROWS.format(
     log="order_events", columns=f"{EVENT_COLUMNS}, NULL::bigint, NULL::bigint, NULL::text"
 )
-# The columns of an event are NULL here, all but the id, as those of a revocation are there.
+# Both SELECTs of the union have the same columns, so each pads those of the other with NULLs.
 _NEW_REVOCATIONS = _NEW_ROWS.format(
     log="access_changes", columns=f"e.id, {'NULL, ' * 13} e.user_id, e.session_id, e.reason"
 )

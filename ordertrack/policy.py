@@ -96,7 +96,7 @@ def can_read_history(actor: Actor, order: OrderFacts) -> bool:
     return can_see(actor, order)
 
 
-def may_touch(held: frozenset[Standing]) -> bool:
+def can_ever_edit(held: frozenset[Standing]) -> bool:
     """Whether some status lets them edit and delete: owners and admins, but no other driver."""
     return bool(held & {Standing.OWNER, Standing.ADMIN})
 
@@ -107,7 +107,7 @@ def can_edit(held: frozenset[Standing], status: Status) -> bool:
     In a status that only a newer release knows nobody may: it may be final.
     """
     if Standing.ADMIN in held:
-        return status in lifecycle.STEPS and status not in lifecycle.TERMINAL
+        return status in lifecycle.TRANSITIONS and status not in lifecycle.TERMINAL
     return Standing.OWNER in held and status == lifecycle.INITIAL
 
 

@@ -6,7 +6,7 @@ deactivation, in any process; the relay reports it here.
 
     connections.admit(watcher)              # or TooManyRequests
     connections.renew(watcher, credential)  # the client sent a new token
-    connections.revoke(revoked)             # from the log
+    connections.close_revoked(revoked)             # from the log
     connections.remove(watcher)             # the connection has ended
 """
 
@@ -77,18 +77,18 @@ class Connections:
             if not own:
                 del self._by_user[user_id]
 
-    def revoke(self, revoked: Revoked) -> None:
+    def close_revoked(self, revoked: Revoked) -> None:
         """Close the connections of a revoked session, or of all sessions of a user."""
         for watcher in list(self._by_user.get(revoked.user_id, ())):
             if revoked.session_id in (None, watcher.credential.caller.session_id):
-                self._log_out(watcher, InvalidToken(_REASONS[revoked.reason]))
+                self._close_with_error(watcher, InvalidToken(_REASONS[revoked.reason]))
 
     def close_expired(self, _now: float) -> None:
         """Close the connections whose token has expired, by the wall clock."""
         now = time.time()
         while self._seconds and self._seconds[0] <= now:
             for watcher in list(self._expiring.pop(heapq.heappop(self._seconds))):
-                self._log_out(
+                self._close_with_error(
                     watcher, TokenExpired("The token has expired. Connect with a new one.")
                 )
 
@@ -104,9 +104,9 @@ class Connections:
             watcher.stop(reason())
         return stopped
 
-    def _log_out(self, watcher: Watcher, error: DomainError) -> None:
+    def _close_with_error(self, watcher: Watcher, error: DomainError) -> None:
         try:
-            watcher.log_out(error)
+            watcher.close_with_error(error)
         except Exception:  # the others must be closed as well
             log.exception("A connection could not be logged out")
             watcher.closing = error

@@ -37,7 +37,7 @@ again is READING again, with the watermark of its earlier answer.
 An example
 ----------
     hub = Hub(catch_up=gate.catch_up)
-    relay = Relay(dsn, publish=hub.publish, before_read=hub.before_read, caught_up=hub.caught_up, …)
+    relay = Relay(dsn, publish=hub.publish, before_read=hub.before_read, …)
     answers = hub.subscribe(watcher, {42: 7})  # it has seen version 7 of order 42
     watcher.send(answers)                      # before anything else runs
     ...                                        # watcher.deliver(…) for version 8 and later
@@ -121,7 +121,7 @@ class Watcher(Protocol):
     def stop(self, error: DomainError) -> None:
         """Deliver nothing from now on: it is to be closed because of *error*."""
 
-    def log_out(self, error: DomainError) -> None:
+    def close_with_error(self, error: DomainError) -> None:
         """Tell the client why it may not go on, and close the connection."""
 
     def close(self, code: CloseCode, reason: str) -> None:
@@ -174,7 +174,8 @@ class Hub:
         # A room with one watcher, as most are, is that watcher: a dictionary would take 240 bytes.
         self._rooms: dict[str, Watcher | dict[Watcher, None]] = {}
         self._subscriptions: dict[int, dict[Watcher, _Subscription]] = {}
-        # Those that are SETTLING since before the relay's present read, and since it began.
+        # SETTLING since before the relay's present read began: LIVE at the end of this read; and since
+        # it began: LIVE at the end of the next.
         self._settling_before_read: list[_Subscription] = []
         self._settling_since_read: list[_Subscription] = []
         # For the metrics. Memberships are counted by the watcher's kind and the kind of room.
@@ -333,7 +334,7 @@ class Hub:
         self._settling_before_read += self._settling_since_read
         self._settling_since_read = []
 
-    def caught_up(self) -> None:
+    def after_read(self) -> None:
         """The relay has published all that it read: watermarks from before the read can go."""
         for subscription in self._settling_before_read:
             self._forget(subscription)
@@ -389,7 +390,7 @@ class Hub:
             if watcher.actor is None or policy.can_see(watcher.actor, event):
                 keeping.append(watcher)
             elif watcher.closing is None:
-                watcher.log_out(NotFound("The order has been given to another driver."))
+                watcher.close_with_error(NotFound("The order has been given to another driver."))
         return keeping
 
 

@@ -33,7 +33,7 @@ from ordertrack.services.orders import REPLAY_LIMIT, CaughtUp
 
 PROTOCOL = "ordertrack.v1"
 
-# Events that are read and sent at once where a replay is too large for one answer: they are large.
+# Page size, in events, of a replay that exceeds the byte budget of one answer.
 PAGE = 20
 
 _PATH = re.compile(r"/ws/orders/([0-9]{1,19})")
@@ -103,7 +103,7 @@ class OrderWatcher:
         self.closing = self.closing or error
         self._connections.remove(self)
 
-    def log_out(self, error: DomainError) -> None:
+    def close_with_error(self, error: DomainError) -> None:
         self.closing = error
         self.close(CloseCode.POLICY_VIOLATION, error.code)
 
@@ -147,7 +147,7 @@ class OrderWatcher:
             self.close(CloseCode.TRY_AGAIN_LATER, error.code)
             return False
         except DomainError as error:
-            self.log_out(error)
+            self.close_with_error(error)
             return False
         if self.closing is not None:
             return False  # since that page was read, maybe from another database
@@ -228,7 +228,7 @@ class OrderSockets:
         if not answer.reset:
             watcher.replay(answer.events)
         elif after is not None and upto - after <= REPLAY_LIMIT:
-            # Not too many, but large.
+            # Within `REPLAY_LIMIT`, but over the byte budget: it is sent in pages.
             watcher.replay_in_pages(self._pages(watcher, order_id, after, upto))
         else:
             # Too many to replay: the latest event says where the order stands now.

@@ -34,8 +34,8 @@ CONNECTING, and `_gap` says why it is RESTARTING until that is done.
 
 An example
 ----------
-    relay = Relay(dsn, publish=hub.publish, revoke=connections.revoke, before_read=hub.before_read,
-                  caught_up=hub.caught_up, on_gap=have_all_resume, poll=0.25)
+    relay = Relay(dsn, publish=hub.publish, revoke=connections.close_revoked, before_read=hub.before_read,
+                  after_read=hub.after_read, on_gap=disconnect_all, poll=0.25)
     relay.start()          # returns when it is FOLLOWING: accept clients only afterwards
     ...
     relay.wake()           # this process has committed something (`db.after_append` does that)
@@ -66,12 +66,12 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.1, 1.0
 
 _START_SECONDS = 30.0
 
-# A turn that takes longer than this beside the wait for the poll, and the relay does not count as
-# following any more: its connection hangs, or the database does.
+# If a turn takes longer than this plus the poll interval, `is_following` is False: the connection
+# or the database hangs.
 _LONGEST_TURN = 2.0
 
-# Without a connection for longer than this, and every client resumes, whatever has happened: one
-# that has not reconnected by itself shows a state that is minutes old.
+# After a longer outage every client is disconnected and resumes: one that has not reconnected by
+# itself shows a state that is minutes old.
 _LONGEST_OUTAGE = 300.0
 
 # After so many seconds of publishing the event loop runs something else: there may be thousands of
@@ -88,7 +88,7 @@ class RelayStuck(Exception):
 class Relay:
     """Follows the logs of the database *dsn*; `start` it once, in the serving process.
 
-    *before_read* and *caught_up* are called around each read and what is published of it.
+    *before_read* and *after_read* are called around each read and what is published of it.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Relay:
         publish: Callable[[Event], None],
         revoke: Callable[[Revoked], None],
         before_read: Callable[[], None],
-        caught_up: Callable[[], None],
+        after_read: Callable[[], None],
         on_gap: Callable[[], None],
         poll: float,
         on_failure: Callable[[int], None] = os._exit,
@@ -112,7 +112,7 @@ class Relay:
         self._publish = publish
         self._revoke = revoke
         self._before_read = before_read
-        self._caught_up = caught_up
+        self._after_read = after_read
         self._on_gap = on_gap
         self._poll = poll
         self._on_failure = on_failure
@@ -125,7 +125,7 @@ class Relay:
         self._backend = 0  # the process id of our connection in PostgreSQL
         self._last_turn: float | None = None  # when it ended; None unless FOLLOWING
         self._read_at: float | None = None  # when the logs were last read to their end
-        self._timeline: str | None = None  # and of which database
+        self._timeline: str | None = None  # the cluster and timeline that `_tail` follows
         self._gap: str | None = None  # why the cursor must restart; None when it has
         self._stopped = False
         self.turns = 0
@@ -294,7 +294,7 @@ class Relay:
         except OSError as error:
             # It must not pass for a lost connection: the rest of what was read would be lost.
             raise RuntimeError("what was read could not be published") from error
-        self._caught_up()
+        self._after_read()
         self._last_turn = self._read_at = loop.monotonic()
 
     def _listen(self, connection: Any) -> None:

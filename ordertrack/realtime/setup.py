@@ -28,7 +28,7 @@ from ordertrack.sio.socketio import SocketIO
 
 log = logging.getLogger(__name__)
 
-# Of an event's age at its delivery: from a wake-up in time to a database that was gone for long.
+# Histogram buckets of the delivery lag, in seconds: 1 ms is normal, 60 s follows an outage.
 LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
 # Connections of the pool that sockets leave to HTTP requests.
@@ -83,10 +83,10 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
 
     def publish(event: Event) -> None:
         hub.publish(event)
-        # By two clocks, the database's and ours: as good as they agree.
+        # Compares the database's clock with ours, so clock skew shows up as lag.
         lag.observe(max(0.0, time.time() - event.created_at.timestamp()))
 
-    def have_all_resume() -> None:
+    def disconnect_all() -> None:
         """Close every connection with 1012, spread over time, so that its client resumes."""
         stopped = connections.stop_all(lambda: Unavailable(RESUME))
         loop.spawn(close_each, stopped, settings.drain_seconds / 2)
@@ -94,10 +94,10 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
     relay = Relay(
         settings.db_dsn or "",
         publish=publish,
-        revoke=connections.revoke,
+        revoke=connections.close_revoked,
         before_read=hub.before_read,
-        caught_up=hub.caught_up,
-        on_gap=have_all_resume,
+        after_read=hub.after_read,
+        on_gap=disconnect_all,
         poll=settings.relay_poll_ms / 1000,
     )
     loop.every_second(connections.close_expired)
@@ -105,7 +105,7 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
     @app.after_request
     def let_the_relay_read(response: Response) -> Response:
         if relay.is_woken:
-            # Its read is under way while this answer is made: a third off the time to the push.
+            # The relay reads now, while this answer is made: a third less latency of the push.
             loop.pause()
         return response
 
@@ -114,7 +114,7 @@ def init_app(app: Flask, settings: Settings) -> Realtime:
 
 def close_each(stopped: list[Watcher], seconds: float) -> None:
     """Close connections that have been stopped, spread over *seconds*."""
-    for watcher in loop.one_by_one(stopped, seconds):
+    for watcher in loop.spread(stopped, seconds):
         try:
             watcher.close(CloseCode.SERVICE_RESTART, "resume")
         except Exception:  # the others get no events any more, and must not stay open

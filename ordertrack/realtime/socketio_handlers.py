@@ -91,7 +91,7 @@ class SocketIOWatcher:
         self.closing = self.closing or error
         self._connections.remove(self)
 
-    def log_out(self, error: DomainError) -> None:
+    def close_with_error(self, error: DomainError) -> None:
         self.stop(error)
         if self.is_connected:  # else its CONNECT is refused with the error
             self._session.enqueue(encode_event("signed_out", to_json(problem(error))))
@@ -147,7 +147,7 @@ class SocketIOHandlers:
             if session.alive:
                 counters.refuse(shown.code)
             if isinstance(shown, Unavailable):
-                # Refused, the stock clients would not come back; closed, they do.
+                # The stock clients do not reconnect after a CONNECT_ERROR, but after a close they do.
                 session.close_with(CloseCode.TRY_AGAIN_LATER, shown.code, reconnect=True)
             raise Refused(shown.detail, problem(shown)) from error
 
@@ -193,7 +193,7 @@ class SocketIOHandlers:
             # Revoked just before, the session had no connection yet that could be closed.
             self._gate.identify(watcher)
         except InvalidToken as error:
-            watcher.log_out(error)
+            watcher.close_with_error(error)
             raise
         return {"ok": True}
 

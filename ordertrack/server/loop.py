@@ -208,7 +208,7 @@ def every_second(callback: Callable[[float], None]) -> None:
     every(1.0, callback)
 
 
-def one_by_one(leaving: list[T], seconds: float) -> Iterator[T]:
+def spread(leaving: list[T], seconds: float) -> Iterator[T]:
     """Each of `leaving` in random order, evenly spread over `seconds`.
 
     Clients that are closed at this pace do not all reconnect at once, nor always in one order.

@@ -42,7 +42,7 @@ fits, whatever its size: an answer larger than the bound is slow, not impossible
 *Faults.* An exception in a callback ends its own connection only; see `loop`.
 
 *End.* `Handler.on_close` runs exactly once, after CLOSED, in a greenlet, and never while
-`on_message` runs for the same connection. `TRANSITIONS` is the state table.
+`on_message` runs for the same connection. `CLOSE_TRANSITIONS` is the state table.
 """
 
 import _socket  # its sockets lack what socket.socket adds for files and contexts, and are smaller
@@ -67,7 +67,7 @@ from ordertrack.server.ws_handshake import check_handshake
 log = logging.getLogger(__name__)
 
 
-class State(Enum):
+class CloseState(Enum):
     """Where the closing handshake (RFC 6455, 7.1) stands; only in OPEN are messages exchanged."""
 
     OPEN = auto()
@@ -77,7 +77,7 @@ class State(Enum):
     CLOSED = auto()  # the descriptor is gone
 
 
-class Event(Enum):
+class CloseEvent(Enum):
     CLOSE = auto()  # the application calls `close`
     FAULT = auto()  # the peer broke a rule, exceeds its rate limit, or reads too slowly
     PEER_CLOSE = auto()  # the peer's close frame has arrived
@@ -86,24 +86,27 @@ class Event(Enum):
 
 
 # The state table. An event that is not listed changes nothing in that state.
-TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
-    State.OPEN: {
-        Event.CLOSE: State.CLOSING,
-        Event.FAULT: State.DISCARDING,
-        Event.PEER_CLOSE: State.ANSWERING,
-        Event.LOST: State.CLOSED,
+CLOSE_TRANSITIONS: Final[dict[CloseState, dict[CloseEvent, CloseState]]] = {
+    CloseState.OPEN: {
+        CloseEvent.CLOSE: CloseState.CLOSING,
+        CloseEvent.FAULT: CloseState.DISCARDING,
+        CloseEvent.PEER_CLOSE: CloseState.ANSWERING,
+        CloseEvent.LOST: CloseState.CLOSED,
     },
-    State.CLOSING: {
-        Event.FAULT: State.DISCARDING,
-        Event.PEER_CLOSE: State.ANSWERING,
-        Event.LOST: State.CLOSED,
+    CloseState.CLOSING: {
+        CloseEvent.FAULT: CloseState.DISCARDING,
+        CloseEvent.PEER_CLOSE: CloseState.ANSWERING,
+        CloseEvent.LOST: CloseState.CLOSED,
     },
-    State.DISCARDING: {Event.LOST: State.CLOSED},
-    State.ANSWERING: {Event.QUEUE_SENT: State.CLOSED, Event.LOST: State.CLOSED},
-    State.CLOSED: {},
+    CloseState.DISCARDING: {CloseEvent.LOST: CloseState.CLOSED},
+    CloseState.ANSWERING: {
+        CloseEvent.QUEUE_SENT: CloseState.CLOSED,
+        CloseEvent.LOST: CloseState.CLOSED,
+    },
+    CloseState.CLOSED: {},
 }
 
-_OPEN: Final = State.OPEN  # a global name, because it is compared for each frame
+_OPEN: Final = CloseState.OPEN  # a global name, because it is compared for each frame
 
 # How long a peer may take to answer a close frame before the descriptor is closed anyway. Closing
 # connections keep no queue, so this only bounds descriptors.
@@ -381,11 +384,11 @@ class WebSocket:
         rest = queue.discard()
         if rest is not None:
             queue.append(rest, monotonic())
-        self._advance(Event.FAULT, CloseCode.TRY_AGAIN_LATER, reason)
+        self._advance(CloseEvent.FAULT, CloseCode.TRY_AGAIN_LATER, reason)
 
     def _watch(self) -> None:
         """Tell the loop which events this socket waits for now."""
-        if self.state is not State.CLOSED:
+        if self.state is not CloseState.CLOSED:
             event_loop.watch(self, read=not self._paused, write=self._queue is not None)
 
     # Closing (RFC 6455, 7) ------------------------------------------------------------------------
@@ -395,7 +398,7 @@ class WebSocket:
 
         It has `CLOSE_SECONDS` for that. Nothing else is sent from now on.
         """
-        self._advance(Event.CLOSE, code, reason)
+        self._advance(CloseEvent.CLOSE, code, reason)
 
     def abort(self) -> None:
         """Close at once, without a close frame and without sending what is queued."""
@@ -405,14 +408,14 @@ class WebSocket:
         """Called by the sweep: the peer has not answered the close frame in time."""
         self._release()
 
-    def _advance(self, event: Event, code: int, reason: str) -> None:
+    def _advance(self, event: CloseEvent, code: int, reason: str) -> None:
         """Take a transition of the closing handshake; the close frame is sent on leaving OPEN."""
         was_open = self.state is _OPEN
-        state = TRANSITIONS[self.state].get(event)
+        state = CLOSE_TRANSITIONS[self.state].get(event)
         if state is None:
             return
         self.state = state
-        if state is not State.CLOSING:
+        if state is not CloseState.CLOSING:
             self._parser = None  # nothing more is read: discarded (1.4)
         if was_open:
             self.close_code, self.close_reason = code, reason
@@ -422,24 +425,24 @@ class WebSocket:
                 self._paused = False
                 self._watch()
             # An answer repeats the peer's code (5.5.1), not its reason.
-            self._write(close_frame(code, "" if event is Event.PEER_CLOSE else reason))
+            self._write(close_frame(code, "" if event is CloseEvent.PEER_CLOSE else reason))
         if self._queue is None:
             self._on_queue_sent()
 
     def _on_queue_sent(self) -> None:
         """Our close frame has been sent."""
-        if self.state is State.DISCARDING:
+        if self.state is CloseState.DISCARDING:
             # Closing with unread input would send a reset, which may overtake the close frame.
             try:
                 self._socket.shutdown(_constants.SHUT_WR)
             except OSError:
                 self._release()
         else:
-            self._release(Event.QUEUE_SENT)
+            self._release(CloseEvent.QUEUE_SENT)
 
-    def _release(self, event: Event = Event.LOST, *, reset: bool = False) -> None:
+    def _release(self, event: CloseEvent = CloseEvent.LOST, *, reset: bool = False) -> None:
         """Close the descriptor and free all that is kept for the peer, if the event leads there."""
-        state = TRANSITIONS[self.state].get(event)
+        state = CLOSE_TRANSITIONS[self.state].get(event)
         if state is None:
             return
         self.state = state
@@ -492,13 +495,13 @@ class WebSocket:
             event = parser.next()
             if event is None:
                 if parser.error is not None:
-                    self._advance(Event.FAULT, parser.error.code, parser.error.reason)
+                    self._advance(CloseEvent.FAULT, parser.error.code, parser.error.reason)
                 return
             opcode, payload = event
             whole = opcode in {ws_frames.TEXT, ws_frames.BINARY}
             full_at = self.limits.take_tokens(self._bucket_full_at, 1.0 if whole else CONTROL_COST)
             if full_at is None:
-                self._advance(Event.FAULT, CloseCode.POLICY_VIOLATION, "too many messages")
+                self._advance(CloseEvent.FAULT, CloseCode.POLICY_VIOLATION, "too many messages")
                 return
             self._bucket_full_at = full_at
             if whole:
@@ -510,9 +513,9 @@ class WebSocket:
             elif opcode == ws_frames.CLOSE:
                 assert isinstance(payload, bytes)
                 try:
-                    self._advance(Event.PEER_CLOSE, *ws_frames.read_close(payload))
+                    self._advance(CloseEvent.PEER_CLOSE, *ws_frames.read_close(payload))
                 except ws_frames.ProtocolError as error:
-                    self._advance(Event.PEER_CLOSE, error.code, error.reason)
+                    self._advance(CloseEvent.PEER_CLOSE, error.code, error.reason)
                 return
 
     def _deliver(self, message: Message) -> None:
@@ -560,7 +563,7 @@ class WebSocket:
         finally:
             self._has_worker = False
             self._inbox = self._inbox or None
-        if self.state is State.CLOSED:
+        if self.state is CloseState.CLOSED:
             handler, self.handler = self.handler, None
             if handler is not None:
                 handler.on_close(self, self.close_code, self.close_reason)
@@ -651,7 +654,7 @@ def close_all(code: int, reason: str, seconds: float) -> None:
     has ended or been given `CLOSE_SECONDS` for it.
     """
     admission.is_draining = True
-    for ws in loop.one_by_one(cast(list[WebSocket], list(event_loop.sockets.values())), seconds):
+    for ws in loop.spread(cast(list[WebSocket], list(event_loop.sockets.values())), seconds):
         event_loop.guard(ws, ws.close, code, reason)
     end = monotonic() + CLOSE_SECONDS
     while event_loop.sockets and monotonic() < end:

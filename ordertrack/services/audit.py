@@ -224,7 +224,7 @@ def _check_right(event: Row[Any]) -> None:
 def _check_step(event: Row[Any], status: str | None) -> None:
     if event.type == "created" or event.type not in EVENT_TYPES:
         raise _damaged(event, f"is {event.type}, which is not a type of change")
-    if event.status not in lifecycle.STEPS:
+    if event.status not in lifecycle.TRANSITIONS:
         raise _damaged(event, f"has the unknown status {event.status}")
     if event.previous_status != status:
         raise _damaged(
@@ -235,7 +235,7 @@ def _check_step(event: Row[Any], status: str | None) -> None:
             raise _damaged(event, f"changes the status, but is {event.type}")
         return
     before, after = Status(event.previous_status), Status(event.status)
-    if after not in lifecycle.STEPS[before]:
+    if after not in lifecycle.TRANSITIONS[before]:
         raise _damaged(event, f"goes from {before} to {after}, which is not a transition")
     if after not in lifecycle.next_statuses(before, _standings(event)):
         raise _damaged(event, f"goes from {before} to {after}, which {_actor(event)} may not")

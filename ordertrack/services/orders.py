@@ -531,7 +531,7 @@ def edit(
     """
     with _locked(caller, order_id) as (t, actor, row):
         held = policy.standings(actor, row)
-        if not policy.may_touch(held):
+        if not policy.can_ever_edit(held):
             raise Forbidden("Only the customer and admins may edit an order.")
         if row.description == description:
             return view_of(actor, row)
@@ -554,7 +554,7 @@ def delete(caller: Caller, order_id: int, *, if_version: int | None = None) -> N
     """
     with _locked(caller, order_id) as (t, actor, row):
         held = policy.standings(actor, row)
-        if not policy.may_touch(held):
+        if not policy.can_ever_edit(held):
             raise Forbidden("Only the customer and admins may delete an order.")
         _require_version(row.version, if_version)
         if not policy.can_delete(held, lifecycle.status_of(row.status)):

@@ -193,7 +193,7 @@ class EngineIOSession:
     application: Any = None  # the object that the application keeps for this client
     saved: dict[str, Any] | None = None  # see `EngineIOServer.get_session`
     deadline: float = 0.0  # for authenticating
-    pinged: bool = False  # the heartbeat has it
+    has_heartbeat: bool = False  # registered with the heartbeat
     _reason: str | None = None  # for the disconnect handler
     _polling: _Polling | None = None
 

@@ -35,14 +35,13 @@ from ordertrack.sio.pending_sessions import PendingSessions
 
 log = logging.getLogger(__name__)
 
-# For a client to send a CONNECT that is accepted, and for a WebSocket to become a session's
-# transport. Then it is closed.
+# Seconds that a client has to authenticate, or to complete an upgrade, before it is closed.
 CONNECT_SECONDS: Final = 10.0
 
-# For a polling client to fetch the last packets of a session that is closing.
+# Seconds that a polling client has to fetch the last packets of a session that is closing.
 LAST_FETCH_SECONDS: Final = 5.0
 
-# What a connect handler may want of the handshake; the rest of it is not kept.
+# The parts of the handshake's environ that connect handlers may use; the rest is not kept.
 _KEPT: Final[tuple[str, ...]] = (
     "flask.app",
     "wsgi.url_scheme",
@@ -278,8 +277,8 @@ class EngineIOServer:
         return True
 
     def _start_pings(self, session: EngineIOSession) -> None:
-        if not session.pinged:
-            session.pinged = True
+        if not session.has_heartbeat:
+            session.has_heartbeat = True
             self._heartbeat.add(session)
 
     # Deadlines, looked at every second ------------------------------------------------------------

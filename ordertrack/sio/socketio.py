@@ -242,7 +242,7 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
         return self.server.manager
 
     def drain(self, seconds: float) -> None:
-        """Close every session and raw WebSocket with 1012, spread over `seconds`.
+        """Close every session with 1012: polling ones at once, WebSockets spread over `seconds`.
 
         There is no Socket.IO DISCONNECT, so the stock clients reconnect by themselves.
         """

@@ -151,7 +151,10 @@ def test_the_table_of_steps_is_the_lifecycle() -> None:
     for status, cells in rows.items():
         for target, cell in zip(targets, cells, strict=True):
             said = set(cell.split(", ")) & STANDINGS
-            assert said == lifecycle.STEPS[Status(status)].get(target, set()), (status, target)
+            assert said == lifecycle.TRANSITIONS[Status(status)].get(target, set()), (
+                status,
+                target,
+            )
 
 
 @pytest.mark.parametrize(

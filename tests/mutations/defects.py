@@ -131,8 +131,8 @@ DEFECTS = [
     ),
     Defect(
         "policy-admins-edit-final-orders", POLICY,
-        "return status in lifecycle.STEPS and status not in lifecycle.TERMINAL",
-        "return status in lifecycle.STEPS", POLICY_TESTS,
+        "return status in lifecycle.TRANSITIONS and status not in lifecycle.TERMINAL",
+        "return status in lifecycle.TRANSITIONS", POLICY_TESTS,
     ),
     Defect(
         "policy-owners-edit-for-ever", POLICY,
@@ -449,7 +449,7 @@ DEFECTS = [
         "rooms-renew-without-a-second-look", SOCKETIO_HANDLERS,
         "        try:\n            # Revoked just before, the session had no connection yet that could be closed.\n"
         "            self._gate.identify(watcher)\n"
-        "        except InvalidToken as error:\n            watcher.log_out(error)\n"
+        "        except InvalidToken as error:\n            watcher.close_with_error(error)\n"
         "            raise\n", "", REVOCATION_TESTS,
     ),
     Defect(

@@ -40,7 +40,7 @@ class FakeWatcher:
     def stop(self, error: DomainError) -> None:
         self.closing = self.closing or error
 
-    def log_out(self, error: DomainError) -> None:
+    def close_with_error(self, error: DomainError) -> None:
         self.stop(error)
         self.logged_out.append(error.code)
 

@@ -58,13 +58,13 @@ def test_a_revocation_closes_the_connections_of_its_session_or_user(
     first, second, stranger = FakeWatcher(1, 1), FakeWatcher(1, 2), FakeWatcher(2, 3)
     for connection in (first, second, stranger):
         connections.admit(connection)
-    connections.revoke(Revoked(1, 1, 1, "signed_out"))
+    connections.close_revoked(Revoked(1, 1, 1, "signed_out"))
     assert [connection.logged_out for connection in (first, second, stranger)] == [
         ["invalid_token"],
         [],
         [],
     ]
-    connections.revoke(Revoked(2, 1, None, "deactivated"))
+    connections.close_revoked(Revoked(2, 1, None, "deactivated"))
     assert [connection.logged_out for connection in (second, stranger)] == [["invalid_token"], []]
 
 
@@ -91,7 +91,7 @@ def test_a_removed_connection_leaves_nothing_in_memory(connections: Connections)
 
 
 class FailingWatcher(FakeWatcher):
-    def log_out(self, error: DomainError) -> None:
+    def close_with_error(self, error: DomainError) -> None:
         raise RuntimeError("a bug in log_out")
 
 
@@ -121,6 +121,6 @@ def test_a_failing_log_out_keeps_no_other_revoked_connection_open(
     failing, good = FailingWatcher(1), FakeWatcher(1)
     connections.admit(failing)
     connections.admit(good)
-    connections.revoke(Revoked(1, 1, None, "deactivated"))
+    connections.close_revoked(Revoked(1, 1, None, "deactivated"))
     assert good.logged_out == ["invalid_token"]
     assert failing not in connections._by_user.get(1, ())

@@ -64,7 +64,7 @@ class World:
         _, events = self._tail.read(self._cursor)
         for event in events:
             self.hub.publish(event)
-        self.hub.caught_up()
+        self.hub.after_read()
 
     def subscribe(
         self,
@@ -215,7 +215,7 @@ def test_a_watermark_set_during_a_turn_is_kept_until_the_next_turn_ends(
     world.hub.before_read()  # and finds nothing
     owner.edit(order, "after the turn's read")
     assert caught_up(world.subscribe(watcher, order, 1)).version == 2
-    world.hub.caught_up()
+    world.hub.after_read()
     world.relay()  # finds what the watcher was answered already
     assert watcher.events == []
 

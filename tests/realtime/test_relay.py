@@ -287,7 +287,7 @@ def test_the_relay_counts_as_following_until_a_turn_takes_too_long(
         return None
 
     relay = Relay(
-        database, publish=nothing, revoke=nothing, before_read=nothing, caught_up=nothing,
+        database, publish=nothing, revoke=nothing, before_read=nothing, after_read=nothing,
         on_gap=nothing, poll=0.5,
     )  # fmt: skip
     now = 1000.0
@@ -318,7 +318,7 @@ class SteppedRelay:
             publish=lambda event: self.calls.append(event.version),
             revoke=lambda revoked: self.calls.append(revoked.reason),
             before_read=lambda: None,
-            caught_up=lambda: None,
+            after_read=lambda: None,
             on_gap=lambda: self.calls.append("gap"),
             poll=0.0,
         )

@@ -63,7 +63,7 @@ class Handlers:
 
     def revoke(self, caller: Caller) -> None:
         """As the relay does when it reads the revocation."""
-        self.connections.revoke(Revoked(1, caller.user_id, caller.session_id, "signed_out"))
+        self.connections.close_revoked(Revoked(1, caller.user_id, caller.session_id, "signed_out"))
 
 
 @pytest.fixture

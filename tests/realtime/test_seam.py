@@ -112,7 +112,7 @@ class Seam(RuleBasedStateMachine):
             self.note_what_is_not_delivered(order_id, version)
             self.hub.publish(event_of(order_id, version))
         else:
-            self.hub.caught_up()
+            self.hub.after_read()
             self.read = None
 
     def relay_turn(self) -> None:

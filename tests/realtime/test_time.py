@@ -18,8 +18,8 @@ class Clock:
         self.now = 1000.0
         for module in (event_loop_module, websocket):
             patch.setattr(module, "monotonic", lambda: self.now)
-            patch.setattr(module, "sleep", self.sleep)
             patch.setattr(module, "pause", lambda: None)
+        patch.setattr(event_loop_module, "sleep", self.sleep)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -64,7 +64,7 @@ def test_a_relay_whose_turn_takes_too_long_does_not_count_as_following(clock: Cl
         publish=nothing,
         revoke=nothing,
         before_read=nothing,
-        caught_up=nothing,
+        after_read=nothing,
         on_gap=nothing,
         poll=poll,
     )

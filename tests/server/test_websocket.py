@@ -10,7 +10,7 @@ import pytest
 from ordertrack.server import loop as loop_module
 from ordertrack.server import websocket
 from ordertrack.server.admission import Admission
-from ordertrack.server.websocket import TRANSITIONS, Event, State
+from ordertrack.server.websocket import CLOSE_TRANSITIONS, CloseEvent, CloseState
 from tests.server.echo import Echo, running
 from tests.server.wire import (
     BINARY,
@@ -44,10 +44,12 @@ def server(request: pytest.FixtureRequest) -> Iterator[Echo]:
 
 
 def test_every_state_has_a_row_and_only_closed_is_final() -> None:
-    assert set(TRANSITIONS) == set(State)
-    for state, row in TRANSITIONS.items():
-        assert row.get(Event.LOST) is (None if state is State.CLOSED else State.CLOSED)
-        assert State.OPEN not in row.values(), "what closes never opens again"
+    assert set(CLOSE_TRANSITIONS) == set(CloseState)
+    for state, row in CLOSE_TRANSITIONS.items():
+        assert row.get(CloseEvent.LOST) is (
+            None if state is CloseState.CLOSED else CloseState.CLOSED
+        )
+        assert CloseState.OPEN not in row.values(), "what closes never opens again"
 
 
 # The handshake ----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from itertools import pairwise, product
 import pytest
 
 from ordertrack import lifecycle
-from ordertrack.lifecycle import INITIAL, MAIN_FLOW, STEPS, TERMINAL, Standing, Status
+from ordertrack.lifecycle import INITIAL, MAIN_FLOW, TERMINAL, TRANSITIONS, Standing, Status
 from tests.support.rules import GRIDS, STATUSES, may_set
 
 # The grids of tests/support/rules.py are the specification, independent of the code.
@@ -27,19 +27,19 @@ def test_the_statuses_are_those_of_the_protocol() -> None:
 
 
 def test_every_status_has_a_row_also_the_final_ones() -> None:
-    assert set(STEPS) == set(Status)
+    assert set(TRANSITIONS) == set(Status)
     assert {Status.COMPLETED, Status.CANCELLED} == TERMINAL
 
 
 def test_no_transition_leads_to_the_initial_status() -> None:
-    assert not any(INITIAL in steps for steps in STEPS.values())
+    assert not any(INITIAL in steps for steps in TRANSITIONS.values())
     assert MAIN_FLOW[0] is INITIAL
 
 
 def test_the_main_flow_goes_one_step_at_a_time() -> None:
     assert tuple(Status)[:4] == MAIN_FLOW
     for status, following in pairwise(MAIN_FLOW):
-        assert [step for step in STEPS[status] if step in MAIN_FLOW] == [following]
+        assert [step for step in TRANSITIONS[status] if step in MAIN_FLOW] == [following]
 
 
 @callers
@@ -71,4 +71,4 @@ def test_without_a_standing_nothing_may_be_set() -> None:
 def test_an_edge_is_a_transition_that_some_standing_may_make() -> None:
     for status, target in product(Status, Status):
         anybody = any(target in may_set(grid, status) for grid in CALLERS.values())
-        assert (target in lifecycle.STEPS[status]) == anybody
+        assert (target in lifecycle.TRANSITIONS[status]) == anybody

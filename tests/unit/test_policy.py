@@ -82,7 +82,7 @@ def test_who_may_edit_and_delete_and_when(
     standings = frozenset(held)
     assert {status for status in Status if policy.can_edit(standings, status)} == may_edit
     assert {status for status in Status if policy.can_delete(standings, status)} == may_delete
-    assert policy.may_touch(standings) == bool(may_edit)
+    assert policy.can_ever_edit(standings) == bool(may_edit)
 
 
 @pytest.mark.parametrize("role", Role)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 from ordertrack.eventlog import Event
-from ordertrack.lifecycle import MAIN_FLOW, STEPS, Status
+from ordertrack.lifecycle import MAIN_FLOW, TRANSITIONS, Status
 from ordertrack.web.pages.progress import steps
 
 
@@ -54,7 +54,7 @@ def test_one_step_is_current_those_before_it_are_done_and_those_after_it_upcomin
 
 def test_a_cancelled_order_shows_after_which_step_it_was_cancelled() -> None:
     for status in MAIN_FLOW:
-        if Status.CANCELLED not in STEPS[status]:
+        if Status.CANCELLED not in TRANSITIONS[status]:
             continue
         way = MAIN_FLOW[: MAIN_FLOW.index(status) + 1]
         shown = progress(*way, Status.CANCELLED)

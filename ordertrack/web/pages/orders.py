@@ -20,7 +20,7 @@ from ordertrack.errors import (
     VersionMismatch,
 )
 from ordertrack.eventlog import Event
-from ordertrack.lifecycle import STEPS, TERMINAL, Status
+from ordertrack.lifecycle import TERMINAL, TRANSITIONS, Status
 from ordertrack.problems import STATUS as HTTP_STATUS
 from ordertrack.schemas import MAX_VERSION, DriverAssignment, OrderDescription, StatusChange, parse
 from ordertrack.services import order_lists, orders
@@ -149,7 +149,7 @@ def _transitions(screen: OrderPage) -> list[tuple[Status, Status]]:
     """Every transition that the viewer may make with this order, in its present status or later."""
     return [
         (current, target)
-        for current, targets in STEPS.items()
+        for current, targets in TRANSITIONS.items()
         for target, allowed in targets.items()
         if allowed & screen.held
     ]
