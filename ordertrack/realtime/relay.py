@@ -34,8 +34,9 @@ CONNECTING, and `_gap` says why it is RESTARTING until that is done.
 
 An example
 ----------
-    relay = Relay(dsn, publish=hub.publish, revoke=connections.close_revoked, before_read=hub.before_read,
-                  after_read=hub.after_read, on_gap=disconnect_all, poll=0.25)
+    relay = Relay(dsn, publish=hub.publish, revoke=connections.close_revoked,
+                  before_read=hub.before_read, after_read=hub.after_read,
+                  on_gap=disconnect_all, poll=0.5)
     relay.start()          # returns when it is FOLLOWING: accept clients only afterwards
     ...
     relay.wake()           # this process has committed something (`db.after_append` does that)

@@ -147,7 +147,7 @@ class SocketIOHandlers:
             if session.alive:
                 counters.refuse(shown.code)
             if isinstance(shown, Unavailable):
-                # The stock clients do not reconnect after a CONNECT_ERROR, but after a close they do.
+                # The stock clients reconnect after a close, but not after a CONNECT_ERROR.
                 session.close_with(CloseCode.TRY_AGAIN_LATER, shown.code, reconnect=True)
             raise Refused(shown.detail, problem(shown)) from error
 

@@ -18,7 +18,7 @@ class Clock:
         self.now = 1000.0
         for module in (event_loop_module, websocket):
             patch.setattr(module, "monotonic", lambda: self.now)
-            patch.setattr(module, "pause", lambda: None)
+        patch.setattr(event_loop_module, "pause", lambda: None)
         patch.setattr(event_loop_module, "sleep", self.sleep)
 
     def sleep(self, seconds: float) -> None:
