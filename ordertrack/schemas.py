@@ -194,6 +194,8 @@ def _pointer(location: tuple[int | str, ...]) -> str:
 def _message(entry: Any) -> str:
     if entry["type"] == "extra_forbidden":
         return "is not a known field"
+    if entry["type"] == "model_type":  # pydantic's own text names our class
+        return "must be an object"
     message: str = entry["msg"]
     return message.removeprefix("Value error, ")
 

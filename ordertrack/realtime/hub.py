@@ -174,7 +174,7 @@ class Hub:
         # A room with one watcher, as most are, is that watcher: a dictionary would take 240 bytes.
         self._rooms: dict[str, Watcher | dict[Watcher, None]] = {}
         self._subscriptions: dict[int, dict[Watcher, _Subscription]] = {}
-        # SETTLING since before the relay's present read began: LIVE when it ends; and since it began:
+        # SETTLING since before the relay's present read began: LIVE when it ends; and since then:
         # LIVE when the next one ends.
         self._settling_before_read: list[_Subscription] = []
         self._settling_since_read: list[_Subscription] = []

@@ -3,6 +3,7 @@
 A route without a row here fails, so that no route is added without a decision who may use it.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,18 @@ def test_a_route_answers_a_caller_as_its_row_says(scene: Scene, route: str, call
     assert row.status(answer) == expected, answer.text[:500]
     if route.partition(" ")[2].startswith("/api/"):
         assert answer.code == CODES.get(expected)
+
+
+@pytest.mark.safety("malformed-input")
+@pytest.mark.parametrize("token", [None, "forged"])
+@pytest.mark.parametrize("path", sorted({route.partition(" ")[2] for route in ROWS}))
+def test_options_names_the_methods_of_a_route_to_anybody(app: Flask, path: str, token: str) -> None:
+    """Flask answers it without calling the view, so it needs no token, and tells nothing else."""
+    path = re.sub(r"<id:\w+>", "1", path).replace("<path:name>", "favicon.svg")
+    answer = Api(InProcess(app), token).request("OPTIONS", path)
+    assert answer.status_code == 200
+    assert answer.headers["Allow"]
+    assert not answer.content
 
 
 ABOUT_ORDERS = [route for route in ROWS if "<id:order_id>" in route]

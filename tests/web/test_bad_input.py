@@ -443,6 +443,15 @@ def test_any_text_may_be_searched_for(place: Place, scope: str, words: str) -> N
     assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"text"', b"0"])
+def test_a_body_that_is_no_object_is_named_without_our_class_names(
+    place: Place, body: bytes
+) -> None:
+    answer = place.api["owner"].post("/api/orders", body=body)
+    refused(answer, "validation_failed")
+    assert answer.json()["errors"] == [{"pointer": "", "message": "must be an object"}]
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [("DELETE", "/api/register"), ("PUT", "/api/orders"), ("POST", "/api/orders/1/status")],
