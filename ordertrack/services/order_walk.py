@@ -201,8 +201,8 @@ def page(query: Query, branches: list[Branch], *, by_number: str = "false") -> P
     found = " UNION ALL ".join(f"SELECT * FROM walk_{number}" for number in range(len(walks)))
     order = f"{query.number_first}{by_time(branches)}o.id DESC"
     floor = f"greatest({', '.join(floors)})" if floors else "CAST(NULL AS bigint)"
-    # Of several walks, rows below the highest floor are dropped, because the walk that stopped there
-    # has not looked at older orders. A caller that sees all orders has one walk.
+    # Of several walks, rows below the highest floor are dropped, because one of the walks has not
+    # looked at orders so old. A caller that sees all orders has one walk.
     together = ""
     if len(branches) > 1:
         together = "WHERE s.floor IS NULL OR a.sees_all OR o.id >= s.floor"
