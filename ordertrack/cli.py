@@ -135,7 +135,7 @@ def reset_link(email: str, url: str | None) -> None:
 @with_appcontext
 def make_demo(password: str | None, beside_others: bool) -> None:
     """Create three accounts and some orders to look at."""
-    # Generated, because a demo may be reachable from elsewhere.
+    # Generated, because a demo may be reachable from other machines.
     password = password or secrets.token_urlsafe(9)
     with _tables(migrate=True):
         parse({"name": "-", "email": "demo@example.org", "password": password}, Registration)

@@ -26,6 +26,7 @@ EXAMPLE_JWT_SECRET = "replace-me-with-at-least-32-random-bytes"  # noqa: S105 (r
 
 # RFC 7518 wants an HMAC key at least as long as the hash (HS256: 256 bits).
 MIN_SECRET_BYTES = 32
+_MAKE_ONE = "Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -108,11 +109,10 @@ def _dsn(raw: str) -> None:
 
 
 def _secret(raw: str) -> None:
-    make_one = "Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
     if raw == EXAMPLE_JWT_SECRET:
-        raise ValueError(f"is the example value, which everybody knows. {make_one}")
+        raise ValueError(f"is the example value, which is public. {_MAKE_ONE}")
     if len(os.fsencode(raw)) < MIN_SECRET_BYTES:
-        raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes. {make_one}")
+        raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes. {_MAKE_ONE}")
 
 
 def _host(raw: str) -> None:
@@ -174,8 +174,8 @@ class Settings:
     # does both.
     migrate_dsn: str | None = _text(_dsn, None, secret=True)
 
-    # Signs the tokens. It lets its holder log in as anybody, so it has no default: with DB_DSN it
-    # must be given, with the embedded database one is generated and stored beside it.
+    # Signs the tokens, for any user, so it has no default: with DB_DSN it must be given, with the
+    # embedded database one is generated and stored beside it.
     jwt_secret: str | None = _text(_secret, None, secret=True)
 
     # The folder of the embedded database and its secret.
@@ -287,7 +287,7 @@ def url_of(dsn: str) -> URL:
 
 
 def load(environ: Mapping[str, str], *, dotenv: Path | None = None) -> Settings:
-    """Read settings from `environ` and, beneath it, the file `dotenv` if there is one.
+    """Read settings from `environ`, and those that it lacks from `dotenv` if that file exists.
 
     Raises `SettingsError` for the first setting that cannot be used.
     """
@@ -337,7 +337,7 @@ def _from_file(path: Path | None) -> Mapping[str, str | None]:
 
 def _cookie_secure(settings: Settings) -> bool:
     """True wherever TLS may be in front. A loopback server without a proxy is reached over plain
-    HTTP, where some browsers drop Secure cookies, so that nobody could log in."""
+    HTTP, where some browsers drop Secure cookies, so that logging in would fail."""
     if settings.trusted_proxies:
         return True
     try:
@@ -349,11 +349,8 @@ def _cookie_secure(settings: Settings) -> bool:
 def _check_together(settings: Settings, *, debug: str) -> None:
     if settings.db_dsn is not None:
         if settings.jwt_secret is None:
-            raise SettingsError(
-                "JWT_SECRET",
-                f"must be set when DB_DSN is: at least {MIN_SECRET_BYTES} random bytes. Make one "
-                "with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'",
-            )
+            needed = f"must be set when DB_DSN is: at least {MIN_SECRET_BYTES} random bytes."
+            raise SettingsError("JWT_SECRET", f"{needed} {_MAKE_ONE}")
         if debug.lower() not in _FALSE | {""}:
             raise SettingsError(
                 "FLASK_DEBUG", "must not be on with a real database (DB_DSN is set); remove it"

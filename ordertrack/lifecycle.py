@@ -1,4 +1,4 @@
-"""The state machine of an order: its statuses, and who may make which transition. Pure.
+"""The state machine of an order: statuses, transitions, and the standing that each needs. Pure.
 
 `TRANSITIONS` is the whole table: every status has a row, also the final ones. The rest of this
 module and the picture in the documentation are derived from it.

@@ -1,5 +1,5 @@
-"""The tables. Rules that must hold whatever code runs are constraints here, or triggers in
-`migrations/`. Who may do what is in `ordertrack.policy` and `ordertrack.lifecycle`.
+"""The tables. Rules that must hold for every program are constraints here, or triggers in
+`migrations/`. Rights are decided in `ordertrack.policy` and `ordertrack.lifecycle`.
 """
 
 from datetime import datetime
@@ -29,7 +29,6 @@ from ordertrack.lifecycle import Status
 from ordertrack.policy import Role
 
 EVENT_TYPES = ("created", "status_changed", "description_changed", "driver_assigned", "deleted")
-
 
 # Created by migrations where the extension pg_trgm is available.
 SEARCH_INDEXES = ("ix_order_events_description_search", "ix_users_search")
@@ -143,8 +142,8 @@ class OrderEvent(Base):
     """One change of one order: audit trail, recovery cursor and broadcast source in one row.
 
     Append-only: triggers refuse UPDATE, DELETE and TRUNCATE. Others set ``xid`` and ``created_at``
-    (the order's ``updated_at``), whatever is inserted. The actor's name and role, the customer and
-    the driver are those of that time.
+    (the order's ``updated_at``) in place of any inserted value. The actor's name and role, the
+    customer and the driver are those of that time.
     """
 
     __tablename__ = "order_events"
@@ -185,11 +184,11 @@ class Revocation(Base):
 
     The relay tails this table beside `order_events`, so that every process closes the sockets of a
     revoked session. ``session_id`` NULL means all sessions of the user. ``actor_id`` is the user
-    who revoked it: NULL for the command line, which stands above users.
+    that revoked it, NULL when it was done on the command line, which needs no login.
     """
 
-    # Its first name. Renaming a table takes a lock that stops a running server, and would leave the
-    # release before this one without its log.
+    # The name that older releases know. Renaming the table would lock it against a running server,
+    # and break a rolling upgrade from the release before.
     __tablename__ = "access_changes"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)

@@ -1,4 +1,4 @@
-"""Decides who may see and change an order. Pure: facts in, answers out.
+"""Decides what a user may see of an order and change in it. Pure functions.
 
 REST, pages, Socket.IO and raw sockets all use these functions. Statements that must contain the
 rule (lists, the status change) have it in SQL, from `ordertrack.services.callers`; the
@@ -104,7 +104,7 @@ def can_ever_edit(held: frozenset[Standing]) -> bool:
 def can_edit(held: frozenset[Standing], status: Status) -> bool:
     """The owner may while the order is Pending, an admin until it is final.
 
-    In a status that only a newer release knows nobody may: it may be final.
+    Never in a status that only a newer release knows, because it may be final.
     """
     if Standing.ADMIN in held:
         return status in lifecycle.TRANSITIONS and status not in lifecycle.TERMINAL

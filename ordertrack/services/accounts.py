@@ -149,8 +149,8 @@ def change_user(
 ) -> Account:
     """Change a user's role, or activate or deactivate it. Idempotent.
 
-    Raises `Forbidden` unless the caller is an admin, and for an admin who would lose their own
-    rights; `NotFound` when there is no such user.
+    Raises `Forbidden` unless the caller is an admin, and when admins would end their own rights;
+    `NotFound` when there is no such user.
     """
     with transaction() as t:
         users = _locked(t, {caller.user_id, user_id})
@@ -167,8 +167,8 @@ def change_user(
 
 
 def _locked(t: Transaction, ids: set[int]) -> dict[int, User]:
-    """Users under their row locks. The caller is among them, so that of two admins who demote each
-    other at the same time the second is refused.
+    """Users under their row locks. The caller is among them: when two admins demote each other at
+    the same time, the second is refused.
     """
     found = t.scalars(
         select(User)

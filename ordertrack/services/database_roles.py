@@ -133,9 +133,8 @@ def _make_database(connection: Connection, name: str, owning: str) -> None:
     quoted, owner = _quoted(connection, name), _quoted(connection, owning)
     found = text("SELECT true FROM pg_database WHERE datname = :name")
     if not connection.scalar(found, {"name": name}):
-        connection.execute(text(f"CREATE DATABASE {quoted} OWNER {owner}"))
-    else:
-        connection.execute(text(f"ALTER DATABASE {quoted} OWNER TO {owner}"))
+        connection.execute(text(f"CREATE DATABASE {quoted}"))
+    connection.execute(text(f"ALTER DATABASE {quoted} OWNER TO {owner}"))
 
 
 def _give_tables(connection: Connection, owning: str) -> None:

@@ -145,31 +145,26 @@ class _Story:
             self._deliver(order, end)
 
     def _place(self, description: str) -> int:
-        began = next(self.clock)
-        order_id = self.t.execute(
-            insert(Order)
-            .values(
-                customer_id=self.customer.id,
-                description=description,
-                created_at=began,
-                updated_at=began,
-            )
-            .returning(Order.id)
-        ).scalar_one()
+        customer, began = self.customer, next(self.clock)
+        order = Order(
+            customer_id=customer.id, description=description, created_at=began, updated_at=began
+        )
+        self.t.add(order)
+        self.t.flush()
         self.t.execute(
             insert(OrderEvent).values(
-                order_id=order_id,
+                order_id=order.id,
                 version=1,
                 type="created",
                 status=INITIAL.value,
-                actor_id=self.customer.id,
-                actor_name=self.customer.name,
-                actor_role=self.customer.role.value,
+                actor_id=customer.id,
+                actor_name=customer.name,
+                actor_role=customer.role.value,
                 changes={"description": description},
-                customer_id=self.customer.id,
+                customer_id=customer.id,
             )
         )
-        return order_id
+        return order.id
 
     def _append(
         self, order_id: int, actor: Actor, type: str, setting: dict[str, Any], **more: Any

@@ -31,8 +31,8 @@ MAX_BATCHES: Final = 200
 # The advisory lock of the process that is at work; any fixed number.
 _LOCK: Final = 0x0DE27AD
 
-# By table, which rows to delete. Sessions and keys stay for a week in case somebody asks about
-# them; logouts stay as long as the database demands (migration 0003).
+# By table, which rows to delete. Sessions and keys stay for a week, for support; logouts as long as
+# the database demands (migration 0003).
 _DELETED: Final = {
     "sessions": (
         "expires_at < now() - interval '7 days'",

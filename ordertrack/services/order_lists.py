@@ -1,4 +1,4 @@
-"""The lists of orders that there are: a customer's own, those of staff, and a driver's deliveries.
+"""The lists of orders: a customer's own, those of staff, and a driver's deliveries.
 
 Each statement is bounded however many orders there are: lists are read in pages, newest first, by
 `order_walk`, and by `order_search` when a text is rare.
@@ -39,8 +39,8 @@ def own_page(caller: Caller, filters: Filters, *, before: int | None, limit: int
 def staff_page(caller: Caller, filters: Filters, *, before: int | None, limit: int) -> Page:
     """The orders that a member of staff may see: at most *limit* with id < *before*.
 
-    Raises `Forbidden` for customers, and for drivers who ask for deleted orders; no order is read
-    for them. Raises `InvalidToken`.
+    Raises `Forbidden` for customers, and for drivers when *filters* say deleted orders; no order is
+    read for them. Raises `InvalidToken`.
     """
     return _staff_page(Query(caller, filters, before, limit))[0]
 
@@ -80,7 +80,7 @@ def export(caller: Caller, filters: Filters) -> Iterator[OrderView]:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many there are, or, with ``more``, how many there are at least."""
+    """A number of orders; with ``more`` a lower bound of it."""
 
     number: int
     more: bool = False
@@ -94,7 +94,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A page for dispatchers. ``counts`` obeys every filter but the status itself."""
+    """A page for dispatchers. ``counts`` applies every filter except the status."""
 
     page: Page
     counts: dict[Status, Count]
@@ -112,9 +112,7 @@ def board(caller: Caller, filters: Filters, *, before: int | None, limit: int) -
 
 
 def _counts(query: Query, ids: list[int] | None) -> dict[Status, Count]:
-    """How many orders of each status there are: exactly as far as one statement may look, and at
-    least so many where it had to stop.
-    """
+    """The number of orders of each status; a lower bound where a statement reached its limit."""
     parameters = query.parameters | {"ids": ids, "counted": COUNTED + 1}
     counts = {status: Count(0) for status in Status}
     if ids is not None:

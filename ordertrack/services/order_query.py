@@ -1,7 +1,6 @@
-"""What a list of orders is asked for, in SQL, and what it answers.
+"""A request for a page of a list of orders, its conditions in SQL, and the page.
 
-Both ways to find the orders of a list start from here: `order_walk` reads along an index,
-`order_search` searches for a text.
+Both ways to read a list use it: `order_walk` reads along an index, `order_search` looks a text up.
 """
 
 from dataclasses import dataclass
@@ -35,10 +34,10 @@ IS_OPEN: Final = "o.status IN (" + ", ".join(f"'{status}'" for status in OPEN) +
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What a list is narrowed to; None and False narrow nothing. Times are aware, in UTC.
+    """Conditions on the orders of a list; None and False are none. Times are aware, in UTC.
 
-    ``text`` is looked for in descriptions; ``words`` there and in customers' names, and it may be
-    an order's number. ``customer`` is part of a customer's name or address.
+    ``text`` is part of the description; ``words`` is part of it or of the customer's name, or the
+    order's number. ``customer`` is part of the customer's name or address.
     """
 
     status: Status | None = None
@@ -55,10 +54,10 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Orders, newest first, and the caller who looks at them.
+    """Orders, newest first, and the caller that they are for.
 
     ``older`` is the ``before`` of the next page, None on the last one. ``cut_short``: the page ends
-    because enough rows were looked at, not because it is full.
+    because the limit of rows to look at was reached, not because it is full.
     """
 
     actor: Actor

@@ -20,16 +20,16 @@ from ordertrack.services import callers
 from ordertrack.services.order_query import CONDITIONS, IS_OPEN, OPEN, STAFF, Page, Query, fetch
 from ordertrack.services.order_rows import COLUMNS
 
-# Rows that one statement looks at for a page, and again for its counts: some 10 ms from memory.
-# That is for orders in the sequence in which they were placed, which lie together. Those of one
-# customer, driver or status lie apart, and so do customers' names: either costs two rows more.
+# Rows that one statement looks at for a page, and again for its counts: some 10 ms from memory, in
+# the sequence in which orders were placed, where they lie together on disk. Those of one customer,
+# driver or status lie apart, and so do customers' names: each of them costs `_APART` rows more.
 SCANNED: Final = 5_000
 _APART: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One walk: for which callers `a`, along which path, and what is checked row by row."""
+    """One walk: a condition on the caller `a`, the path, and conditions to check row by row."""
 
     caller: str
     path: str
@@ -44,7 +44,7 @@ class Branch:
 
     @property
     def judged(self) -> list[str]:
-        """All conditions that the path itself does not hold."""
+        """All conditions that must be checked row by row."""
         return [*self.conditions, *(["o.deleted_at IS NULL"] if self.path == "all" else ())]
 
 
@@ -75,7 +75,7 @@ def staff(query: Query) -> list[Branch]:
 
 # --- paths ---------------------------------------------------------------------------------------
 
-# The filters that a path holds, where it is not simply the one that gave it its name.
+# The filters that hold for all rows of a path. A path that is not here is named after its only one.
 _COVERED = {
     "created": ("created_from", "created_before"),
     "open_of_driver": ("driver_id", "status"),
@@ -97,7 +97,7 @@ TIME_BEFORE: Final = """coalesce((SELECT last.created_at FROM orders last WHERE 
 
 
 def steps(path: str, values: dict[str, Any], before: int | None) -> tuple[str, str]:
-    """Which rows a path leads along, and their ORDER BY."""
+    """A path's rows, as a condition on `o`, and their ORDER BY."""
     if path == "all":
         return "o.id < :before", "o.id DESC"
     if path == "deleted":
@@ -143,10 +143,10 @@ def _path(query: Query) -> str:
 
 
 def _probe(query: Query, paths: list[str]) -> dict[str, int]:
-    """How many rows each path has, up to `SCANNED`; none for callers who may not see them.
+    """How many rows each path has, up to `SCANNED`; 0 for customers, so that they learn nothing.
 
-    From the beginning, whatever the page: paths differ in their order, so that a list whose path
-    changed between pages would miss some orders when times and ids disagree about what is newer.
+    Counts from the first page for all pages, so that all take the same path. Paths differ in their
+    order when times and ids disagree: a list whose path changed between pages would miss orders.
     """
     query = replace(query, before=None)
     counts = []
@@ -201,8 +201,8 @@ def page(query: Query, branches: list[Branch], *, by_number: str = "false") -> P
     found = " UNION ALL ".join(f"SELECT * FROM walk_{number}" for number in range(len(walks)))
     order = f"{query.number_first}{by_time(branches)}o.id DESC"
     floor = f"greatest({', '.join(floors)})" if floors else "CAST(NULL AS bigint)"
-    # Of several walks none counts beyond the place where the first one stopped. Callers who see all
-    # orders have one.
+    # Of several walks, rows below the highest floor are dropped, because one of the walks has not
+    # looked at orders so old. A caller that sees all orders has one walk.
     together = ""
     if len(branches) > 1:
         together = "WHERE s.floor IS NULL OR a.sees_all OR o.id >= s.floor"
@@ -227,7 +227,7 @@ def page(query: Query, branches: list[Branch], *, by_number: str = "false") -> P
 
 
 def by_time(branches: list[Branch]) -> str:
-    """The beginning of the ORDER BY of a page, for callers whose walks lead along the time.
+    """The beginning of a page's ORDER BY: for callers with a walk along the time, the time.
 
     A page must be in the order of its walk, or the next one would miss some orders.
     """

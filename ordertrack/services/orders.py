@@ -381,7 +381,7 @@ _row_queue = RowQueue()
 _LOCK_ROW = "SELECT id FROM orders WHERE id = :id FOR NO KEY UPDATE"
 
 # Moves an order to another status and appends the event: the hot path. The statement is the whole
-# check: who asks, what they may do, from which states, at which version. It sees one snapshot of
+# check: the session, the caller's rights, the order's status and version. It sees one snapshot of
 # the database, so it must not wait: after a wait that snapshot is out of date, the caller's rights
 # with it. Hence SKIP LOCKED: a row that another transaction holds counts as not found, and
 # `_move_after_waiting` comes next. A row that was changed since the snapshot is checked again as it

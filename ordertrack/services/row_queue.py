@@ -10,6 +10,7 @@ wait here, where waiting costs nothing.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from ordertrack.errors import Unavailable
 
@@ -21,13 +22,11 @@ _AT_ONCE = 2
 _PATIENCE = 0.5
 
 
+@dataclass(slots=True)
 class _Queue:
-    __slots__ = ("places", "succeeded", "users")
-
-    def __init__(self) -> None:
-        self.places = threading.Semaphore(_AT_ONCE)
-        self.users = 0  # requests that have a place or wait for one
-        self.succeeded = 0  # requests that had one
+    places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_AT_ONCE))
+    users: int = 0  # requests that have a place or wait for one
+    succeeded: int = 0  # requests that had one
 
 
 class RowQueue:

@@ -865,7 +865,7 @@ DEFECTS = [
     ),
     Defect(
         "drivers-see-an-empty-list-of-deleted-orders", LISTS,
-        "    if filters.deleted:\n        callers.require_admin(actor)\n", "",
+        "    if query.filters.deleted:\n        callers.require_admin(page.actor)\n", "",
         BOARD_TESTS,
     ),
     Defect(
@@ -894,6 +894,6 @@ DEFECTS = [
     ),
     Defect(
         "audit-takes-any-role", AUDIT,
-        "return held is None or role in held", "return True", AUDIT_TESTS,
+        "return not self._roles[user_id].isdisjoint({role, None})", "return True", AUDIT_TESTS,
     ),
 ]  # fmt: skip
