@@ -143,7 +143,7 @@ def _path(query: Query) -> str:
 
 
 def _probe(query: Query, paths: list[str]) -> dict[str, int]:
-    """How many rows each path has, up to `SCANNED`; 0 for customers, so that they learn nothing.
+    """How many rows each path has, up to `SCANNED`; 0 for customers, for whom nothing is read.
 
     Counts from the first page for all pages, so that all take the same path. Paths differ in their
     order when times and ids disagree: a list whose path changed between pages would miss orders.
