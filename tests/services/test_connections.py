@@ -49,7 +49,7 @@ def relay_of(dsn: str) -> Relay:
         return None
 
     return Relay(
-        dsn, publish=nothing, revoke=nothing, before_read=nothing, caught_up=nothing,
+        dsn, publish=nothing, revoke=nothing, before_read=nothing, after_read=nothing,
         on_gap=nothing, poll=1.0,
     )  # fmt: skip
 
