@@ -160,6 +160,7 @@ def between(spans: Sequence[Span], limit: int) -> dict[int, list[Event]]:
     return events
 
 
+# The events that an order's page shows: all status changes, and the latest events of any type.
 _SUMMARY = db.Statement(
     f"""
     SELECT {EVENT_COLUMNS}

@@ -74,11 +74,13 @@ def verify() -> Iterator[Checked]:
         after = upto
 
 
+# A batch of orders in the order of their ids.
 _ORDERS = text(
     """SELECT id, status, version, description, customer_id, driver_id, created_at, updated_at,
               deleted_at
          FROM orders WHERE id > :after ORDER BY id LIMIT :limit"""
 )
+# The events of a batch of orders, each order's by version.
 _EVENTS = text(
     """SELECT id, order_id, version, type, status, previous_status, actor_id, actor_role, changes,
               customer_id, driver_id, created_at,

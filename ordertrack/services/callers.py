@@ -41,6 +41,7 @@ def parameters(caller: Caller) -> dict[str, Any]:
     }
 
 
+# The caller alone.
 _IDENTIFY_SQL = f"WITH {ACTOR_CTE} SELECT {ACTOR_COLUMNS} FROM actor a"
 _IDENTIFY = db.Statement(_IDENTIFY_SQL, **CALLER)
 

@@ -78,10 +78,10 @@ def environment(dsn: str, **changes: str) -> dict[str, str]:
     return {**kept, **settings, **changes}
 
 
-def refusal_to_start(dsn: str) -> str:
-    """The error output of a server that does not start on the database."""
+def refusal(dsn: str, *command: str) -> str:
+    """The error output of Python with *command*, which must refuse to work on the database."""
     refused = subprocess.run(
-        [sys.executable, "wsgi.py"],
+        [sys.executable, *command],
         cwd=ROOT,
         env=environment(dsn),
         capture_output=True,
@@ -93,6 +93,11 @@ def refusal_to_start(dsn: str) -> str:
     assert "serves on" not in refused.stdout
     assert "Traceback" not in refused.stderr
     return refused.stderr
+
+
+def refusal_to_start(dsn: str) -> str:
+    """The error output of a server that does not start on the database."""
+    return refusal(dsn, "wsgi.py")
 
 
 @contextlib.contextmanager
