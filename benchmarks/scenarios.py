@@ -222,6 +222,63 @@ def all_scenarios(*, quick: bool = False) -> list[Scenario]:
             (Promise("requests/s", "fastapi", 1.0), Promise("requests/s", "node", beyond=1.0)),
         ),
         Scenario(
+            "post",
+            "POST order, 16 connections, durable",
+            _REQUESTS,
+            False,
+            _requests,
+            _cases(Case(contender="", steps=(f"post 16 {seconds} 1",), orders=1), "ordertrack"),
+        ),
+        *(
+            Scenario(
+                f"{kind}1",
+                f"{kind.upper()}, 1 connection, commits not awaited",
+                _REQUESTS,
+                False,
+                _requests,
+                _cases(
+                    Case(
+                        contender="",
+                        steps=(f"{kind} 1 {seconds / 2} 0.5",),
+                        orders=calls // 2,
+                        durable=False,
+                    ),
+                    "ordertrack",
+                ),
+            )
+            for kind in ("get", "put", "post")
+        ),
+        *(
+            Scenario(
+                name,
+                title,
+                {"clients/s": "/s", "server CPU per client": "µs", "p99": "ms"},
+                False,
+                _connects,
+                _cases(
+                    Case(
+                        contender="",
+                        steps=(f"connect {n(clients)} {in_flight}",),
+                        orders=100,
+                        warm_up=(f"connect {n(300)} {in_flight}",),
+                        warm_up_orders=100,
+                        protocol=protocol,
+                    ),
+                    "ordertrack",
+                ),
+            )
+            for name, title, clients, in_flight, protocol in (
+                ("connect1", "Connect, authenticate, subscribe; one at a time", 500, 1, "socketio"),
+                (
+                    "raw-connect",
+                    "Raw WebSocket: connect, authenticate, first message; 100 in flight",
+                    2000,
+                    100,
+                    "websocket",
+                ),
+            )
+        ),
+        Scenario(
             "connect",
             "Connect, authenticate, subscribe; 100 in flight",
             {"clients/s": "/s", "server CPU per client": "µs", "p99": "ms"},

@@ -45,8 +45,8 @@ struct connection {
     size_t rest_length;
     struct stream *streams;
     int stream_count;
-    struct order *order;  /* the caller's request */
-    int version;
+    struct order *order;  /* what the caller's request is about; NULL for a new one */
+    int version;          /* that the answer must have */
 };
 
 static struct plan plan;
@@ -70,7 +70,8 @@ static struct {
 static struct {
     struct connection *callers;
     int caller_count, next_caller, next_order;
-    bool reading, exhausted;
+    enum step_kind kind; /* GET, POST, or else a change of status */
+    bool exhausted;
     long count;
     double rate;
     uint64_t until, count_from;
@@ -318,21 +319,30 @@ static size_t take_frame(struct connection *c, const char *at, size_t length) {
 
 /* ---- HTTP ----------------------------------------------------------------------------------- */
 
+static bool changing(void) { return calls.kind != GET && calls.kind != POST; }
+
+/* Calls about an order; about none when it is NULL: places one. */
 static void send_call(struct connection *c, struct order *order, uint64_t due) {
-    char request[8192], body[64] = "";
+    char request[8192], path[64] = "/api/orders", body[128] = "";
     const struct sockaddr_in *server = &plan.servers[c->number % plan.server_count];
     c->order = order;
-    c->version = order->version + !calls.reading;
-    if (!calls.reading) {
+    c->version = order ? order->version + changing() : 1;
+    if (order)
+        snprintf(path, sizeof path, "/api/orders/%ld%s", order->id, changing() ? "/status" : "");
+    else
+        snprintf(body, sizeof body, "{\"description\":\"Two boxes of tea, one of rusks\"}");
+    if (changing()) {
         snprintf(body, sizeof body, "{\"status\":\"%s\"}", status_of_version[c->version]);
         order->in_flight = true;
         order->due[c->version] = due;
     }
+    char sized[80] = ""; /* a GET has no body, and says so by saying nothing */
+    if (*body)
+        snprintf(sized, sizeof sized, "Content-Type: application/json\r\nContent-Length: %zu\r\n", strlen(body));
     int length = snprintf(request, sizeof request,
-                          "%s /api/orders/%ld%s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: Bearer %s\r\n"
-                          "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
-                          calls.reading ? "GET" : "PUT", order->id, calls.reading ? "" : "/status",
-                          ntohs(server->sin_port), token_of(c), strlen(body), body);
+                          "%s %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: Bearer %s\r\n%s\r\n%s",
+                          calls.kind == GET ? "GET" : calls.kind == POST ? "POST" : "PUT", path,
+                          ntohs(server->sin_port), token_of(c), sized, body);
     c->state = CALLING;
     c->began = due;
     tally.started++;
@@ -341,20 +351,19 @@ static void send_call(struct connection *c, struct order *order, uint64_t due) {
 
 static void take_answer(struct connection *c, int status, struct span body) {
     struct order *order = c->order;
-    char id[24];
-    snprintf(id, sizeof id, "%ld", order->id);
+    long id = json_number(json_get(body, "id"));
     c->state = IDLE;
-    order->in_flight = false;
+    if (order) order->in_flight = false;
     if (received_at >= calls.count_from && (!calls.until || received_at < calls.until)) {
         tally.answered++;
         samples_add(&tally.answer, received_at - c->began);
     }
-    if (status != 200 || !json_is(json_get(body, "id"), id) ||
+    if (status != (order ? 200 : 201) || (order ? id != order->id : id < 1) ||
         json_number(json_get(body, "version")) != c->version ||
         !json_is(json_get(body, "status"), status_of_version[c->version]))
-        return complain("order %ld, version %d: answer %d %.*s", order->id, c->version, status,
+        return complain("order %ld, version %d: answer %d %.*s", order ? order->id : 0, c->version, status,
                         (int)(body.end - body.at > 300 ? 300 : body.end - body.at), body.at);
-    if (calls.reading) return;
+    if (!changing()) return;
     order->version = c->version;
     tally.expected += order->watchers;
 }
@@ -520,7 +529,7 @@ static struct order *next_order(void) {
         struct order *order = &plan.orders[calls.next_order];
         if (order->in_flight) return NULL;
         calls.next_order = (calls.next_order + 1) % plan.order_count;
-        if (calls.reading || order->version < LAST_STATUS_VERSION) return order;
+        if (!changing() || order->version < LAST_STATUS_VERSION) return order;
     }
     calls.exhausted = true;
     return NULL;
@@ -550,8 +559,8 @@ static void dispatch(void) {
             }
         }
         struct connection *c = idle_caller();
-        struct order *order = c ? next_order() : NULL;
-        if (!order) return;
+        struct order *order = c && calls.kind != POST ? next_order() : NULL;
+        if (!c || (!order && calls.kind != POST)) return;
         send_call(c, order, due);
     }
 }
@@ -582,6 +591,7 @@ static void close_callers(void) {
 /* A number of changes, until every watcher has every event of them. */
 static void run_change(const struct step *step) {
     open_callers((int)step->arg[0]);
+    calls.kind = CHANGE;
     calls.count = (long)step->arg[1];
     calls.rate = step->arg[2];
     uint64_t limit = step_limit();
@@ -604,7 +614,7 @@ static void run_change(const struct step *step) {
 /* Requests as fast as they are answered, for a time. */
 static void run_calls(const struct step *step) {
     open_callers((int)step->arg[0]);
-    calls.reading = step->kind == GET;
+    calls.kind = step->kind;
     uint64_t began = now_ns();
     calls.count_from = began + (uint64_t)(step->arg[2] * 1e9);
     calls.until = calls.count_from + (uint64_t)(step->arg[1] * 1e9);
@@ -667,7 +677,8 @@ static void run_step(const struct step *step) {
     case DROP: run_drop(); break;
     case HOLD: run_hold(step); break;
     case PUT:
-    case GET: run_calls(step); break;
+    case GET:
+    case POST: run_calls(step); break;
     }
     print_result(step);
 }

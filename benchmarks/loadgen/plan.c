@@ -12,7 +12,7 @@ static const struct {
     int args;
 } kinds[] = {
     [CONNECT] = {"connect", 2}, [CHANGE] = {"change", 3}, [DROP] = {"drop", 0},
-    [PUT] = {"put", 3},         [GET] = {"get", 3},       [HOLD] = {"hold", 1},
+    [PUT] = {"put", 3},         [GET] = {"get", 3},       [POST] = {"post", 3}, [HOLD] = {"hold", 1},
 };
 
 static void reject(int line, const char *text) {

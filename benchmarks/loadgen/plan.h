@@ -14,6 +14,7 @@
  *   drop                               close every client's connection at once
  *   put CALLERS SECONDS WARM_UP        status changes as fast as answered, for a time
  *   get CALLERS SECONDS WARM_UP        orders read as fast as answered, for a time
+ *   post CALLERS SECONDS WARM_UP       orders placed as fast as answered, for a time
  *   hold SECONDS                       stay connected, doing nothing
  */
 #ifndef PLAN_H
@@ -35,7 +36,7 @@ struct order {
     int watchers;
 };
 
-enum step_kind { CONNECT, CHANGE, DROP, PUT, GET, HOLD };
+enum step_kind { CONNECT, CHANGE, DROP, PUT, GET, POST, HOLD };
 
 struct step {
     enum step_kind kind;
