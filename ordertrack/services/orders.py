@@ -10,8 +10,8 @@ from datetime import datetime
 from enum import Enum, StrEnum, auto
 from typing import Any, Final
 
-from sqlalchemy import func, select, text
-from sqlalchemy.dialects.postgresql import insert
+import psycopg2
+from sqlalchemy import exc, func, select, text
 from sqlalchemy.orm import Session as Transaction
 
 from ordertrack import db, eventlog, lifecycle, policy
@@ -27,7 +27,7 @@ from ordertrack.errors import (
 )
 from ordertrack.eventlog import Event, Span
 from ordertrack.lifecycle import Standing, Status
-from ordertrack.models import IdempotencyKey, User
+from ordertrack.models import User
 from ordertrack.policy import Actor, Caller, OrderFacts, Role
 from ordertrack.services import accounts, callers
 from ordertrack.services.accounts import Driver
@@ -296,80 +296,153 @@ def fit(
 
 # --- placing -----------------------------------------------------------------------------------
 
-# Inserts an order and its first event, if the caller's session is good.
-_INSERT = text(
-    f"""
-    WITH {callers.ACTOR_CTE},
-    o AS (
-        INSERT INTO orders (customer_id, description)
-        SELECT id, :description FROM actor
-        RETURNING *),
+# The order's first event, of the order `o` and the caller `a`.
+_CREATED = """
     event AS (
         INSERT INTO order_events (order_id, version, type, status, actor_id, actor_name,
                                   actor_role, changes, customer_id)
         SELECT o.id, o.version, 'created', o.status, a.id, a.name, a.role,
                jsonb_build_object('description', o.description), o.customer_id
           FROM o CROSS JOIN actor a)
+"""
+
+# Inserts an order and its first event, if the caller's session is good.
+_PLACE = db.Statement(
+    f"""
+    WITH {callers.ACTOR_CTE},
+    o AS (
+        INSERT INTO orders (customer_id, description)
+        SELECT id, :description FROM actor
+        RETURNING *),
+    {_CREATED}
     SELECT {COLUMNS} FROM o CROSS JOIN actor a
-    """
+    """,
+    **callers.CALLER,
+    description="text",
 )
+
+# The same with the client's key, if no order was placed with it. As `_MOVE` it does not wait, for
+# the same reason: while another transaction places the order of this key, which is what the
+# advisory lock says, there is no row. Two things it cannot see, and then the key's index refuses
+# the second row (`_is_taken`): a transaction that committed since the snapshot, and one of an
+# older release, which takes no advisory lock.
+_PLACE_ONCE_SQL = f"""
+    WITH {callers.ACTOR_CTE},
+    free AS (
+        SELECT a.id FROM actor a
+         WHERE NOT EXISTS (SELECT FROM idempotency_keys k WHERE k.user_id = a.id AND k.key = :key)
+           AND pg_try_advisory_xact_lock(:lock)),
+    o AS (
+        INSERT INTO orders (customer_id, description)
+        SELECT id, :description FROM free
+        RETURNING *),
+    {_CREATED},
+    key AS (
+        INSERT INTO idempotency_keys (user_id, key, request_hash, order_id)
+        SELECT o.customer_id, :key, :fingerprint, o.id FROM o)
+    SELECT {COLUMNS} FROM o CROSS JOIN actor a
+"""
+_PLACE_ONCE = db.Statement(
+    _PLACE_ONCE_SQL,
+    **callers.CALLER,
+    description="text",
+    key="text",
+    fingerprint="text",
+    lock="bigint",
+)
+
+# The order that was placed with a key, as it is now, and the fingerprint of its first description.
+# LATERAL with LIMIT: PostgreSQL shall look one order up, and not merge the tables.
+_PLACED_BEFORE = db.Statement(
+    f"""
+    WITH {callers.ACTOR_CTE}
+    SELECT {COLUMNS}, k.request_hash
+      FROM actor a
+      LEFT JOIN idempotency_keys k ON k.user_id = a.id AND k.key = :key
+      LEFT JOIN LATERAL (SELECT * FROM orders WHERE id = k.order_id LIMIT 1) o ON true
+    """,
+    **callers.CALLER,
+    key="text",
+)
+
+# So that requests with a key that is in use do not take the connections of all others.
+_key_queue = RowQueue()
 
 
 def create(caller: Caller, description: str, *, key: str | None = None) -> OrderView:
-    """Place an order for the caller.
+    """Place an order for the caller, in one statement unless *key* is in use.
 
     *key* is the client's Idempotency-Key: the same key with the same description yields the order
     that the first call made, in its present state. Raises `IdempotencyKeyReused` when the
-    description differs, `Conflict` when that order has been deleted, `InvalidToken`.
+    description differs, `Conflict` when that order has been deleted, `InvalidToken`, `Unavailable`.
     """
-    with db.transaction() as t:
-        actor = callers.resolve(t, caller)
-        if key is not None:
-            made = _claim(t, actor, key, description)
-            if made is not None:
-                return _placed_before(t, caller, made)
-        parameters = {**callers.parameters(caller), "description": description}
-        row = t.execute(_INSERT, parameters).one_or_none()
-        if row is None:  # revoked since the actor was read
-            raise callers.session_revoked()
-        db.mark_appended(t)
-        if key is not None:
-            t.get_one(IdempotencyKey, (actor.id, key)).order_id = row.id
-        return view_of(actor, row)
+    if key is not None:
+        return _create_once(caller, description, key)
+    row = _PLACE.one(**callers.parameters(caller), description=description)
+    return view_of(callers.actor_of(caller, row), row)
 
 
-def _claim(t: Transaction, actor: Actor, key: str, description: str) -> int | None:
-    """Store the key in this transaction, or find the id of the order that was placed with it.
-
-    A second request with the key waits at the unique index until the first has ended.
-    """
+def _create_once(caller: Caller, description: str, key: str) -> OrderView:
     fingerprint = hashlib.sha256(description.encode()).hexdigest()
-    stored = t.execute(
-        insert(IdempotencyKey)
-        .values(user_id=actor.id, key=key, request_hash=fingerprint)
-        .on_conflict_do_nothing()
-        .returning(IdempotencyKey.key)
-    ).scalar()
-    if stored is not None:
+    parameters = {
+        **callers.parameters(caller),
+        "description": description,
+        "key": key,
+        "fingerprint": fingerprint,
+        "lock": _lock_of(caller.user_id, key),
+    }
+    # The call that was in the way may be rolled back, and another one be quicker after it.
+    place = _PLACE_ONCE.one
+    for _ in range(5):
+        try:
+            row = place(**parameters)
+        except (psycopg2.IntegrityError, exc.IntegrityError) as error:
+            if not _is_taken(error):
+                raise
+            row = None
+        if row is not None:
+            return view_of(callers.actor_of(caller, row), row)
+        placed = _placed_before(caller, key, fingerprint)
+        if placed is not None:
+            return placed
+        place = _place_after_waiting
+    raise Unavailable("An order is being placed with this Idempotency-Key. Try again.")
+
+
+def _lock_of(user_id: int, key: str) -> int:
+    """The number of the advisory lock of a user's key. Two keys with one number do no harm."""
+    digest = hashlib.sha256(f"{user_id} {key}".encode()).digest()
+    return int.from_bytes(digest[:8], signed=True)
+
+
+def _is_taken(error: psycopg2.IntegrityError | exc.IntegrityError) -> bool:
+    """Whether the database refused an idempotency key because it is stored already."""
+    original: Any = error.orig if isinstance(error, exc.IntegrityError) else error
+    return bool(original.diag.constraint_name == "pk_idempotency_keys")
+
+
+def _place_after_waiting(**parameters: Any) -> Any:
+    """`_PLACE_ONCE` for a key in use: waits for its lock first, so that its snapshot is later."""
+    with _key_queue.take(parameters["lock"]), db.transaction() as t:
+        t.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": parameters["lock"]})
+        row = t.execute(text(_PLACE_ONCE_SQL), parameters).one_or_none()
+        if row is not None:
+            db.mark_appended(t)
+        return row
+
+
+def _placed_before(caller: Caller, key: str, fingerprint: str) -> OrderView | None:
+    """The order that was placed with *key*; None if there is none."""
+    row = _PLACED_BEFORE.one(**callers.parameters(caller), key=key)
+    actor = callers.actor_of(caller, row)
+    if row.request_hash is None:
         return None
-    earlier = t.get_one(IdempotencyKey, (actor.id, key))
-    if earlier.request_hash != fingerprint:
+    if row.request_hash != fingerprint:
         raise IdempotencyKeyReused("This Idempotency-Key was used with another body.")
-    return earlier.order_id
-
-
-def _placed_before(t: Transaction, caller: Caller, order_id: int) -> OrderView:
-    actor, row = _read_in(t, caller, order_id)
-    assert row is not None, "orders are never deleted from their table"
+    assert row.id is not None, "orders are never deleted from their table"
     if row.is_deleted:
         raise Conflict("The order that was placed with this Idempotency-Key has been deleted.")
     return view_of(actor, row)
-
-
-def _read_in(t: Transaction, caller: Caller, order_id: int) -> tuple[Actor, OrderRow | None]:
-    rows = t.execute(text(_READ_SQL), {**callers.parameters(caller), "ids": [order_id]}).all()
-    actor, found = split(caller, rows)
-    return actor, found[0] if found else None
 
 
 # --- changing the status -----------------------------------------------------------------------
@@ -520,6 +593,12 @@ def _locked(caller: Caller, order_id: int) -> Iterator[tuple[Transaction, Actor,
         if row is None or not policy.can_see(actor, row):
             raise no_such_order()
         yield t, actor, row
+
+
+def _read_in(t: Transaction, caller: Caller, order_id: int) -> tuple[Actor, OrderRow | None]:
+    rows = t.execute(text(_READ_SQL), {**callers.parameters(caller), "ids": [order_id]}).all()
+    actor, found = split(caller, rows)
+    return actor, found[0] if found else None
 
 
 def edit(

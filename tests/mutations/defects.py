@@ -223,7 +223,8 @@ DEFECTS = [
     ),
     Defect(
         "move-is-not-tried-again", ORDERS,
-        "    for _ in range(5):\n", "    for _ in range(1):\n", RACE_TESTS,
+        "    move = _MOVE.one\n    for _ in range(5):\n", "    move = _MOVE.one\n    for _ in range(1):\n",
+        RACE_TESTS,
     ),
     Defect(
         "changes-do-not-lock-the-row", ORDERS,
@@ -248,8 +249,23 @@ DEFECTS = [
     ),
     Defect(
         "keys-are-not-compared", ORDERS,
-        "if earlier.request_hash != fingerprint:", "if not fingerprint:",
+        "if row.request_hash != fingerprint:", "if not fingerprint:",
         ["tests/web/test_idempotency.py"],
+    ),
+    Defect(
+        "orders-wait-for-their-key-within-their-statement", ORDERS,
+        "\n           AND pg_try_advisory_xact_lock(:lock)),", "\n           AND :lock IS NOT NULL),",
+        only(RIGHTS_TESTS, "test_an_order_that_waited_for_its_key_is_judged_by_the_rights_after_the_wait"),
+    ),
+    Defect(
+        "keys-without-their-queue", ORDERS,
+        'with _key_queue.take(parameters["lock"]), db.transaction() as t:', "with db.transaction() as t:",
+        only(RIGHTS_TESTS, "test_a_stuck_key_leaves_connections_for_the_others"),
+    ),
+    Defect(
+        "keys-of-older-releases-are-errors", ORDERS,
+        "if not _is_taken(error):", "if error:",
+        only(RIGHTS_TESTS, "test_a_repeated_key_waits_for_the_first_call_and_finds_its_order"),
     ),
     Defect(
         "inactive-drivers-are-assigned", ORDERS,

@@ -1,4 +1,4 @@
-"""Query plans: each page, endpoint and background read reads a bounded part of the tables.
+"""Query plans: each page, endpoint, background read and write reads a bounded part of the tables.
 
 On two hundred thousand orders, enough for PostgreSQL to choose the plans that it has for more.
 `tests/faults/by_hand/plans.py` does the same at any size, and measures the time as well.
@@ -17,7 +17,7 @@ from ordertrack.errors import Forbidden
 from ordertrack.extensions import db
 from ordertrack.lifecycle import Status
 from ordertrack.policy import DriverScope
-from ordertrack.services import order_lists, order_search, order_walk
+from ordertrack.services import order_lists, order_search, order_walk, orders
 from ordertrack.services.order_query import Filters
 from tests.support import reads
 from tests.support.bulk import ABSENT, Size, fill
@@ -36,7 +36,7 @@ MOST_ROWS = 3 * 3 * order_walk.SCANNED + order_search.CANDIDATES
 # The counts of the plain board come from the index of the statuses.
 MOST_COUNTED = 5 * (order_lists.COUNTED + 1)
 
-BIG_TABLES = ("orders", "order_events", "users")
+BIG_TABLES = ("orders", "order_events", "users", "idempotency_keys")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,32 @@ def test_no_read_scans_a_whole_table_or_a_large_part_of_it(large: Large) -> None
             read()
             assert plans, name
             _require_bounded(name, plans)
+
+
+def test_no_write_looks_at_more_orders_than_it_writes(large: Large, postgres: Postgres) -> None:
+    # All of one order: statistics by which joining the tables looks cheap.
+    postgres.execute(
+        "INSERT INTO idempotency_keys (user_id, key, request_hash, order_id)"
+        " SELECT id, 'key ' || id, '-', 1 FROM users",
+        dsn=large.dsn,
+    )
+    postgres.execute("ANALYZE idempotency_keys", dsn=postgres.as_superuser(large.dsn))
+    customer, admin = large.callers.customer, large.callers.admin
+    with recorded(db.engine) as plans:
+        for name, write in (
+            ("place", lambda: orders.create(customer, "a lamp")),
+            ("place with a key", lambda: orders.create(customer, "a lamp", key="new")),
+            ("place with the same key", lambda: orders.create(customer, "a lamp", key="new")),
+            ("move", lambda: orders.change_status(admin, SIZE.orders, Status.PROCESSING)),
+            ("move again", lambda: orders.change_status(admin, SIZE.orders, Status.PROCESSING)),
+        ):
+            plans.clear()
+            write()
+            assert plans, name
+            for plan in plans:
+                assert not plan.scanned_whole(*BIG_TABLES), f"{name}: {plan.shape}"
+                read = sum(plan.rows_read(table) for table in BIG_TABLES)
+                assert read <= 10, f"{name}: {plan.shape}"
 
 
 def test_the_relay_reads_the_end_of_the_log_only(large: Large) -> None:

@@ -1,10 +1,12 @@
-"""Race conditions on row locks: rights are judged when a change takes effect, not when its request
+"""Race conditions on locks: rights are judged when a change takes effect, not when its request
 arrived.
 
-Each test locks a row as a concurrent change would, sends a request that has to wait for it, takes
-the right away meanwhile, and commits.
+Each test locks a row or a key as a concurrent request would, sends a request that has to wait for
+it, takes the right away meanwhile, and commits.
 """
 
+import hashlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +19,11 @@ import pytest
 
 from ordertrack.app import create_app
 from ordertrack.extensions import db
-from ordertrack.services import accounts
+from ordertrack.services import accounts, callers, orders
 from tests.support.databases import Postgres, settings_for
 from tests.support.http import Answer, InProcess
 from tests.support.people import People, Person
+from tests.support.reads import session_of
 from tests.support.waiting import eventually
 
 WAITERS = """SELECT count(*) FROM pg_stat_activity
@@ -39,12 +42,12 @@ def people(database: str) -> Iterator[People]:
 class Held:
     """An open transaction that holds row locks."""
 
-    def __init__(self, postgres: Postgres, dsn: str, sql: str, *values: Any) -> None:
+    def __init__(self, postgres: Postgres, dsn: str, sql: str, *values: Any, **named: Any) -> None:
         self._postgres = postgres
         self._dsn = postgres.as_superuser(dsn)
         self._connection = psycopg2.connect(self._dsn)
         self.cursor = self._connection.cursor()
-        self.cursor.execute(sql, values)
+        self.cursor.execute(sql, named or values)
 
     def await_waiters(self, number: int = 1) -> None:
         """Until so many sessions of this database wait for a lock."""
@@ -52,6 +55,9 @@ class Held:
 
     def commit(self) -> None:
         self._connection.commit()
+
+    def rollback(self) -> None:
+        self._connection.rollback()
 
     def close(self) -> None:
         self._connection.close()
@@ -62,8 +68,8 @@ def holding(postgres: Postgres, database: str) -> Iterator[Callable[..., Held]]:
     """Opens transactions: ``holding("SELECT … FOR UPDATE", value)``."""
     opened: list[Held] = []
 
-    def hold(sql: str, *values: Any) -> Held:
-        opened.append(Held(postgres, database, sql, *values))
+    def hold(sql: str, *values: Any, **named: Any) -> Held:
+        opened.append(Held(postgres, database, sql, *values, **named))
         return opened[-1]
 
     yield hold
@@ -385,3 +391,127 @@ def test_the_session_of_a_login_just_before_a_deactivation_is_revoked(
     # After another activation the session is still revoked.
     admin.api.patch(f"/api/admin/users/{person.id}", json={"active": True})
     assert signed_in[0].api.get("/api/me").code == "invalid_token"
+
+
+# --- idempotency keys ----------------------------------------------------------------------------
+
+KEY = "the-same"
+
+
+def place(owner: Person, description: str = "apples", key: str = KEY) -> Answer:
+    body = {"description": description}
+    return owner.api.post("/api/orders", json=body, headers={"Idempotency-Key": key})
+
+
+@pytest.fixture(params=["as today", "by an older release"])
+def first_call(
+    request: pytest.FixtureRequest, holding: Callable[..., Held], database: str
+) -> Callable[[Person], Held]:
+    """Places an order with `KEY` in a transaction that stays open: ``first_call(owner)``.
+
+    An older release takes no advisory lock, and claims the key before it places the order.
+    """
+
+    def call(owner: Person) -> Held:
+        caller = session_of(database, int(owner.id))
+        named = {
+            **callers.parameters(caller),
+            "description": "apples",
+            "key": KEY,
+            "fingerprint": hashlib.sha256(b"apples").hexdigest(),
+            "lock": orders._lock_of(caller.user_id, KEY),
+        }
+        sql = re.sub(r"(?<!:):([a-z_]+)", r"%(\1)s", orders._PLACE_ONCE_SQL)
+        if request.param == "by an older release":
+            sql = sql.replace("pg_try_advisory_xact_lock(%(lock)s)", "true")
+        held = holding(sql, **named)
+        assert held.cursor.rowcount == 1
+        return held
+
+    return call
+
+
+def test_a_repeated_key_waits_for_the_first_call_and_finds_its_order(
+    people: People, first_call: Callable[[Person], Held]
+) -> None:
+    owner = people.customer()
+    held = first_call(owner)
+    with in_background(lambda: place(owner)) as answer:
+        held.await_waiters()
+        held.commit()
+        assert answer.result().status_code == 201
+    [order] = owner.api.get("/api/orders").json()["orders"]
+    assert answer.result().json()["id"] == order["id"]
+
+
+def test_a_key_in_use_is_waited_for_and_then_refuses_another_body(
+    people: People, first_call: Callable[[Person], Held]
+) -> None:
+    owner = people.customer()
+    held = first_call(owner)
+    with in_background(lambda: place(owner, "pears")) as answer:
+        held.await_waiters()
+        held.commit()
+        assert answer.result().code == "idempotency_key_reused"
+
+
+def test_a_repeated_key_places_the_order_when_the_first_call_was_rolled_back(
+    people: People, first_call: Callable[[Person], Held]
+) -> None:
+    owner = people.customer()
+    held = first_call(owner)
+    with in_background(lambda: place(owner)) as answer:
+        held.await_waiters()
+        held.rollback()
+        assert answer.result().status_code == 201
+    assert place(owner).json() == answer.result().json()
+    assert [event["version"] for event in owner.history(answer.result().json())] == [1]
+
+
+@pytest.mark.parametrize("end", ["deactivated", "signed out"])
+@pytest.mark.parametrize("first_call", ["as today"], indirect=True)
+def test_an_order_that_waited_for_its_key_is_judged_by_the_rights_after_the_wait(
+    people: People, first_call: Callable[[Person], Held], end: str
+) -> None:
+    owner, boss = people.customer(), people.admin()
+    held = first_call(owner)
+    take_away, code = ENDS[end]
+    with in_background(lambda: place(owner)) as answer:
+        held.await_waiters()
+        take_away(boss, owner)
+        held.rollback()
+        assert answer.result().code == code
+    boss.api.patch(f"/api/admin/users/{owner.id}", json={"active": True})
+    assert owner.signed_in_again().api.get("/api/orders").json()["orders"] == []
+
+
+@pytest.mark.parametrize("first_call", ["as today"], indirect=True)
+def test_a_stuck_key_leaves_connections_for_the_others(
+    database: str, first_call: Callable[[Person], Held]
+) -> None:
+    """Two requests wait in the database, the others without a connection."""
+    app = create_app(
+        settings_for(
+            database,
+            DB_POOL_SIZE="4",
+            DB_POOL_TIMEOUT="60",
+            LOCK_TIMEOUT_MS="80000",
+            STATEMENT_TIMEOUT_MS="120000",
+        )
+    )
+    owner = People(database, InProcess(app)).customer()
+    held = first_call(owner)
+    with ThreadPoolExecutor(6) as pool:
+        waiting = [pool.submit(place, owner) for _ in range(6)]
+        try:
+            held.await_waiters(2)
+            eventually(lambda: sum(future.done() for future in waiting) == 4)
+            assert {one.result().code for one in waiting if one.done()} == {"unavailable"}
+            assert place(owner, key="another").status_code == 201
+        finally:
+            held.rollback()
+    placed = [one.result() for one in waiting if one.result().status_code == 201]
+    assert len(placed) == 2
+    assert placed[0].json() == placed[1].json()
+    with app.app_context():
+        db.engine.dispose()
