@@ -11,6 +11,7 @@ Two threads pump each connection. All methods may be called from any thread, at 
 """
 
 import contextlib
+import select
 import socket
 import struct
 import threading
@@ -18,6 +19,9 @@ from collections.abc import Callable
 from typing import Self
 
 CHUNK = 16 * 1024
+
+# How soon a thread that waits to send notices that its connection was broken.
+WAKE_SECONDS = 0.05
 
 # SO_LINGER with no time: close() sends RST, as a machine does that lost the connection's state.
 _RESET = struct.pack("ii", 1, 0)
@@ -38,7 +42,6 @@ class Connection:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.ends = {UP: (client, server), DOWN: (server, client)}
         self.ended: set[str] = set()  # directions in which no more comes
-        self.sending: set[str] = set()  # directions in which a thread is in sendall
         self.passed = {UP: 0, DOWN: 0}
         self.limit: dict[str, int | None] = {UP: None, DOWN: None}
         self.filter: dict[str, Filter | None] = {UP: None, DOWN: None}
@@ -60,15 +63,25 @@ class Connection:
         """Break it as soon as *count* more bytes have passed in *direction*."""
         self.limit[direction] = self.passed[direction] + count
 
+    def send(self, sink: socket.socket, data: bytes) -> None:
+        """Send all of *data* to one of the ends, unless the connection is broken meanwhile.
+
+        A thread that blocks in `sendall` is woken by nothing but an end of the stream.
+        """
+        rest = memoryview(data)
+        ready = select.poll()
+        ready.register(sink, select.POLLOUT)
+        while rest and self.is_open:
+            if ready.poll(WAKE_SECONDS * 1000):
+                rest = rest[sink.send(rest, socket.MSG_DONTWAIT) :]
+
     def close(self, *, reset: bool = False) -> None:
         self.is_open = False
-        for direction, (_, sink) in self.ends.items():
+        for _, sink in self.ends.values():
             with contextlib.suppress(OSError):
-                # Wakes the thread that waits in recv, which close() alone would not. It must not
-                # say goodbye to the peer before the reset does, unless that thread's twin is stuck
-                # in sendall: then only this frees it.
-                stuck = not reset or direction in self.sending
-                sink.shutdown(socket.SHUT_RDWR if stuck else socket.SHUT_RD)
+                # Wakes the thread that waits in recv, which close() alone would not. The peer must
+                # get no end of the stream before the reset.
+                sink.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
                 if reset:
                     sink.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             with contextlib.suppress(OSError):
@@ -225,9 +238,7 @@ class TcpProxy:
                 limit = connection.limit[direction]
                 if limit is not None:
                     data = data[: max(0, limit - connection.passed[direction])]
-                connection.sending.add(direction)
-                sink.sendall(data)
-                connection.sending.discard(direction)
+                connection.send(sink, data)
                 connection.passed[direction] += len(data)
                 if limit is not None and connection.passed[direction] >= limit:
                     connection.cut()
@@ -236,7 +247,7 @@ class TcpProxy:
             if not connection.is_open:
                 return
             sink.shutdown(socket.SHUT_WR)
-        except OSError:
+        except (OSError, ValueError):  # closed by another thread: its descriptor is -1
             connection.cut()
             return
         connection.ended.add(direction)  # half closed: the other may still have something to say
