@@ -30,6 +30,7 @@ LAYERS = {
         "connector",
         "extensions",
         "eventlet_support",
+        "batching",
         "histogram",
         "logs",
         "networks",

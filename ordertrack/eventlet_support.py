@@ -1,4 +1,5 @@
-"""Keeps slow work from blocking eventlet's loop: real threads, and bounded waits for PostgreSQL.
+"""Keeps slow work from blocking eventlet's loop: real threads, bounded waits for PostgreSQL, and a
+cheap way to wait for another request.
 
 In the server the standard library is patched by eventlet, and all requests and sockets share one
 thread. On the command line and in most tests nothing is patched, and there is no loop to block.
@@ -6,13 +7,14 @@ thread. On the command line and in most tests nothing is patched, and there is n
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import eventlet.patcher
 import eventlet.semaphore
 import eventlet.tpool
 import psycopg2
-from eventlet.hubs import trampoline
+from eventlet.hubs import get_hub, trampoline
+from greenlet import getcurrent
 from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, STATUS_SETUP, set_wait_callback
 
 from ordertrack.errors import TooManyRequests
@@ -21,6 +23,7 @@ T = TypeVar("T")
 
 # The unpatched module: eventlet's `select` has no `poll`.
 _SELECT = eventlet.patcher.original("select")
+_THREAD = eventlet.patcher.original("_thread")
 
 # Each argon2id hash takes 19 MiB and some 20 ms of a core. Two at a time keep two cores busy and
 # leave the loop its share.
@@ -80,3 +83,65 @@ def bound_database_waits(*, connect: float, answer: float | None) -> None:
             )
 
     set_wait_callback(wait)
+
+
+def real_lock() -> Any:
+    """A lock that excludes real threads, for sections in which no greenlet can be switched.
+
+    Under eventlet `threading.Lock` is a semaphore that costs fifty times as much.
+    """
+    return _THREAD.allocate_lock()
+
+
+class WakeUp(Protocol):
+    """Lets the greenlet or thread that made it wait until another wakes it. It is used once."""
+
+    def wait(self) -> None: ...
+    def wake(self) -> None: ...
+
+
+def wake_up() -> WakeUp:
+    """A `WakeUp` for the caller: a greenlet in the server, otherwise a thread."""
+    if eventlet.patcher.is_monkey_patched("thread"):
+        return _GreenletWakeUp()
+    return _ThreadWakeUp()
+
+
+class _GreenletWakeUp:
+    """Switches through eventlet's hub, which is a tenth of the work of its semaphores."""
+
+    __slots__ = ("_greenlet", "_is_woken")
+
+    def __init__(self) -> None:
+        self._greenlet: Any = getcurrent()
+        self._is_woken = False
+
+    def wait(self) -> None:
+        try:
+            while not self._is_woken:
+                get_hub().switch()
+        finally:
+            self._greenlet = None
+
+    def wake(self) -> None:
+        self._is_woken = True
+        get_hub().schedule_call_global(0, self._resume)
+
+    def _resume(self) -> None:
+        # One that was killed meanwhile waits no longer, or waits for something else.
+        if self._greenlet is not None:
+            self._greenlet.switch()
+
+
+class _ThreadWakeUp:
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = real_lock()
+        self._lock.acquire()
+
+    def wait(self) -> None:
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        self._lock.release()
