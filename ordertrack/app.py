@@ -13,6 +13,7 @@ from ordertrack.extensions import State, db, jwt, migrate
 from ordertrack.realtime import setup
 from ordertrack.services import owner
 from ordertrack.web import api, assets, error_handlers, pages
+from ordertrack.web.lean_flask import LeanFlask
 from ordertrack.web.middleware.request_log import RequestLog, note_route
 from ordertrack.web.middleware.security_headers import SecurityHeaders
 from ordertrack.web.parsing import IdConverter
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def create_app(settings: Settings) -> Flask:
     """Make the application on the database of *settings*, which has a DSN and a secret by now."""
-    app = Flask(
+    app = LeanFlask(
         "ordertrack",
         root_path=str(ROOT),
         template_folder="templates",

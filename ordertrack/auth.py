@@ -14,7 +14,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final, TypeVar
 
 import jwt as pyjwt
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, after_this_request, current_app, g, request
+from flask.globals import request_ctx
 from flask_jwt_extended import (
     create_access_token,
     create_refresh_token,
@@ -137,37 +138,43 @@ def init_app(app: Flask) -> None:
 
     @app.before_request
     def authenticate() -> None:
-        view = app.view_functions.get(request.endpoint or "")
+        asked = request_ctx.request  # once: each use of `request` looks it up again
+        rule = asked.url_rule
+        view = app.view_functions.get(rule.endpoint) if rule is not None else None
         # Flask answers OPTIONS itself, with the methods of the route alone.
-        if view is None or "is_public" in view.__dict__ or request.method == "OPTIONS":
+        if view is None or "is_public" in view.__dict__ or asked.method == "OPTIONS":
             return
-        if request.method in _UNSAFE and "Authorization" not in request.headers:
-            refuse_other_sites()
         refresh = "takes_refresh_token" in view.__dict__
-        try:
-            g.caller = from_request(refresh=refresh)
-        except (InvalidToken, TokenExpired):
-            if refresh or "Authorization" in request.headers:
-                raise
-            g.caller = _continue_by_cookie()
-        logs.note_user(g.caller.user_id)
-
-    @app.after_request
-    def set_renewed_cookie(response: Response) -> Response:
-        tokens: Tokens | None = g.pop("renewed", None)
-        if tokens is not None:
-            set_access_cookie(response, tokens)
-        return response
+        if "HTTP_AUTHORIZATION" in asked.environ:
+            caller = from_request(refresh=refresh)
+        else:
+            if asked.method in _UNSAFE:
+                refuse_other_sites()
+            try:
+                caller = from_request(refresh=refresh)
+            except (InvalidToken, TokenExpired):
+                if refresh:
+                    raise
+                caller = _continue_by_cookie()
+        g.caller = caller
+        logs.note_user(caller.user_id)
 
 
 def _continue_by_cookie() -> Caller:
     """The caller by the refresh cookie, for a browser whose access token has expired.
 
-    The CSRF token is checked as well; it belongs to the session, so a form that was open for hours
-    still has the right one. Raises what `from_request` and `renew` raise.
+    The answer gets the new access token's cookie. The CSRF token is checked as well; it belongs to
+    the session, so a form that was open for hours still has the right one. Raises what
+    `from_request` and `renew` raise.
     """
     caller = from_request(refresh=True, location="cookies")
-    _, g.renewed = renew(caller)
+    _, tokens = renew(caller)
+
+    @after_this_request
+    def set_renewed_cookie(response: Response) -> Response:
+        set_access_cookie(response, tokens)
+        return response
+
     return caller
 
 
@@ -176,8 +183,10 @@ def from_request(*, refresh: bool = False, location: str | None = None) -> Calle
 
     Raises `InvalidToken`, `TokenExpired`, `CsrfFailed`.
     """
-    if location is None and not refresh and (token := bearer(request.headers.get("Authorization"))):
-        return from_token(token).caller
+    if location is None and not refresh:
+        token = bearer(request.environ.get("HTTP_AUTHORIZATION"))
+        if token is not None:
+            return from_token(token).caller
     try:
         verify_jwt_in_request(refresh=refresh, locations=location)
     except (JWTExtendedException, pyjwt.PyJWTError) as error:

@@ -151,7 +151,7 @@ def parse_json(body: bytes, model: type[Model]) -> Model:
     """Read *body* as *model*. Raises `MalformedRequest` (not JSON) or `ValidationFailed`."""
     try:
         text = body.decode("utf-8")
-        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        value = _decode(text)
     except UnicodeDecodeError as error:
         raise MalformedRequest("The body is not valid UTF-8.") from error
     except RecursionError as error:
@@ -171,6 +171,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a name occurs twice in one object")
     return found
+
+
+# Made once: json.loads makes one for each call that has options.
+_decode = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique).decode
 
 
 def parse(value: Any, model: type[Model]) -> Model:
@@ -307,6 +311,10 @@ def present_catch_up(caught_up: CaughtUp) -> dict[str, Any]:
     return shown
 
 
+# Made once: json.dumps makes one for each call.
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def to_json(value: Any) -> str:
     """Compact JSON text, UTF-8 characters as they are."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return _encode(value)

@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from ordertrack.app import create_app
 from ordertrack.extensions import db
-from tests.support import missing
+from tests.support import missing, plain_flask
 from tests.support.databases import Postgres, running_postgres, settings_for
 from tests.support.http import Api, InProcess
 from tests.support.people import People
@@ -34,6 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # prints how to repeat it. `scripts/test-long` asks for more examples, from one seed.
 settings.register_profile("ordertrack", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile("ordertrack")
+
+
+if plain_flask.wanted():
+    plain_flask.use()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,12 +6,14 @@ import re
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from flask import Response, request
+from flask import Request, Response, request
+from flask.globals import request_ctx
 from pydantic import BaseModel
 from werkzeug.routing import BaseConverter
 
 from ordertrack.errors import UnsupportedMediaType, ValidationFailed, VersionMismatch
 from ordertrack.schemas import MAX_ID, parse_json, to_json
+from ordertrack.web.lean_flask import JsonResponse
 
 AnyForm = TypeVar("AnyForm", bound=BaseModel)
 
@@ -33,13 +35,15 @@ def json_body(form: type[AnyForm]) -> AnyForm:
 
     Raises `UnsupportedMediaType`, `MalformedRequest`, `ValidationFailed`.
     """
-    if request.mimetype != "application/json":
+    sent: Request = request_ctx.request  # once: each use of `request` looks it up again
+    kind = sent.environ.get("CONTENT_TYPE")  # nearly always just that, without parameters
+    if kind != "application/json" and sent.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as application/json.")
-    return parse_json(request.get_data(), form)
+    return parse_json(sent.get_data(), form)
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(to_json(value), status, headers, content_type="application/json")
+    return JsonResponse(to_json(value), status, headers.items() if headers else ())
 
 
 def refuse_unknown_arguments(*names: str) -> None:
@@ -80,7 +84,7 @@ def time_argument(name: str) -> datetime | None:
 
 def if_match() -> int | None:
     """The version that ``If-Match`` names; None without the header, or for ``*``."""
-    raw = request.headers.get("If-Match", "").strip()
+    raw = request.environ.get("HTTP_IF_MATCH", "").strip()
     if raw in ("", "*"):
         return None
     match = re.fullmatch(r'"([0-9]{1,9})"', raw)

@@ -52,6 +52,7 @@ CONNECTOR = "ordertrack/connector.py"
 ROW_QUEUE = "ordertrack/services/row_queue.py"
 APP = "ordertrack/app.py"
 HEADERS = "ordertrack/web/middleware/security_headers.py"
+LEAN_FLASK = "ordertrack/web/lean_flask.py"
 FIRST_MIGRATION = "migrations/versions/0001_initial.py"
 RIGHTS_MIGRATION = "migrations/versions/0003_rights.py"
 
@@ -72,6 +73,7 @@ CONNECTIONS_TESTS = ["tests/realtime/test_connections.py"]
 TOKEN_TESTS = ["tests/realtime/test_tokens.py"]
 NGINX_TESTS = ["tests/proxy/test_nginx.py"]
 CSRF_TESTS = ["tests/web/test_csrf.py"]
+LEAN_FLASK_TESTS = ["tests/web/test_lean_flask.py"]
 RACE_TESTS = ["tests/services/test_races.py"]
 TIME_TESTS = ["tests/realtime/test_time.py"]
 SETTINGS_TESTS = ["tests/realtime/test_settings.py"]
@@ -670,6 +672,19 @@ DEFECTS = [
     Defect(
         "answers-may-be-cached", HEADERS,
         '    ("Cache-Control", "no-store"),\n', "", ["tests/web/test_pages.py"],
+    ),
+    Defect(
+        "routes-are-remembered-without-their-method", LEAN_FLASK,
+        "shape = (self.default_method, path[: found.start()], path[found.end() :])",
+        'shape = ("", path[: found.start()], path[found.end() :])', LEAN_FLASK_TESTS,
+    ),
+    Defect(
+        "hosts-fill-the-memory", LEAN_FLASK,
+        "if len(self._hosts) >= MAX_HOSTS:", "if len(self._hosts) < 0:", LEAN_FLASK_TESTS,
+    ),
+    Defect(
+        "open-sessions-stay-open", "ordertrack/extensions.py",
+        "if self.session.registry.registry:", "if exc is not None:", LEAN_FLASK_TESTS,
     ),
     Defect("proxys-scheme-is-ignored", APP, "x_proto=n", "x_proto=0", NGINX_TESTS),
     Defect("proxys-client-is-ignored", APP, "x_for=n", "x_for=n + 1", NGINX_TESTS),

@@ -1,7 +1,8 @@
 """Undocumented parts of libraries that we replace, call or rely on.
 
-server/ and sio/ replace parts of eventlet, python-engineio, python-socketio and Flask-SocketIO. A
-test here fails when a new release changes one of those parts, and says what to compare.
+server/ and sio/ replace parts of eventlet, python-engineio, python-socketio and Flask-SocketIO, and
+web/lean_flask.py parts of Flask and Werkzeug. A test here fails when a new release changes one of
+those parts, and says what to compare.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ import eventlet.semaphore
 import eventlet.tpool
 import flask
 import flask_socketio
+import flask_sqlalchemy
 import pytest
 import socketio
 import socketio.base_manager
@@ -32,6 +34,11 @@ import socketio.base_server
 import socketio.exceptions
 import socketio.manager
 import socketio.server
+import werkzeug.datastructures
+import werkzeug.routing
+import werkzeug.sansio.response
+import werkzeug.wrappers
+import werkzeug.wsgi
 from engineio.packet import Packet
 
 from ordertrack.sio.engineio_server import EngineIOServer
@@ -76,6 +83,30 @@ REPLACED: list[tuple[Callable[..., Any], str, str]] = [
     (eventlet.hubs.poll.Hub.wait, "8d89538abd2e", "server.epoll.Epoll"),
     (eventlet.hubs.hub.BaseHub.squelch_exception, "1a1328f30142", "server.epoll.Epoll"),
     (eventlet.tpool.execute, "b4389614472e", "eventlet_support"),
+    (flask.Flask.create_url_adapter, "f337dbb3024d", "web.lean_flask.LeanFlask"),
+    (flask.Flask.preprocess_request, "476fe4aece3f", "web.lean_flask.LeanFlask"),
+    (flask.Flask.do_teardown_request, "16214bfc64b6", "web.lean_flask.LeanFlask"),
+    (flask.Flask.ensure_sync, "cf72a49fc5e1", "web.lean_flask.LeanFlask"),
+    (flask.wrappers.Request.blueprints.fget, "8cd05133b916", "web.lean_flask._Request"),
+    (werkzeug.wrappers.Request.close, "fb42dcd8039f", "web.lean_flask._Request"),
+    (werkzeug.wsgi.get_input_stream, "406abdafb32a", "web.lean_flask._Request.stream"),
+    (werkzeug.routing.MapAdapter.__init__, "253d387686b8", "web.lean_flask._Adapter"),
+    (werkzeug.routing.MapAdapter.match, "c29d10eb03c5", "web.lean_flask._Adapter"),
+    (
+        werkzeug.routing.Map.bind_to_environ,
+        "0dacc2108458",
+        "web.lean_flask.LeanFlask.create_url_adapter",
+    ),
+    (werkzeug.sansio.response.Response.__init__, "72c1ab7a4110", "web.lean_flask.JsonResponse"),
+    (werkzeug.wrappers.Response.__init__, "dd8778fa0168", "web.lean_flask.JsonResponse"),
+    (werkzeug.wrappers.Response.set_data, "d5d869732e95", "web.lean_flask.JsonResponse"),
+    (werkzeug.wrappers.Response.__call__, "6df72d67b8bb", "web.lean_flask.JsonResponse"),
+    (werkzeug.wrappers.Response.get_wsgi_response, "e685ccbcbc64", "web.lean_flask.JsonResponse"),
+    (werkzeug.wrappers.Response.get_wsgi_headers, "db6dd7fe64f9", "web.lean_flask.JsonResponse"),
+    (werkzeug.wrappers.Response.get_app_iter, "faae15effc59", "web.lean_flask.JsonResponse"),
+    (werkzeug.datastructures.Headers.__init__, "c56cd38bcd69", "web.lean_flask.JsonResponse"),
+    (werkzeug.datastructures.Headers.to_wsgi_list, "617d971cd0e4", "web.lean_flask.JsonResponse"),
+    (flask_sqlalchemy.SQLAlchemy._teardown_session, "620a72733d54", "extensions.Database"),
 ]
 
 

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.support import plain_flask
 from tests.support.databases import JWT_SECRET
 from tests.support.http import Api, OverTheWire
 from tests.support.people import People
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# What a server's process runs.
+SCRIPT = "tests/web/plain_server.py" if plain_flask.wanted() else "wsgi.py"
 
 START_TIMEOUT = 60
 STOP_TIMEOUT = 30
@@ -101,7 +105,7 @@ def refusal_to_start(dsn: str) -> str:
 
 
 @contextlib.contextmanager
-def running_server(dsn: str, *, script: str = "wsgi.py", **changes: str) -> Iterator[Server]:
+def running_server(dsn: str, *, script: str = SCRIPT, **changes: str) -> Iterator[Server]:
     """A server on *dsn*, ready to serve; *changes* are further settings, in capitals.
 
     *script* is what Python runs, from the root of the repository.

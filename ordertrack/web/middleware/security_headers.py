@@ -25,6 +25,8 @@ HEADERS: Final = (
     ("Cache-Control", "no-store"),
 )
 
+_NAMES: Final = frozenset(name.lower() for name, _ in HEADERS)
+
 STRICT_TRANSPORT: Final = ("Strict-Transport-Security", "max-age=31536000")
 
 
@@ -40,10 +42,13 @@ class SecurityHeaders:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-            present = {name.lower() for name, _ in headers}
-            added = [pair for pair in HEADERS if pair[0].lower() not in present]
+            present = [name.lower() for name, _ in headers]
+            if _NAMES.isdisjoint(present):
+                answered = [*headers, *HEADERS]
+            else:
+                answered = headers + [pair for pair in HEADERS if pair[0].lower() not in present]
             if self._strict_transport and environ.get("wsgi.url_scheme") == "https":
-                added.append(STRICT_TRANSPORT)
-            return start_response(status, [*headers, *added], *rest)
+                answered.append(STRICT_TRANSPORT)
+            return start_response(status, answered, *rest)
 
         return self._inner(environ, start)
