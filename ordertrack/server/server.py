@@ -52,8 +52,9 @@ SHORTAGE_LINE_SECONDS: Final = 60.0
 # Turns of the loop in which an evicted connection ends; it usually takes one.
 TURNS_TO_CLOSE: Final = 4
 
-# What the kernel keeps of a response for one client. Without a bound it grows to megabytes, which a
-# slow client reads for longer than we wait for any sign that it reads.
+# What the kernel keeps for one client. Without a bound it grows to megabytes: a slow client reads
+# a response of that size for longer than we wait for any sign that it reads, and a WebSocket's
+# client that has stopped reading looks healthy for minutes.
 SEND_BUFFER: Final = 65_536
 
 

@@ -116,10 +116,6 @@ CLOSE_SECONDS: Final = 3.0
 # costs us about a tenth of a message's work.
 CONTROL_COST: Final = 0.1
 
-# The kernel's own queue per connection. Without a bound it grows to megabytes for a client that has
-# stopped reading, which then looks healthy for minutes.
-SEND_BUFFER: Final = 65_536
-
 # `send` calls for one writable socket before the other sockets' turn.
 SENDS_IN_A_ROW: Final = 4
 
@@ -613,11 +609,10 @@ def take_over(
         raise RuntimeError("WebSockets need OrderTrack's own server, ordertrack.server")
     event_loop.start()
     raw, early = release_socket()
+    # Accepted, it has the listening socket's options (`server.bind`): no delay, a bounded buffer.
     ws_socket = _socket.socket(raw.family, raw.type, raw.proto, raw.detach())
     try:
         ws_socket.setblocking(False)
-        ws_socket.setsockopt(_constants.IPPROTO_TCP, _constants.TCP_NODELAY, 1)
-        ws_socket.setsockopt(_constants.SOL_SOCKET, _constants.SO_SNDBUF, SEND_BUFFER)
         ws = WebSocket(ws_socket, handler, limits)
         event_loop.add(ws)
     except BaseException:
@@ -626,17 +621,18 @@ def take_over(
     counters.open += 1
     counters.opened += 1
     protocol = f"Sec-WebSocket-Protocol: {subprotocol}\r\n".encode() if subprotocol else b""
-    # Enqueued, so that it leaves together with what the handler writes first.
-    ws.enqueue(
+    # It leaves together with what the handler writes first.
+    ws._pending = [
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: " + accept_key + b"\r\n" + protocol + b"\r\n"
-    )
+    ]
     if heartbeat:
         _pings.add(ws)
     try:
         handler.on_open(ws)
         if early:
             ws.feed(early)
+        ws.flush()
     except Exception as error:  # noqa: BLE001 (logged there; an HTTP answer is no longer possible)
         event_loop.abort_failed(ws, error)
     return ws

@@ -252,6 +252,13 @@ class EngineIOSession:
         else:
             self.enqueue(message)
 
+    def send_text(self, packet: str) -> None:
+        """Send a message that is one Socket.IO packet, now."""
+        if self.ws is not None:
+            self.ws.write(text_frame(MESSAGE + packet))
+        else:
+            self.enqueue(EncodedMessage([packet]))
+
     def ping(self) -> None:
         """See "Heartbeat": the server pings, and the client answers."""
         if self.ws is not None:

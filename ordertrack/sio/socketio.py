@@ -16,6 +16,7 @@ changes one of these.
     python-socketio   _engineio_server_class    `EngineIOServer` instead of python-engineio's
                       disconnect, get_environ   rules 2 and 3
                       its dispatch              rules 1, 4, 5: `on_message` and `on_disconnect`
+                      Packet                    `packets`, where there is no binary data
                       Manager                   `RoomManager`, see there
     python-engineio   Server                    `EngineIOServer`, see there
 
@@ -46,6 +47,7 @@ from socketio import packet as sio_packet
 
 from ordertrack.server import websocket
 from ordertrack.server.ws_frames import CloseCode
+from ordertrack.sio import packets
 from ordertrack.sio.engineio import EngineIOSession, MalformedPacketError
 from ordertrack.sio.engineio_server import EngineIOServer
 from ordertrack.sio.rooms import RoomManager, encode
@@ -103,27 +105,25 @@ class Server(socketio.Server):  # type: ignore[misc]
     def on_message(self, session: EngineIOSession, data: str) -> None:
         """Handle a packet. Raises `MalformedPacketError`, also for binary ones."""
         try:
-            packet = self.packet_class(encoded_packet=data)
-            kind = packet.packet_type
-            if kind == sio_packet.EVENT and not self._is_event(packet.data):
+            kind, namespace, number, content = packets.decode(data)
+            if kind == sio_packet.EVENT and not self._is_event(content):
                 raise ValueError("An event is a list that begins with a name, not a reserved one")
-            if kind == sio_packet.ACK and not isinstance(packet.data, list):
+            if kind == sio_packet.ACK and not isinstance(content, list):
                 raise ValueError("An acknowledgement is a list")
         except (ValueError, IndexError, TypeError, RecursionError) as error:
             raise MalformedPacketError(str(error)) from None
-        namespace = packet.namespace or "/"
         if kind == sio_packet.CONNECT:
-            self._connect(session, namespace, packet.data)
+            self._connect(session, namespace, content)
             return
         sid = self.manager.sid_from_eio_sid(session.sid, namespace)
         if kind == sio_packet.EVENT:
-            self._event(session, sid, namespace, packet)
+            self._event(session, sid, namespace, number, content)
         elif kind == sio_packet.DISCONNECT:
             left = self._leave(sid, namespace, self.reason.CLIENT_DISCONNECT)
             if left and not self.manager.namespaces_of(session.sid):
                 session.close(self.reason.CLIENT_DISCONNECT)
         elif kind == sio_packet.ACK:
-            self.manager.trigger_callback(sid, packet.id, packet.data)
+            self.manager.trigger_callback(sid, number, content)
         else:
             raise MalformedPacketError("This kind of packet is not accepted")
 
@@ -144,20 +144,20 @@ class Server(socketio.Server):  # type: ignore[misc]
     def _connect(self, session: EngineIOSession, namespace: str, auth: Any) -> None:
         """Let a client join a namespace if the connect handler accepts it, and answer it."""
         if namespace not in self.handlers and namespace not in self.namespace_handlers:
-            self._send(session, sio_packet.CONNECT_ERROR, namespace, data=_INVALID_NAMESPACE)
+            self._send(session, sio_packet.CONNECT_ERROR, namespace, _INVALID_NAMESPACE)
             return
         sid = self.manager.pre_connect(session.sid, namespace)
         if sid is None:
-            self._send(session, sio_packet.CONNECT_ERROR, namespace, data=_ALREADY_CONNECTED)
+            self._send(session, sio_packet.CONNECT_ERROR, namespace, _ALREADY_CONNECTED)
             return
         self.eio.connect_received(session)
         refusal = self._run_connect_handler(sid, namespace, auth)
         if refusal is not None:
-            self._send(session, sio_packet.CONNECT_ERROR, namespace, data=refusal)
+            self._send(session, sio_packet.CONNECT_ERROR, namespace, refusal)
             self.manager.basic_disconnect(sid, namespace)
             self.eio.connect_refused(session)
             return
-        self._send(session, sio_packet.CONNECT, namespace, data={"sid": sid})
+        self._send(session, sio_packet.CONNECT, namespace, {"sid": sid})
         self.manager.connect(sid, namespace)
         session.handshake = None  # from now on it is authenticated
 
@@ -175,18 +175,23 @@ class Server(socketio.Server):  # type: ignore[misc]
         return None
 
     def _event(
-        self, session: EngineIOSession, sid: str | None, namespace: str, packet: Any
+        self,
+        session: EngineIOSession,
+        sid: str | None,
+        namespace: str,
+        number: int | None,
+        content: list[Any],
     ) -> None:
-        """Run an event's handler; what it returns is the acknowledgement, if one is wanted."""
+        """Run an event's handler; what it returns is the acknowledgement, if *number* wants one."""
         if sid is None or not self.manager.is_connected(sid, namespace):
             return
-        answer = self._trigger_event(packet.data[0], namespace, sid, *packet.data[1:])
-        if packet.id is None or answer is self.not_handled:
+        answer = self._trigger_event(content[0], namespace, sid, *content[1:])
+        if number is None or answer is self.not_handled:
             return
         arguments = (
             list(answer) if isinstance(answer, tuple) else [] if answer is None else [answer]
         )
-        self._send(session, sio_packet.ACK, namespace, id=packet.id, data=arguments)
+        self._send(session, sio_packet.ACK, namespace, arguments, number)
 
     def _leave(self, sid: str | None, namespace: str, reason: str | None) -> bool:
         """Remove a client from a namespace and run its handler; False if it was not connected."""
@@ -200,9 +205,22 @@ class Server(socketio.Server):  # type: ignore[misc]
         self.manager.basic_disconnect(sid, namespace)
         return True
 
-    def _send(self, session: EngineIOSession, kind: int, namespace: str, **content: Any) -> None:
+    def _send(
+        self,
+        session: EngineIOSession,
+        kind: int,
+        namespace: str,
+        data: Any = None,
+        number: int | None = None,
+    ) -> None:
         """Send a Socket.IO packet now."""
-        session.send(encode(self.packet_class(kind, namespace=namespace, **content)))
+        try:
+            text = packets.encode(kind, namespace, data, number)
+        except TypeError:  # it has attachments
+            packet = self.packet_class(kind, namespace=namespace, data=data, id=number)
+            session.send(encode(packet))
+        else:
+            session.send_text(text)
 
 
 class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]

@@ -40,6 +40,7 @@ WEBSOCKET = "ordertrack/server/websocket.py"
 SETUP = "ordertrack/realtime/setup.py"
 ENGINEIO_SERVER = "ordertrack/sio/engineio_server.py"
 PENDING_SESSIONS = "ordertrack/sio/pending_sessions.py"
+PACKETS = "ordertrack/sio/packets.py"
 WS_FRAMES = "ordertrack/server/ws_frames.py"
 LOOP = "ordertrack/server/loop.py"
 ORDER_SOCKET = "ordertrack/realtime/order_socket.py"
@@ -86,6 +87,8 @@ HOUSEKEEPING_TESTS = ["tests/services/test_housekeeping.py"]
 ROLE_TESTS = ["tests/services/test_serving_role.py"]
 DATABASE_CONNECTION_TESTS = ["tests/services/test_connections.py"]
 FAILOVER_TESTS = ["tests/faults/test_failover.py"]
+PACKETS_TESTS = ["tests/sio/test_packets.py"]
+SPAWNING_TESTS = ["tests/server/test_spawning.py"]
 PENDING_TESTS = ["tests/sio/test_pending_sessions.py"]
 SOCKETIO_TESTS = ["tests/sio/test_socketio.py"]
 WEBSOCKET_TESTS = ["tests/server/test_websocket.py"]
@@ -632,6 +635,21 @@ DEFECTS = [
         "closes-come-all-at-once", LOOP,
         "due = began + seconds * number / len(leaving)", "due = began",
         TIME_TESTS,
+    ),
+    Defect(
+        "context-outlives-its-task", LOOP,
+        "        this.gr_context = None  #", "        #",
+        SPAWNING_TESTS,
+    ),
+    Defect(
+        "first-task-is-kept-by-its-greenlet", LOOP,
+        "        job.clear()\n", "",
+        SPAWNING_TESTS,
+    ),
+    Defect(
+        "integers-of-any-length-are-read", PACKETS,
+        "if len(digits) > MAX_DIGITS:", "if False:",
+        PACKETS_TESTS,
     ),
     # --- who speaks -----------------------------------------------------------------------------
     Defect(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from ordertrack.server import loop as loop_module
+from ordertrack.server import server as http_server
 from ordertrack.server import websocket
 from ordertrack.server.admission import Admission
 from ordertrack.server.websocket import CLOSE_TRANSITIONS, CloseEvent, CloseState
@@ -554,3 +555,16 @@ def test_sigterm_lets_requests_in_flight_finish() -> None:
             assert b'"slept":1.5' in answer.replace(b" ", b"")
             idle.close()
         assert server.process.wait(10) == 0
+
+
+def test_accepted_sockets_send_at_once_and_keep_little() -> None:
+    """WebSockets rely on it: they set no options of their own."""
+    [listening] = http_server.bind("127.0.0.1", 0)
+    listening.listen()
+    with socket.create_connection(listening.getsockname(), 10):
+        accepted, _ = listening.accept()
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    kept = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    assert kept <= 2 * http_server.SEND_BUFFER  # Linux doubles what was asked for
+    accepted.close()
+    listening.close()
