@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import report, run, tools
 from benchmarks.contenders import ALL
-from benchmarks.scenarios import all_scenarios
+from benchmarks.scenarios import Scenario, all_scenarios
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -17,7 +17,9 @@ def main() -> int:
     if options.command == "list":
         for scenario in scenarios:
             who = dict.fromkeys(case.contender for case in scenario.cases)
-            print(f"{scenario.name:20} {scenario.title}\n{'':20} {', '.join(who)}")
+            takes = f"about {_seconds(scenario, 3):.0f} s for three rounds"
+            print(f"{scenario.name:20} {scenario.title}\n{'':20} {', '.join(who)}; {takes}")
+        print(f"\nAll: about {sum(_seconds(one, 3) for one in scenarios) / 60:.0f} minutes.")
         return 0
     chosen = [s for s in scenarios if s.name in options.scenarios or "all" in options.scenarios]
     try:
@@ -25,13 +27,20 @@ def main() -> int:
     except tools.MissingTool as missing:
         print(missing, file=sys.stderr)
         return 1
-    text = report.markdown(results, quick=options.quick)
-    print(text)
+    print(report.markdown(results, quick=options.quick))
+    print(report.durations(results), file=sys.stderr)
     if options.save:
         stem = RESULTS / f"{results.began:%Y-%m-%d}{'-quick' if options.quick else ''}"
         for path in report.save(results, stem, quick=options.quick):
             print(f"wrote {path}")
     return 1 if report.failures(results) else 0
+
+
+def _seconds(scenario: Scenario, rounds: int) -> float:
+    """About how long that many rounds of it take."""
+    return sum(
+        case.seconds * min(scenario.rounds(rounds), case.max_rounds) for case in scenario.cases
+    )
 
 
 def _parse() -> argparse.Namespace:

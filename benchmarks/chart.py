@@ -45,7 +45,7 @@ def _panel(scenario: Scenario, outcomes: list[Outcome]) -> str:
     figure, unit = next(iter(scenario.figures.items()))
     medians = [outcome.median(figure) or 0.0 for outcome in outcomes]
     longest = max(medians) or 1.0
-    better = "less is better" if scenario.less_is_better else "more is better"
+    better = "less is better" if scenario.less_is_better(figure) else "more is better"
     shown_unit = "" if unit.startswith("/") else f", {unit}"
     parts = [
         _text(0, 14, scenario.name, "title"),

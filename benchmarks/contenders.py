@@ -58,6 +58,10 @@ class Contender:
         """Make its database and its users; once, before its first turn."""
         self.database = self.cluster.create_database(f"bench_{self.name}")
 
+    def version(self) -> str:
+        """Of the interpreter or compiler behind it, and how it was built."""
+        raise NotImplementedError
+
     def command(self, port: int) -> tuple[list[str], dict[str, str]]:
         """The command that serves on that port, and its part of the environment."""
         raise NotImplementedError
@@ -167,6 +171,9 @@ class OrderTrack(Contender):
             self.database.execute("UPDATE users SET role = 'driver' WHERE name LIKE 'driver%'")
             self.tokens = [_log_in(server.port, f"driver{n}") for n in range(DRIVERS)]
 
+    def version(self) -> str:
+        return machine.python_build(sys.executable)
+
     def _environment(self, port: int) -> dict[str, str]:
         assert self.database is not None
         return {
@@ -221,26 +228,22 @@ class Peer(Contender):
 
     def add_orders(self, count: int) -> list[tuple[int, int]]:
         assert self.database is not None
-        [(first,)] = self.database.execute("SELECT coalesce(max(id), 0) + 1 FROM orders")
-        ids = [first, first + count - 1]
-        self.database.execute(
+        rows = self.database.execute(
             """
-            INSERT INTO orders (id, customer_id, description)
-            SELECT id, 1, 'Two boxes of tea, one of rusks' FROM generate_series(%s, %s) AS id
+            WITH o AS (
+                INSERT INTO orders (customer_id, description)
+                SELECT 1, 'Two boxes of tea, one of rusks' FROM generate_series(1, %s)
+                RETURNING id),
+            e AS (
+                INSERT INTO order_events (order_id, version, type, status,
+                                          actor_id, actor_name, actor_role)
+                SELECT id, 1, 'created', 'Pending', 1, 'customer', 'user' FROM o)
+            SELECT id FROM o ORDER BY id
             """,
-            ids,
-        )
-        self.database.execute(
-            """
-            INSERT INTO order_events (order_id, version, type, status,
-                                      actor_id, actor_name, actor_role)
-            SELECT id, 1, 'created', 'Pending', 1, 'customer', 'user'
-              FROM generate_series(%s, %s) AS id
-            """,
-            ids,
+            [count],
         )
         self.database.execute("ANALYZE orders, order_events")
-        return [(order, 1) for order in range(first, first + count)]
+        return [(int(order), 1) for (order,) in rows]
 
     def environment(self, port: int) -> dict[str, str]:
         assert self.database is not None
@@ -251,16 +254,54 @@ class Peer(Contender):
         }
 
 
-class Node(Peer):
-    name = "node"
-    title = "Node: express, socket.io, pg"
+class NodePeer(Peer):
+    program: ClassVar[str]  # its file in peers/node
 
     def install(self) -> None:
         tools.node_peer()
 
+    def version(self) -> str:
+        return f"Node {tools.said('node', '--version')}"
+
     def command(self, port: int) -> tuple[list[str], dict[str, str]]:
-        server = tools.node_peer() / "server.js"
+        server = tools.node_peer() / self.program
         return ["node", str(server)], self.environment(port) | {"NODE_ENV": "production"}
+
+
+class Express(NodePeer):
+    name = "node"
+    title = "Node: express, pg, socket.io, ws"
+    program = "express.js"
+
+
+class ExpressTransaction(Express):
+    """The same, with the status changed in five statements."""
+
+    name = "node-transaction"
+    title = "Node: express, pg, five statements"
+
+    def environment(self, port: int) -> dict[str, str]:
+        return super().environment(port) | {"CHANGE": "transaction"}
+
+
+class Fastify(NodePeer):
+    name = "fastify"
+    title = "Node: fastify, pg"
+    program = "fastify.js"
+
+
+class Go(Peer):
+    name = "go"
+    title = "Go: gin, pgx, gorilla/websocket"
+
+    def install(self) -> None:
+        tools.go_peer()
+
+    def version(self) -> str:
+        return tools.said("go", "version")
+
+    def command(self, port: int) -> tuple[list[str], dict[str, str]]:
+        return [str(tools.go_peer())], self.environment(port)
 
 
 class PythonPeer(Peer):
@@ -268,6 +309,9 @@ class PythonPeer(Peer):
 
     def install(self) -> None:
         tools.python_peer(self.source)
+
+    def version(self) -> str:
+        return machine.python_build(str(tools.python_peer(self.source)))
 
     def command(self, port: int) -> tuple[list[str], dict[str, str]]:
         server = tools.PEERS / self.source / "server.py"
@@ -294,6 +338,9 @@ class CLimit(Contender):
     def install(self) -> None:
         tools.c_limit()
 
+    def version(self) -> str:
+        return tools.said("gcc", "--version").splitlines()[0]
+
     def prepare(self) -> None:
         self.tokens = ["none"]
 
@@ -317,6 +364,9 @@ class PgBench(Contender):
 
     def prepare(self) -> None:
         self._store.prepare()
+
+    def version(self) -> str:
+        return tools.said(str(self.cluster.binaries / "pgbench"), "--version")
 
     def changes_per_second(self, orders: int, connections: int, seconds: float) -> float:
         """Status changes a second, prepared, each connection on orders of its own."""
@@ -344,7 +394,9 @@ class PgBench(Contender):
         return float(found[1])
 
 
-ALL: tuple[type[Contender], ...] = (OrderTrack, Node, FastAPI, StockFlask, CLimit, PgBench)
+ALL: tuple[type[Contender], ...] = (
+    OrderTrack, Express, ExpressTransaction, Fastify, Go, FastAPI, StockFlask, CLimit, PgBench,
+)  # fmt: skip
 
 
 def free_port() -> int:
@@ -404,7 +456,7 @@ def _pgbench_script(token: str, first_order: int, connections: int) -> str:
     types = re.findall(r"[a-z\[\]]+", head.partition("(")[2])
     names = re.findall(r"%\((\w+)\)s", order_service._MOVE._execute)
     claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==="))
-    values = {"user": claims["sub"], "session": claims["sid"], "all_drivers": "true",
+    values = {"user": claims["sub"], "session": claims["sid"], "drivers_see_all": "true",
               "if_version": "NULL", "note": "NULL", "id": ":order"}  # fmt: skip
     script = [
         r"\set n :n + 1",

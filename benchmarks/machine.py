@@ -3,6 +3,8 @@
 import contextlib
 import os
 import platform
+import resource
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -61,8 +63,31 @@ def busy_seconds(core: int) -> float:
     raise LookupError(f"no core {core} in /proc/stat")
 
 
+def file_limit() -> int:
+    """How many files, and so connections, a process may have."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
 def load_average() -> float:
     return os.getloadavg()[0]
+
+
+# A distribution may take the flags out of what extensions are built with: then the flag for the use
+# of a profile is empty, which it is not in a plain build.
+_BUILD = """
+import platform, sysconfig
+flags = sysconfig.get_config_var("CONFIG_ARGS") or ""
+removed = sysconfig.get_config_var("PGO_PROF_USE_FLAG") == ""
+pgo = "with PGO" if "--enable-optimizations" in flags or removed else "without PGO"
+lto = "with LTO" if "--with-lto" in flags else "LTO unknown" if removed else "without LTO"
+print(f"Python {platform.python_version()}, {pgo}, {lto} ({platform.python_compiler()})")
+"""
+
+
+def python_build(interpreter: str) -> str:
+    """Its version, and whether it was built with what makes it 15–30 % faster."""
+    done = subprocess.run([interpreter, "-c", _BUILD], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def describe() -> str:

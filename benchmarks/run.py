@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,6 +24,7 @@ class Outcome:
     load_core_busy: list[float] = field(default_factory=list)
     intruders: list[float] = field(default_factory=list)  # share of the server's core
     failures: list[str] = field(default_factory=list)
+    took: list[float] = field(default_factory=list)  # seconds, start and stop included
 
     def median(self, figure: str) -> float | None:
         values = [figures[figure] for figures in self.rounds if figure in figures]
@@ -45,6 +47,7 @@ class Outcome:
 class Results:
     scenarios: list[tuple[Scenario, list[Outcome]]]
     skipped: dict[str, str]  # contender → why
+    versions: dict[str, str]  # contender → of what it runs on
     began: datetime
     postgres: str
     load_before: float  # the machine's load average, not counting us
@@ -78,7 +81,8 @@ def run(scenarios: Sequence[Scenario], rounds: int, peers: Sequence[str] | None)
                 progress.begin(what)
                 _take_turn(scenario, outcome, ready[outcome.case.contender])
                 progress.advance(f"{what}  {_said(scenario, outcome)}")
-        return Results(plan, skipped, began, postgres.version, load_before)
+        versions = {contender.title: contender.version() for contender in ready.values()}
+        return Results(plan, skipped, versions, began, postgres.version, load_before)
 
 
 def _prepare(
@@ -103,18 +107,22 @@ def _turns(
     plan: list[tuple[Scenario, list[Outcome]]], rounds: int
 ) -> Iterator[tuple[Scenario, Outcome]]:
     for scenario, outcomes in plan:
-        for _ in range(min(max(rounds, scenario.min_rounds), scenario.max_rounds)):
+        for number in range(scenario.rounds(rounds)):
             for outcome in outcomes:
-                yield scenario, outcome
+                if number < outcome.case.max_rounds:
+                    yield scenario, outcome
 
 
 def _take_turn(scenario: Scenario, outcome: Outcome, contender: Contender) -> None:
+    began = time.monotonic()
     try:
         figures, steps = _measure(scenario, outcome.case, contender)
     except (load.LoadFailed, StartFailed) as error:
         outcome.failures.append(str(error))
         print(f"{scenario.name}, {outcome.title}: {error}", file=sys.stderr)
         return
+    finally:
+        outcome.took.append(time.monotonic() - began)
     outcome.rounds.append(figures)
     if steps:
         outcome.load_cpu.append(float(steps[-1].figures["load_cpu"]))

@@ -12,6 +12,13 @@ HERE = Path(__file__).resolve().parent
 PEERS = HERE / "peers"
 _LOADGEN = HERE / "loadgen"
 
+# Debian's and Ubuntu's packages of Go libraries put their sources here.
+_GO_PATH = "/usr/share/gocode"
+_GO_PACKAGES = (
+    "golang-go, golang-github-gin-gonic-gin-dev, golang-github-jackc-pgx-v4-dev,"
+    " golang-github-gorilla-websocket-dev and golang-github-golang-jwt-jwt-dev (apt install)"
+)
+
 
 class MissingTool(Exception):
     """Something that only the system can provide is not there. Its text says what."""
@@ -41,7 +48,30 @@ def node_peer() -> Path:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         _run("npm", "ci", "--no-audit", "--no-fund", "--loglevel=error", cwd=folder)
 
-    return _made("node", [source / "package-lock.json", source / "server.js"], install)
+    inputs = [source / "package-lock.json", *sorted(source.glob("*.js"))]
+    return _made("node", inputs, install)
+
+
+def go_peer() -> Path:
+    """The Go peer, compiled from the packages of the operating system, without a network."""
+    if not shutil.which("go"):
+        raise MissingTool(f"the Go peer needs {_GO_PACKAGES}")
+    sources = sorted((PEERS / "go").glob("*.go"))
+
+    def build(folder: Path) -> None:
+        folder.mkdir()
+        environment = {
+            "GOPATH": _GO_PATH,
+            "GO111MODULE": "off",
+            "GOPROXY": "off",
+            "GOCACHE": str(cache() / "go-build"),
+        }
+        try:
+            _run("go", "build", "-o", str(folder / "go"), *map(str, sources), **environment)
+        except MissingTool as missing:
+            raise MissingTool(f"the Go peer needs {_GO_PACKAGES}; {missing}") from missing
+
+    return _made("go", sources, build) / "go"
 
 
 def python_peer(name: str) -> Path:
@@ -53,6 +83,11 @@ def python_peer(name: str) -> Path:
         _run(str(folder / "bin/pip"), "install", "-q", "--no-deps", "-r", str(requirements))
 
     return _made(name, [requirements], install) / "bin/python"
+
+
+def said(*command: str) -> str:
+    """What a command prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _compiled(name: str, sources: list[Path]) -> Path:
@@ -81,7 +116,14 @@ def _made(name: str, inputs: list[Path], make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _run(*command: str, cwd: Path | None = None) -> None:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def _run(*command: str, cwd: Path | None = None, **environment: str) -> None:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise MissingTool(f"`{' '.join(command)}` failed:\n{done.stdout}{done.stderr}")

@@ -6,7 +6,7 @@ CREATE TABLE users (
 );
 
 CREATE TABLE orders (
-    id          bigint PRIMARY KEY,
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     customer_id bigint NOT NULL REFERENCES users (id),
     description text NOT NULL,
     status      text NOT NULL DEFAULT 'Pending',
