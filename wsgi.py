@@ -11,7 +11,10 @@ warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
 
 import eventlet
 
+from ordertrack import eventlet_hub
+
 if __name__ == "__main__":
+    eventlet_hub.install()
     eventlet.monkey_patch()
 
 # ruff: noqa: E402 (see above)

@@ -29,6 +29,7 @@ LAYERS = {
         "config",
         "connector",
         "extensions",
+        "eventlet_hub",
         "eventlet_support",
         "batching",
         "histogram",

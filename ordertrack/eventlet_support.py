@@ -5,6 +5,7 @@ In the server the standard library is patched by eventlet, and all requests and 
 thread. On the command line and in most tests nothing is patched, and there is no loop to block.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
@@ -13,13 +14,19 @@ import eventlet.patcher
 import eventlet.semaphore
 import eventlet.tpool
 import psycopg2
-from eventlet.hubs import get_hub, trampoline
+from eventlet.hubs import get_hub
 from greenlet import getcurrent
 from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, STATUS_SETUP, set_wait_callback
 
+from ordertrack import eventlet_hub
 from ordertrack.errors import TooManyRequests
+from ordertrack.eventlet_hub import wait_until
 
 T = TypeVar("T")
+
+monotonic = time.monotonic
+
+_EVENTS = {POLL_READ: eventlet_hub.READ, POLL_WRITE: eventlet_hub.WRITE}
 
 # The unpatched module: eventlet's `select` has no `poll`.
 _SELECT = eventlet.patcher.original("select")
@@ -71,16 +78,13 @@ def bound_database_waits(*, connect: float, answer: float | None) -> None:
 
     def wait(connection: Any) -> None:
         connecting = connection.status == STATUS_SETUP
-        seconds = connect if connecting else answer
-        end = time.monotonic() + connect
+        seconds = connect if connecting else math.inf if answer is None else answer
+        deadline = monotonic() + seconds
         while (state := connection.poll()) != POLL_OK:
-            trampoline(
-                connection.fileno(),
-                read=state == POLL_READ,
-                write=state == POLL_WRITE,
-                timeout=max(0.01, end - time.monotonic()) if connecting else seconds,
-                timeout_exc=NoAnswer(f"no answer from the database for {seconds} seconds"),
-            )
+            if not wait_until(connection.fileno(), _EVENTS[state], deadline):
+                raise NoAnswer(f"no answer from the database for {seconds} seconds")
+            if not connecting:
+                deadline = monotonic() + seconds
 
     set_wait_callback(wait)
 

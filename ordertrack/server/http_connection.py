@@ -8,8 +8,9 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from ordertrack import problems
+from ordertrack import eventlet_hub, problems
 from ordertrack.errors import DomainError, PayloadTooLarge
+from ordertrack.eventlet_hub import READ, WRITE, wait_until
 from ordertrack.networks import network_of
 from ordertrack.server.http_reader import RequestReader
 from ordertrack.server.http_request import TAKE_OVER, BadRequest, Environ
@@ -41,17 +42,14 @@ LINGER_BYTES: Final = 4_194_304
 
 RECEIVE_BYTES: Final = 16_384
 
-# Requests of one connection that are answered before other greenlets run, when its next one has
-# always arrived already: a `recv` that need not wait does not yield to them.
-REQUESTS_IN_A_ROW: Final = 4
-
 
 class Connection:
     """One client's connection. `WaitingConnections` may evict it while it waits for the client."""
 
     __slots__ = (
         "_deadline",
-        "_in_a_row",
+        "_descriptor",
+        "_is_new",
         "_patience",
         "_reader",
         "_server",
@@ -62,17 +60,18 @@ class Connection:
         "taken",
     )
 
-    def __init__(self, server: "Server", client: Any, address: Any) -> None:
+    def __init__(self, server: "Server", client: socket.socket, address: Any) -> None:
         self.address = address
         self.network = network_of(address[0])
         self.idle = True  # no byte of a request has arrived
         self.taken = False
         self._server = server
-        self._socket = client
+        self._socket = client  # not eventlet's, and non-blocking
+        self._descriptor = client.fileno()
         self._reader = RequestReader(self._receive, server.max_body_bytes, pause)
+        self._is_new = True  # nothing has been read
         self._deadline = 0.0
         self._patience = 0.0  # seconds that we still wait for the client to read the response
-        self._in_a_row = 0
 
     @property
     def stopping(self) -> bool:
@@ -82,25 +81,31 @@ class Connection:
     # Bytes ----------------------------------------------------------------------------------------
 
     def _receive(self) -> bytes:
-        """The next bytes from the client, by the deadline. Raises `ClientGone`."""
-        if not self.idle:
-            pause()  # a client whose bytes have always arrived must not block the loop
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise ClientGone
-        self._socket.settimeout(left)
+        """The next bytes from the client, by the deadline. Raises `ClientGone`.
+
+        It waits first, also when bytes have arrived already, which lets other greenlets run: a
+        client that always has bytes ready must not block the loop. Only a new connection is asked
+        at once: with its request there it does not count as waiting, and is not evicted.
+        """
+        is_ready, self._is_new = self._is_new, False
         try:
-            data: bytes = self._socket.recv(RECEIVE_BYTES)
-        except (OSError, EOFError):  # a timeout; closed by another greenlet
-            raise ClientGone from None
-        if not data:
-            raise ClientGone
-        return data
+            while is_ready or wait_until(self._descriptor, READ, self._deadline):
+                is_ready = False
+                try:
+                    data: bytes = self._socket.recv(RECEIVE_BYTES)
+                except BlockingIOError:
+                    continue
+                if data:
+                    return data
+                break
+        except OSError:  # also when another greenlet has closed it
+            pass
+        raise ClientGone
 
     def send(self, data: bytes) -> None:
         """Raises `ClientGone` when the client does not read it in time."""
         try:
-            sent = self._socket.fd.send(data)
+            sent = self._socket.send(data)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -115,11 +120,10 @@ class Connection:
         self._server.waiting.add(self)
         try:
             while rest:
-                left = began + self._patience - time.monotonic()
-                if left <= 0:
+                if not wait_until(self._descriptor, WRITE, began + self._patience):
                     raise ClientGone
-                self._socket.settimeout(left)
-                rest = rest[self._socket.send(rest) :]
+                with contextlib.suppress(BlockingIOError):  # the wait ended early
+                    rest = rest[self._socket.send(rest) :]
         except OSError:
             raise ClientGone from None
         finally:
@@ -129,7 +133,8 @@ class Connection:
     def take_over(self) -> tuple[Any, bytes]:
         """Give the socket away, with the bytes that were read beyond the request."""
         self.taken = True
-        return self._socket.fd, self._reader.rest()
+        eventlet_hub.forget(self._descriptor)
+        return self._socket, self._reader.rest()
 
     def hang_up(self) -> None:
         """Shut the socket down, so that the greenlet that waits for the client wakes and ends."""
@@ -142,7 +147,8 @@ class Connection:
         """The connection's greenlet."""
         try:
             while self._serve_one():
-                self._yield_turn()
+                if self._reader.has_more:
+                    pause()  # its next request is read without a wait
         except ClientGone:
             pass
         except Exception:  # a defect of ours; the other connections go on
@@ -151,13 +157,6 @@ class Connection:
             if not self.taken:
                 self._socket.close()
             self._server.ended(self)
-
-    def _yield_turn(self) -> None:
-        """Let other greenlets run, if this client's next request has probably arrived."""
-        self._in_a_row += 1
-        if self._reader.has_more or self._in_a_row >= REQUESTS_IN_A_ROW:
-            self._in_a_row = 0
-            pause()
 
     def _serve_one(self) -> bool:
         """Serve a request; True if another one may follow."""
@@ -204,9 +203,12 @@ class Connection:
                 self._reader.receive()
             self.idle = False
             self._deadline = time.monotonic() + REQUEST_SECONDS
-            self._reader.read(environ, lambda: self.send(b"HTTP/1.1 100 Continue\r\n\r\n"))
+            self._reader.read(environ, self._ask_for_body)
         finally:
             self._server.waiting.discard(self)
+
+    def _ask_for_body(self) -> None:
+        self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse(self, error: DomainError, status: HTTPStatus) -> None:
         body = problems.encode(error, status)

@@ -20,8 +20,8 @@ The functions at the end (`spawn`, `sleep`, `pause`, `wait_readable`, `Signal`) 
 the package uses of eventlet.
 """
 
-import errno
 import logging
+import math
 import os
 import random
 import time
@@ -35,6 +35,8 @@ import eventlet.hubs
 import eventlet.semaphore
 import greenlet
 
+from ordertrack import eventlet_hub
+from ordertrack.eventlet_hub import wait_until
 from ordertrack.server import epoll
 
 log = logging.getLogger(__name__)
@@ -275,19 +277,14 @@ def pause() -> None:
 def wait_readable(descriptor: Any, timeout: float | None = None) -> bool:
     """Wait until a descriptor (or object with `fileno`) can be read; False after `timeout` seconds.
 
-    Raises `OSError` when the descriptor is closed meanwhile.
+    Raises `OSError` when the descriptor is closed meanwhile. Rarely there is nothing to read after
+    all, so the read must not block.
     """
-    try:
-        eventlet.hubs.trampoline(descriptor, read=True, timeout=timeout, timeout_exc=_TimedOut)
-    except _TimedOut:
-        return False
-    except eventlet.hubs.IOClosed as error:
-        raise OSError(errno.EBADF, "closed while waiting") from error
-    return True
-
-
-class _TimedOut(Exception):
-    pass
+    return wait_until(
+        descriptor if isinstance(descriptor, int) else descriptor.fileno(),
+        eventlet_hub.READ,
+        math.inf if timeout is None else monotonic() + timeout,
+    )
 
 
 class Signal:

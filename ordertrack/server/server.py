@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 from wsgiref.types import WSGIApplication
 
@@ -139,6 +140,7 @@ class Server:
         """Begin to accept; returns at once. Raises `OSError` if the port has been taken since."""
         for opened in self._bound:
             opened.listen(BACKLOG)
+            opened.setblocking(False)  # eventlet's `accept` then returns plain sockets
         self._accepting = [eventlet.spawn(self._accept, opened) for opened in self._bound]
 
     def _accept(self, opened: Any) -> None:
@@ -156,6 +158,9 @@ class Server:
                 self._evict(f"{self._capacity} are open")
             try:
                 client, address = opened.accept()
+            except BlockingIOError:
+                wait_readable(opened)
+                continue
             except OSError as error:
                 if error.errno in _SHORTAGES:
                     self._evict(f"{error.strerror}")
@@ -164,6 +169,7 @@ class Server:
                 else:
                     raise
                 continue
+            client.setblocking(False)
             connection = Connection(self, client, address)
             self.connections.add(connection)
             eventlet.spawn_n(connection.serve)
@@ -248,7 +254,8 @@ class StopRequest:
         """Wait for the request; returns its reason."""
         while self._reason is None:
             wait_readable(self._reading)
-            os.read(self._reading, 64)
+            with suppress(BlockingIOError):
+                os.read(self._reading, 64)
         return self._reason
 
 

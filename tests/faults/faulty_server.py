@@ -12,21 +12,25 @@ Nothing else differs:
 """
 
 # ruff: noqa: E402 (patched before everything else, as wsgi.py does it)
+import sys
+from pathlib import Path
+
 import eventlet
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from ordertrack import eventlet_hub
+
+eventlet_hub.install()
 eventlet.monkey_patch()
 
 import json
 import os
 import runpy
 import signal
-import sys
 import time
-from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 from flask import Flask, Response, request
 from sqlalchemy import text

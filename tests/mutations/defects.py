@@ -46,6 +46,7 @@ LOOP = "ordertrack/server/loop.py"
 ORDER_SOCKET = "ordertrack/realtime/order_socket.py"
 ORIGINS = "ordertrack/origins.py"
 HTTP_CONNECTION = "ordertrack/server/http_connection.py"
+EVENTLET_HUB = "ordertrack/eventlet_hub.py"
 WAITING_CONNECTIONS = "ordertrack/server/waiting_connections.py"
 AUTH = "ordertrack/auth.py"
 DB = "ordertrack/db.py"
@@ -92,6 +93,7 @@ SPAWNING_TESTS = ["tests/server/test_spawning.py"]
 PENDING_TESTS = ["tests/sio/test_pending_sessions.py"]
 SOCKETIO_TESTS = ["tests/sio/test_socketio.py"]
 WEBSOCKET_TESTS = ["tests/server/test_websocket.py"]
+EVENTLET_HUB_TESTS = ["tests/server/test_eventlet_hub.py"]
 WAITING_TESTS = ["tests/server/test_waiting_connections.py"]
 AUDIT_TESTS = ["tests/cli/test_audit.py"]
 BOARD_TESTS = ["tests/web/test_board.py"]
@@ -620,8 +622,29 @@ DEFECTS = [
     ),
     Defect(
         "pipelining-keeps-the-loop", HTTP_CONNECTION,
-        "if self._reader.has_more or self._in_a_row >= REQUESTS_IN_A_ROW:",
-        "if self._in_a_row < 0:", WAITING_TESTS,
+        "while self._serve_one():\n                if self._reader.has_more:",
+        "while self._serve_one():\n                if self._server.stopping:", WAITING_TESTS,
+    ),
+    Defect(
+        "bytes-in-time-keep-the-loop", HTTP_CONNECTION,
+        "is_ready, self._is_new = self._is_new, False", "is_ready = self._is_new", WAITING_TESTS,
+    ),
+    Defect(
+        "epoll-reports-what-nobody-waits-for", EVENTLET_HUB,
+        "_ONESHOT: Final = 0x4000_0000", "_ONESHOT: Final = 0", EVENTLET_HUB_TESTS,
+    ),
+    Defect(
+        "ended-wait-wakes-its-greenlet", EVENTLET_HUB,
+        "wait[0] = None\n                if", "if", EVENTLET_HUB_TESTS,
+    ),
+    Defect(
+        "who-waits-for-a-closed-file-is-not-told", EVENTLET_HUB,
+        "        self._obsolete(descriptor)\n", "        self._waits.pop(descriptor, None)\n",
+        EVENTLET_HUB_TESTS,
+    ),
+    Defect(
+        "trampoline-after-our-wait-is-not-armed", EVENTLET_HUB,
+        "self.register(fileno)", "self.register(fileno, new=True)", EVENTLET_HUB_TESTS,
     ),
     Defect(
         "idle-connections-of-one-address-are-not-bounded", WAITING_CONNECTIONS,

@@ -6,17 +6,24 @@ fields of `Limits`, and the settings that are popped below.
 """
 
 # ruff: noqa: E402 (patching comes first)
+import json
+import sys
+from typing import Any
+
 import eventlet
 import eventlet.patcher
 
+from ordertrack import eventlet_hub
+
+settings: dict[str, Any] = json.loads(sys.argv[1])
+portable = settings.pop("portable", False)  # as on a system without epoll
+if not portable:
+    eventlet_hub.install()
 eventlet.monkey_patch()
 
 import dataclasses
 import errno
 import gc
-import json
-import sys
-from typing import Any
 
 import flask
 import flask_socketio
@@ -33,7 +40,6 @@ from ordertrack.sio import engineio_server
 from ordertrack.sio.socketio import SocketIO
 from tests.server import faults
 
-settings: dict[str, Any] = json.loads(sys.argv[1])
 origins = Origins(frozenset(settings.pop("origins", ())))
 drain_seconds = settings.pop("drain_seconds", 4.0)
 serving_options = {
@@ -59,8 +65,8 @@ if "close_seconds" in settings:
     websocket.CLOSE_SECONDS = settings.pop("close_seconds")  # type: ignore[misc]
 if "flush_chunk" in settings:
     loop.FLUSH_CHUNK = settings.pop("flush_chunk")  # type: ignore[misc]
-if settings.pop("portable", False):
-    epoll.EpollPoller = epoll.HubPoller  # type: ignore[misc,assignment]  # as on a system without epoll
+if portable:
+    epoll.EpollPoller = epoll.HubPoller  # type: ignore[misc,assignment]
 if "pings" in settings:
     interval, timeout = settings.pop("pings")
     faults.ping_every(interval, timeout)

@@ -4,18 +4,22 @@ FEW_PER_ADDRESS is the number of waiting connections that one address may have.
 """
 
 # ruff: noqa: E402 (patched before everything else, as wsgi.py does it)
+import sys
+from pathlib import Path
+
 import eventlet
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from ordertrack import eventlet_hub
+
+eventlet_hub.install()
 eventlet.monkey_patch()
 
 import os
 import resource
 import runpy
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 from ordertrack.server import waiting_connections
 

@@ -7,6 +7,9 @@ the events and namespaces of the suites. Both have the suites' ping interval, ti
 # ruff: noqa: E402 (patching comes first)
 import eventlet
 
+from ordertrack import eventlet_hub
+
+eventlet_hub.install()
 eventlet.monkey_patch()
 
 import sys

@@ -79,9 +79,18 @@ REPLACED: list[tuple[Callable[..., Any], str, str]] = [
     (socketio.base_manager.BaseManager, "b393b4c05dbd", "sio.rooms.RoomManager"),
     (socketio.manager.Manager, "cfeabf92435f", "sio.rooms.RoomManager"),
     (engineio.payload.Payload, "6b839223a0a7", "sio.engineio._Polling"),
-    (eventlet.hubs.epolls.Hub.add, "cbe94e0160e0", "server.loop.Loop"),
-    (eventlet.hubs.poll.Hub.wait, "8d89538abd2e", "server.epoll.Epoll"),
+    (eventlet.hubs.epolls.Hub, "b66e07590dd9", "eventlet_hub.Hub and server.loop.Loop"),
+    (eventlet.hubs.poll.Hub.wait, "8d89538abd2e", "eventlet_hub.Hub and server.epoll.Epoll"),
+    (eventlet.hubs.poll.Hub.register, "77c890b3fccc", "eventlet_hub.Hub"),
+    (eventlet.hubs.poll.Hub.remove, "668ab3bac6a7", "eventlet_hub.Hub"),
+    (eventlet.hubs.hub.BaseHub.run, "c06bda1eea56", "eventlet_hub.Hub"),
+    (eventlet.hubs.hub.BaseHub.add, "8b66f5456e91", "eventlet_hub.Hub"),
+    (eventlet.hubs.hub.BaseHub.switch, "4d03463f6ee7", "eventlet_hub.Hub"),
+    (eventlet.hubs.hub.BaseHub.sleep_until, "f29e9a0fa070", "eventlet_hub.Hub"),
+    (eventlet.hubs.hub.BaseHub.mark_as_reopened, "693eb0241b42", "eventlet_hub.Hub"),
+    (eventlet.hubs.hub.BaseHub._obsolete, "631043ca8f61", "eventlet_hub.Hub"),
     (eventlet.hubs.hub.BaseHub.squelch_exception, "1a1328f30142", "server.epoll.Epoll"),
+    (eventlet.hubs.hub.BaseHub.squelch_generic_exception, "908d5818a823", "eventlet_hub.Hub"),
     (eventlet.tpool.execute, "b4389614472e", "eventlet_support"),
     (flask.Flask.create_url_adapter, "f337dbb3024d", "web.lean_flask.LeanFlask"),
     (flask.Flask.preprocess_request, "476fe4aece3f", "web.lean_flask.LeanFlask"),
@@ -257,9 +266,15 @@ def test_eventlet_has_the_names_that_we_use() -> None:
     assert eventlet.semaphore.Semaphore(0).counter == 0
     pool = eventlet.GreenPool(1)
     assert all(callable(getattr(pool, name)) for name in ("spawn_n", "waitall", "running"))
-    with socket.socket() as plain:
-        green = eventlet.greenio.GreenSocket(plain)
-        assert green.fd is plain, "serving gives this away when a WebSocket takes over"
+    listening = eventlet.listen(("127.0.0.1", 0))
+    listening.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listening.accept()
+    with socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        assert not isinstance(accepted, eventlet.greenio.GreenSocket), "we serve plain sockets"
+        accepted.close()
+    listening.close()
 
 
 def test_eventlets_timeout_can_end_silently() -> None:
