@@ -193,14 +193,16 @@ class Tail:
         snapshot, last = cursor.fetchone()
         self.position = Cursor.at(snapshot, int(last or 0))
 
-    def read(self, cursor: Any) -> tuple[list[Revoked], list[Event]]:
+    def read(self, cursor: Any, command: str = "") -> tuple[list[Revoked], list[Event]]:
         """What became visible in each log since the last call, in the order of ids.
 
-        Apply the revocations first: they may precede the events. Raises `LogLost`, and stays where
-        it is; then `restart`.
+        Apply the revocations first: they may precede the events. *command* is SQL that is sent
+        along, and runs before the read: both are done, or neither. Raises `LogLost`, and stays
+        where it is; then `restart`.
         """
         assert self.position is not None, "open it first"
-        cursor.execute(f"EXECUTE {self._statement} (%s)", [str(self.position)])
+        first = f"{command}; " if command else ""
+        cursor.execute(f"{first}EXECUTE {self._statement} (%s)", [str(self.position)])
         rows = cursor.fetchall()
         snapshot = rows[0][0]
         if rows[0][1] is None:

@@ -8,7 +8,8 @@ Rules
    process, soon after one of another process (NOTIFY), and every *poll* seconds in any case.
 2. Nothing is published out of order, and no event before a revocation that precedes it.
 3. NOTIFY takes a lock of the whole PostgreSQL server at commit, so no order's transaction sends it.
-   The relay does, on its own connection, once for all commits since its last read.
+   The relay does, on its own connection, with a read: once for all commits since its last read,
+   and only if another relay follows this database.
 4. A lost connection loses no event: the next connection goes on from the cursor.
 5. Where that is impossible, the cursor restarts at the logs' end, and `on_gap` closes every
    connection, so that its client resumes by version. This happens in another timeline of the
@@ -31,6 +32,22 @@ States
 
 The fields that say which: `_last_turn` is None unless FOLLOWING, `_timeline` is None while
 CONNECTING, and `_gap` says why it is RESTARTING until that is done.
+
+Other relays
+------------
+Each relay listens on a second connection, which holds a shared advisory lock as long as it lives.
+So whoever counts the holders of that lock knows how many relays there are. `_alone` says that there
+is no other:
+
+    a connection is to listen   False, as nothing is known
+    it listens                  it takes the lock, notifies, and then looks for other holders
+    a relay notifies            False; if it was True, notify back: what this process committed
+                                until now, the other one may not have heard of
+    silence for `_SILENCE`      look again
+
+Two relays that begin at once find each other: the one that looks before the other holds the lock
+has been listening when the other notifies. Where the answer is wrong (a relay of an older release
+takes no lock), the poll finds what was not announced.
 
 An example
 ----------
@@ -61,6 +78,21 @@ from ordertrack.server import loop
 log = logging.getLogger(__name__)
 
 CHANNEL = "order_events"
+
+# The advisory lock that every relay shares, as the two numbers of its key; any fixed ones.
+_PRESENT = (0x0DE27AC, 1)
+
+# Whether another session than ours holds it in this database. Everybody may read `pg_locks`.
+_OTHERS = """
+    SELECT EXISTS (
+        SELECT FROM pg_locks
+         WHERE locktype = 'advisory' AND classid::bigint = %s AND objid::bigint = %s
+           AND objsubid = 2 AND pid <> pg_backend_pid()
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+"""
+
+# When nobody has notified us for so many seconds, the others may have gone.
+_SILENCE = 30.0
 
 # Between attempts to connect: at once, then this, doubled up to the last.
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 1.0
@@ -123,6 +155,7 @@ class Relay:
         self._tail = Tail()
         self._woken = loop.Signal()
         self._notify = False  # other processes are still to be notified of our commits
+        self._alone = False  # no other relay follows this database, as far as is known
         self._backend = 0  # the process id of our connection in PostgreSQL
         self._last_turn: float | None = None  # when it ended; None unless FOLLOWING
         self._read_at: float | None = None  # when the logs were last read to their end
@@ -210,9 +243,17 @@ class Relay:
         return self._connect_and(self._open_tail)
 
     def _connect_listener(self) -> Any:
-        connection = self._connect_and(lambda cursor: cursor.execute(f"LISTEN {CHANNEL}"))
+        self._alone = False  # until it listens again
+        connection = self._connect_and(self._open_listener)
         self._woken.set()  # earlier notifications did not reach us
         return connection
+
+    def _open_listener(self, cursor: Any) -> None:
+        """Listen, and let other relays know of us. In this order: see "Other relays"."""
+        cursor.execute(f"LISTEN {CHANNEL}")
+        cursor.execute("SELECT pg_try_advisory_lock_shared(%s, %s)", _PRESENT)
+        cursor.execute(f"NOTIFY {CHANNEL}")
+        self._look_for_others(cursor)
 
     def _connect_and(self, prepare: Callable[[Any], None]) -> Any:
         connection = self._connect()
@@ -261,29 +302,27 @@ class Relay:
     # --- following ----------------------------------------------------------------------------
 
     def _follow(self, connection: Any) -> None:
-        """One turn: read, publish, notify other processes, and wait to be woken or for the poll."""
+        """One turn: read, notify other processes, publish, and wait to be woken or for the poll."""
         with connection.cursor() as cursor:
-            # Taken back before the read: what is committed from here on sets it again.
-            notify, self._notify = self._notify, False
             try:
-                try:
-                    self._read_and_publish(cursor)
-                except LogLost as lost:
-                    self._gap = str(lost)
-                    self._restart_cursor(cursor)
-                    self._read_and_publish(cursor)
-                if notify:
-                    cursor.execute(f"NOTIFY {CHANNEL}")
-            except BaseException:
-                self._notify = self._notify or notify
-                raise
+                self._read_and_publish(cursor)
+            except LogLost as lost:
+                self._gap = str(lost)
+                self._restart_cursor(cursor)
+                self._read_and_publish(cursor)
         self._woken.wait(self._poll)
 
     def _read_and_publish(self, cursor: Any) -> None:
         self.turns += 1
         self._before_read()
         began = loop.monotonic()
-        revocations, events = self._tail.read(cursor)
+        # Taken back before the read: what is committed from here on sets it again.
+        notify, self._notify = self._notify and not self._alone, False
+        try:
+            revocations, events = self._tail.read(cursor, f"NOTIFY {CHANNEL}" if notify else "")
+        except BaseException:
+            self._notify = self._notify or notify
+            raise
         try:
             for revoked in revocations:
                 self._revoke(revoked)
@@ -300,13 +339,30 @@ class Relay:
 
     def _listen(self, connection: Any) -> None:
         """Wake when another process notifies us of a commit."""
-        if not loop.wait_readable(connection, timeout=30):
-            return
-        connection.poll()
-        from_others = [notice for notice in connection.notifies if notice.pid != self._backend]
+        if not loop.wait_readable(connection, timeout=_SILENCE):
+            with connection.cursor() as cursor:
+                self._look_for_others(cursor)
+        else:
+            connection.poll()
+        self._hear(connection)
+
+    def _look_for_others(self, cursor: Any) -> None:
+        """Set `_alone`. Whoever notifies from now on is heard later than the answer."""
+        cursor.execute(_OTHERS, _PRESENT)
+        self._alone = not cursor.fetchone()[0]
+        self._hear(cursor.connection)
+
+    def _hear(self, connection: Any) -> None:
+        """Take what has been notified on the listening connection, whoever did it."""
+        own = (self._backend, connection.info.backend_pid)
+        from_others = [notice for notice in connection.notifies if notice.pid not in own]
         connection.notifies.clear()
-        if from_others:
-            self._woken.set()
+        if not from_others:
+            return
+        if self._alone:
+            self._alone = False
+            self._notify = True
+        self._woken.set()
 
 
 def _is_lost_connection(error: Exception, connection: Any) -> bool:

@@ -501,8 +501,23 @@ DEFECTS = [
     ),
     Defect(
         "relay-does-not-tell-the-others", RELAY,
-        "                if notify:\n", "                if notify is None:\n",
+        'f"NOTIFY {CHANNEL}" if notify else ""', '""',
         only(RELAY_TESTS, "test_a_commit_of_another_process_is_published_before_the_poll"),
+    ),
+    Defect(
+        "relay-notifies-when-alone", RELAY,
+        "self._notify and not self._alone, False", "self._notify, False",
+        only(RELAY_TESTS, "test_one_process_alone_notifies_nobody_and_two_notify_each_other"),
+    ),
+    Defect(
+        "relay-announces-itself-to-nobody", RELAY,
+        '        cursor.execute(f"NOTIFY {CHANNEL}")\n', "",
+        only(RELAY_TESTS, "test_a_relay_that_hears_of_another_notifies_it_of_what_it_kept_to_itself"),
+    ),
+    Defect(
+        "relay-keeps-to-itself-what-nobody-heard", RELAY,
+        "            self._notify = True\n        self._woken.set()", "        self._woken.set()",
+        only(RELAY_TESTS, "test_a_relay_that_hears_of_another_notifies_it_of_what_it_kept_to_itself"),
     ),
     Defect(
         "relay-publishes-events-before-revocations", RELAY,

@@ -205,6 +205,121 @@ def test_a_commit_of_another_process_is_published_before_the_poll(
         eventually(lambda: watcher.versions(order) == [2])
 
 
+# --- who notifies whom -------------------------------------------------------------------------
+
+
+class Ear:
+    """Listens as a relay does, but does not pass for one."""
+
+    def __init__(self, dsn: str) -> None:
+        self._connection = psycopg2.connect(dsn)
+        self._connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+        self._cursor = self._connection.cursor()
+        self._cursor.execute(f"LISTEN {relay_module.CHANNEL}")
+
+    def heard(self) -> int:
+        """How many notifications were committed since the last call."""
+        self._cursor.execute("SELECT 1")
+        number = len(self._connection.notifies)
+        self._connection.notifies.clear()
+        return number
+
+
+def notifications(ear: Ear, owner: Person, watcher: SocketIOWatcher) -> int:
+    """How many there are for one change, until it has been published."""
+    order = owner.order()
+    watcher.watch(order)
+    ear.heard()
+    owner.edit(order, "changed")
+    settled(watcher, order, 2)
+    return ear.heard()
+
+
+def test_one_process_alone_notifies_nobody_and_two_notify_each_other(
+    own_dsn: str, start_server: Callable[..., Server]
+) -> None:
+    first = start_server(own_dsn, RELAY_POLL_MS="60000")
+    owner, ear = first.people.customer(), Ear(own_dsn)
+    with watching(first, owner.token) as watcher:
+        # Its own announcement may still be on its way.
+        eventually(lambda: notifications(ear, owner, watcher) == 0)
+        assert [notifications(ear, owner, watcher) for _ in range(5)] == [0] * 5
+
+        second = start_server(own_dsn, RELAY_POLL_MS="60000")
+        there = owner.at(second.transport)
+        order = owner.order()
+        with watching(second, owner.token) as watcher_there:
+            watcher.watch(order)
+            watcher_there.watch(order)
+            for version in range(2, 12, 2):
+                owner.edit(order, f"here {version}")
+                there.edit(order, f"there {version}")
+                for one in (watcher, watcher_there):
+                    assert settled(one, order, version + 1) == list(range(2, version + 2))
+        assert notifications(ear, owner, watcher) >= 1
+
+
+def listening(stepped: "SteppedRelay") -> Any:
+    """Where `_listen` can be called."""
+    return contextlib.closing(stepped.relay._connect_listener())
+
+
+def test_a_relay_knows_whether_there_are_others(
+    own_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "_SILENCE", 0.05)
+    first, second = SteppedRelay(own_dsn), SteppedRelay(own_dsn)
+    assert not first.relay._alone  # as long as it does not know
+    with listening(first) as here:
+        assert first.relay._alone
+        with listening(second):
+            assert not second.relay._alone
+            first.relay._listen(here)
+            assert not first.relay._alone
+            first.relay._listen(here)  # nothing is heard, and the other is still there
+            assert not first.relay._alone
+        # A session ends a little after its connection.
+        eventually(lambda: first.relay._listen(here) or first.relay._alone)
+
+
+def test_a_relay_that_hears_of_another_notifies_it_of_what_it_kept_to_itself(own_dsn: str) -> None:
+    first, second = SteppedRelay(own_dsn), SteppedRelay(own_dsn)
+    with listening(first) as here, first.connected() as following:
+        first.relay._follow(following)
+        with listening(second) as there:
+            first.relay.wake()
+            first.relay._follow(following)  # it has not heard of the other yet
+            second.relay._woken.wait(0)
+            first.relay._listen(here)
+            assert first.relay.is_woken
+            first.relay._follow(following)
+            second.relay._listen(there)
+            assert second.relay.is_woken
+
+
+def test_a_relay_takes_none_of_its_own_notifications_for_another_s(own_dsn: str) -> None:
+    stepped = SteppedRelay(own_dsn)
+    with listening(stepped) as connection, stepped.connected() as following:
+        stepped.relay._alone = False
+        stepped.relay.wake()
+        stepped.relay._follow(following)
+        stepped.relay._alone = True
+        assert loop.wait_readable(connection, timeout=5)  # it did notify
+        stepped.relay._listen(connection)
+        assert stepped.relay._alone
+        assert not stepped.relay.is_woken
+
+
+def test_a_relay_that_cannot_listen_notifies_as_if_there_were_others(own_dsn: str) -> None:
+    stepped, nowhere = SteppedRelay(own_dsn), SteppedRelay("host=/nowhere")
+    with listening(stepped):
+        assert stepped.relay._alone
+    stepped.relay._connect = nowhere.relay._connect
+    with pytest.raises(psycopg2.OperationalError):
+        stepped.relay._connect_listener()
+    assert not stepped.relay._alone
+
+
 # --- when it looks -----------------------------------------------------------------------------
 
 
