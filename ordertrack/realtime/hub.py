@@ -374,14 +374,16 @@ class Hub:
         event = announcement.event
         if event.type == "driver_assigned":
             recipients = self._log_out_former_driver(event, recipients)
+        delivered = 0
         for watcher in recipients:
             if watcher.closing is None:
-                self.deliveries += 1
+                delivered += 1
                 try:
                     watcher.deliver(announcement)
                 except Exception:  # this watcher has a gap now, and the others must not get one
                     log.exception("An event could not be delivered")
                     watcher.close(CloseCode.INTERNAL_ERROR, "internal error")
+        self.deliveries += delivered
 
     def _log_out_former_driver(self, event: Event, recipients: list[Watcher]) -> list[Watcher]:
         """Drivers who see only their own orders lose this one when it is given to another."""

@@ -5,9 +5,11 @@ The process has one `Loop`, `event_loop`, which owns the descriptors of all WebS
 *Ready.* All sockets are in one epoll (`epoll`), and eventlet's hub watches only that, so that an
 idle connection costs the hub nothing. A socket that is ready gets `on_readable` or `on_writable`.
 
-*Flush.* A socket with something to send asks for `flush_soon` and gets one `flush` in the next
-turn, however much it has gathered until then. `FLUSH_CHUNK` sockets are flushed per turn, in the
-order in which they asked; the others' callbacks run in between.
+*Flush.* A socket with something to send asks for `flush_soon` and gets one `flush`, however much it
+has gathered until then, in the order in which the sockets asked. A turn does not flush them all: a
+third of the time is for flushes while any are due, and the rest for everything else. So a request
+is answered in the middle of a broadcast, and the more there is to do, the more frames leave in one
+`send`.
 
 *Sweep.* Whatever is due again and again is a callback of `every`, so that there is no timer for
 each connection.
@@ -50,8 +52,15 @@ EXIT_CODE: Final = 70
 # What a callback may raise; eventlet's timeouts are no `Exception`.
 FAILURES: Final[tuple[type[BaseException], ...]] = (Exception, eventlet.Timeout)
 
-# Sockets flushed in one turn of the loop: some 2 ms of work.
-FLUSH_CHUNK: Final = 256
+# While flushes are due, those of a turn may take this part of the time that everything else took
+# since the last ones, within these bounds in seconds; it is checked after `FLUSH_STEP` sockets.
+FLUSH_SHARE: Final = 0.5
+SHORTEST_FLUSH: Final = 0.0001
+LONGEST_FLUSH: Final = 0.005
+FLUSH_STEP: Final = 16
+
+# Connections closed in a row before others run: some 2 ms of work.
+CLOSE_CHUNK: Final = 256
 
 
 class Socket(Protocol):
@@ -84,6 +93,7 @@ class Loop:
         self.dirty: deque[Socket] = deque()  # to be flushed
         self.sweeps: list[_Sweep] = []
         self._flushing = False  # a flush is scheduled
+        self._flushed_at = 0.0  # when the last one ended, or the first socket asked
         self._poller: epoll.Poller | None = None
         self._hub: Any = None
         self.exit: Callable[[int], None] = os._exit
@@ -156,19 +166,26 @@ class Loop:
         self.dirty.append(ws)
         if not self._flushing:
             self._flushing = True
+            self._flushed_at = monotonic()
             self._hub.schedule_call_global(0, self._flush)
 
     def _flush(self) -> None:
         dirty = self.dirty
+        now = monotonic()
+        share = (now - self._flushed_at) * FLUSH_SHARE
+        end = now + min(max(share, SHORTEST_FLUSH), LONGEST_FLUSH)
         try:
-            for _ in range(min(len(dirty), FLUSH_CHUNK)):
-                ws = dirty.popleft()
-                try:
-                    ws.flush()
-                except Exception as error:  # noqa: BLE001 (logged there)
-                    self.abort_failed(ws, error)
+            while dirty and now < end:
+                for _ in range(min(len(dirty), FLUSH_STEP)):
+                    ws = dirty.popleft()
+                    try:
+                        ws.flush()
+                    except Exception as error:  # noqa: BLE001 (logged there)
+                        self.abort_failed(ws, error)
+                now = monotonic()
         finally:  # else nothing would ever be flushed again
             if dirty:
+                self._flushed_at = now
                 self._hub.schedule_call_global(0, self._flush)
             else:
                 self._flushing = False
@@ -222,7 +239,7 @@ def spread(leaving: list[T], seconds: float) -> Iterator[T]:
         due = began + seconds * number / len(leaving)
         if due > monotonic():
             sleep(due - monotonic())
-        elif number % FLUSH_CHUNK == 0:
+        elif number % CLOSE_CHUNK == 0:
             pause()
         yield one
 

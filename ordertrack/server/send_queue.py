@@ -1,12 +1,61 @@
-"""The send queue of one socket: frames that the kernel did not accept yet."""
+"""What waits to be sent on a socket: frames that were not tried yet, or not accepted by the kernel.
+
+Those not tried yet are `Frames`: one frame, or those before it and one more. Sockets for which the
+same frames wait have the same object, so that a broadcast costs each of them a reference, and all
+of them one join. The others are in the `SendQueue` of their socket.
+"""
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Final
 
 from ordertrack.server.counters import counters
 
 # Frames are joined up to this size per `send`: more would only copy bytes that are not accepted.
 JOIN_BYTES: Final = 65_536
+
+
+Frames = bytes | tuple["Frames", bytes]
+
+
+@dataclass(slots=True)
+class _Last:
+    """The last results of `longer` and `joined`, which the next call is likely to want, too."""
+
+    longer: tuple[Frames, bytes] = (b"", b"")
+    joined: tuple[Frames, bytes] = (b"", b"")  # the frames and their join
+
+
+_last = _Last()
+
+
+def longer(frames: Frames, frame: bytes) -> Frames:
+    """The frames and one more: the same object if called with the same arguments as before."""
+    found = _last.longer
+    if found[1] is not frame or found[0] is not frames:
+        found = _last.longer = (frames, frame)
+    return found
+
+
+def joined(frames: Frames) -> bytes:
+    """The bytes of all frames: the same object if called with the same frames as before."""
+    if type(frames) is bytes:
+        return frames
+    if _last.joined[0] is not frames:
+        _last.joined = (frames, b"".join(parts(frames)))
+    return _last.joined[1]
+
+
+def parts(frames: Frames) -> list[bytes]:
+    """The frames one by one."""
+    found = []
+    while type(frames) is tuple:
+        frames, frame = frames
+        found.append(frame)
+    assert type(frames) is bytes
+    found.append(frames)
+    found.reverse()
+    return found
 
 
 class SendQueue:

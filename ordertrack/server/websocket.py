@@ -27,8 +27,8 @@ while there is work. While the inbox is full, reading pauses; while more than th
 waits for the client to read, no message is handled (backpressure). A token bucket limits the rate
 of messages.
 
-*Writing.* `write` sends a frame now. `enqueue` sends it in the loop's next turn, together with all
-others for that socket, in one `send`: broadcasts use it. What the kernel does not accept waits in
+*Writing.* `write` sends a frame now. `enqueue` sends it when the loop flushes this socket, together
+with all others for it, in one `send`: broadcasts use it. What the kernel does not accept waits in
 the `SendQueue`, the rest of a partly sent frame first, until the socket is writable. A waiting
 frame is either in `_pending` (not tried yet) or in `_queue` (tried), never in both: there is one
 writer, and the order is kept. A body larger than the send queue is sent in pieces, as the client
@@ -49,7 +49,7 @@ import _socket  # its sockets lack what socket.socket adds for files and context
 import logging
 import socket as _constants
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final, Protocol, cast
@@ -60,7 +60,7 @@ from ordertrack.server.counters import counters
 from ordertrack.server.heartbeat import Deadlines, Heartbeat, take_due
 from ordertrack.server.http_request import TAKE_OVER
 from ordertrack.server.loop import event_loop, monotonic
-from ordertrack.server.send_queue import SendQueue
+from ordertrack.server.send_queue import Frames, SendQueue, joined, longer, parts
 from ordertrack.server.ws_frames import CloseCode, close_frame
 from ordertrack.server.ws_handshake import check_handshake
 
@@ -237,7 +237,7 @@ class WebSocket:
         self._has_worker = False  # a greenlet is emptying the inbox
         self._paused = False  # not read, because the inbox is full
         self._heard = True
-        self._pending: list[bytes] | None = None  # frames not tried yet
+        self._pending: Frames | None = None  # frames not tried yet
         self._queue: SendQueue | None = None  # frames that the kernel did not accept
         self._source: Callable[[], bool] | None = None  # see `stream`
         self._bucket_full_at = 0.0  # see Limits.take_tokens
@@ -268,16 +268,17 @@ class WebSocket:
             self._write(frame)
 
     def enqueue(self, frame: bytes) -> None:
-        """Send a frame in the loop's next turn, in one `send` with the others of this socket."""
+        """Send a frame soon, in one `send` with the others of this socket."""
         if self.state is not _OPEN:
             return
         counters.frames_out += 1
-        if self._pending is not None:
-            self._pending.append(frame)
+        pending = self._pending
+        if pending is not None:
+            self._pending = longer(pending, frame)
         elif self._queue is not None:
             self._append(frame)
         else:
-            self._pending = [frame]
+            self._pending = frame
             event_loop.flush_soon(self)
 
     def stream(self, source: Callable[[], bool]) -> None:
@@ -293,10 +294,10 @@ class WebSocket:
         if self._queue is not None:
             self._append(frame)
         elif self._pending is not None:
-            self._pending.append(frame)
+            self._pending = longer(self._pending, frame)
             self.flush()
         else:
-            self._send(frame, (frame,))
+            self._send(frame)
 
     def flush(self) -> None:
         """Send the pending frames, in one `send`."""
@@ -304,11 +305,12 @@ class WebSocket:
         if pending is None:
             return
         self._pending = None
-        self._send(pending[0] if len(pending) == 1 else b"".join(pending), pending)
+        self._send(pending)
 
-    def _send(self, data: bytes, parts: Iterable[bytes]) -> None:
-        """Try to send `data`, the join of `parts`; what the kernel does not accept is queued."""
+    def _send(self, frames: Frames) -> None:
+        """Try to send the frames at once; what the kernel does not accept is queued."""
         counters.sends += 1
+        data = joined(frames)
         try:
             sent = self._socket.send(data)
         except BlockingIOError:
@@ -320,8 +322,8 @@ class WebSocket:
             return
         now = monotonic()
         queue = self._queue = SendQueue(now)
-        for part in parts:
-            queue.append(part, now)
+        for frame in parts(frames):
+            queue.append(frame, now)
         queue.sent(sent)
         _slow.add(self)
         self._watch()
@@ -622,10 +624,10 @@ def take_over(
     counters.opened += 1
     protocol = f"Sec-WebSocket-Protocol: {subprotocol}\r\n".encode() if subprotocol else b""
     # It leaves together with what the handler writes first.
-    ws._pending = [
+    ws._pending = (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: " + accept_key + b"\r\n" + protocol + b"\r\n"
-    ]
+    )
     if heartbeat:
         _pings.add(ws)
     try:

@@ -31,7 +31,7 @@ Example
         def on_message(self, session: EngineIOSession, data: str) -> None:
             session.send(EncodedMessage([data]))  # now
             for other in server.sockets.values():
-                other.enqueue(news)  # in the loop's next turn; also an EncodedMessage
+                other.enqueue(news)  # soon, with all else for that client; also an EncodedMessage
 
         def on_disconnect(self, session: EngineIOSession, reason: str | None) -> None: ...
 
@@ -238,9 +238,10 @@ class EngineIOSession:
     # Sending --------------------------------------------------------------------------------------
 
     def enqueue(self, message: EncodedMessage) -> None:
-        """Send a message that may go to many, in the loop's next turn."""
-        if self.ws is not None:
-            self.ws.enqueue(message.frame)
+        """Send a message that may go to many, soon, with all else that waits for this client."""
+        ws = self.ws
+        if ws is not None:
+            ws.enqueue(message.frame)
         else:
             for packet in message.packets:
                 self._put(packet, message.size)

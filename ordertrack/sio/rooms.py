@@ -69,7 +69,7 @@ class RoomManager(socketio.Manager):  # type: ignore[misc]
         to: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Send an event to a client, a room, several rooms or all, in the loop's next turn."""
+        """Send an event to a client, a room, several rooms or all, at the loop's next flushes."""
         if callback is not None:  # each recipient gets its own acknowledgement id
             super().emit(
                 event, data, namespace, room=room, skip_sid=skip_sid, callback=callback, to=to,

@@ -43,6 +43,7 @@ PENDING_SESSIONS = "ordertrack/sio/pending_sessions.py"
 PACKETS = "ordertrack/sio/packets.py"
 WS_FRAMES = "ordertrack/server/ws_frames.py"
 LOOP = "ordertrack/server/loop.py"
+SEND_QUEUE = "ordertrack/server/send_queue.py"
 ORDER_SOCKET = "ordertrack/realtime/order_socket.py"
 ORIGINS = "ordertrack/origins.py"
 HTTP_CONNECTION = "ordertrack/server/http_connection.py"
@@ -92,6 +93,7 @@ PACKETS_TESTS = ["tests/sio/test_packets.py"]
 SPAWNING_TESTS = ["tests/server/test_spawning.py"]
 PENDING_TESTS = ["tests/sio/test_pending_sessions.py"]
 SOCKETIO_TESTS = ["tests/sio/test_socketio.py"]
+FLUSH_TESTS = ["tests/server/test_flush.py"]
 WEBSOCKET_TESTS = ["tests/server/test_websocket.py"]
 EVENTLET_HUB_TESTS = ["tests/server/test_eventlet_hub.py"]
 WAITING_TESTS = ["tests/server/test_waiting_connections.py"]
@@ -668,6 +670,19 @@ DEFECTS = [
     Defect(
         "idle-connections-are-not-bounded", WAITING_CONNECTIONS,
         "if len(self._all) > self._most:", "if not self._all:", WAITING_TESTS,
+    ),
+    Defect(
+        "flushes-take-the-whole-turn", LOOP,
+        "while dirty and now < end:", "while dirty:", FLUSH_TESTS,
+    ),
+    Defect(
+        "frames-are-mixed-up", SEND_QUEUE,
+        "if found[1] is not frame or found[0] is not frames:", "if found[1] is not frame:",
+        FLUSH_TESTS,
+    ),
+    Defect(
+        "joins-are-mixed-up", SEND_QUEUE,
+        "if _last.joined[0] is not frames:", "if not _last.joined[1]:", FLUSH_TESTS,
     ),
     Defect(
         "closes-come-all-at-once", LOOP,

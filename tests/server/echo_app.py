@@ -63,8 +63,9 @@ if "connect_seconds" in settings:
     engineio_server.CONNECT_SECONDS = settings.pop("connect_seconds")
 if "close_seconds" in settings:
     websocket.CLOSE_SECONDS = settings.pop("close_seconds")  # type: ignore[misc]
-if "flush_chunk" in settings:
-    loop.FLUSH_CHUNK = settings.pop("flush_chunk")  # type: ignore[misc]
+if "flush_step" in settings:  # sockets that one turn flushes
+    loop.FLUSH_STEP = settings.pop("flush_step")  # type: ignore[misc]
+    loop.SHORTEST_FLUSH = loop.LONGEST_FLUSH = 1e-9  # type: ignore[misc]
 if portable:
     epoll.EpollPoller = epoll.HubPoller  # type: ignore[misc,assignment]
 if "pings" in settings:

@@ -208,7 +208,7 @@ def test_frames_handed_over_in_different_ways_keep_their_order(server: Echo) -> 
 
 
 def test_a_broadcast_to_more_sockets_than_one_turn_flushes_reaches_all() -> None:
-    with running(flush_chunk=4) as server, contextlib.ExitStack() as stack:
+    with running(flush_step=4) as server, contextlib.ExitStack() as stack:
         clients = []
         for _ in range(15):
             client = stack.enter_context(peer(server.port, "/socket.io/?EIO=4&transport=websocket"))
