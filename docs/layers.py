@@ -32,6 +32,7 @@ LAYERS = {
         "eventlet_support",
         "batching",
         "histogram",
+        "interpreter",
         "logs",
         "networks",
         "origins",
