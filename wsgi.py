@@ -34,7 +34,7 @@ from flask_migrate import upgrade
 from psycopg2.extensions import get_wait_callback
 
 from ordertrack import app as application
-from ordertrack import embedded, logs
+from ordertrack import embedded, interpreter, logs
 from ordertrack.config import Settings, SettingsError, load, reached_at, secrets_of
 from ordertrack.connector import require_dedicated_sessions, warn_of_overridden_options
 from ordertrack.db import connector
@@ -50,6 +50,8 @@ from ordertrack.services import schema
 from ordertrack.services.housekeeping import Housekeeper
 from ordertrack.services.log_adoption import ForeignLog, require_own_log
 from ordertrack.services.schema import SchemaTooNew
+
+log = logging.getLogger("ordertrack")
 
 DOTENV = Path(__file__).with_name(".env")
 
@@ -97,6 +99,12 @@ def fit_descriptors(settings: Settings) -> tuple[Settings, Capacity]:
         database=settings.db_pool_size + 2,  # the relay's
     )
     return replace(settings, max_connections=capacity.websockets), capacity
+
+
+def advise_on_python() -> None:
+    """Log a warning if this Python could be a faster one."""
+    if interpreter.is_unoptimised():
+        log.warning(interpreter.ADVICE)
 
 
 def prepare_database(app: Flask) -> None:
@@ -176,6 +184,7 @@ def main() -> None:
             bound = server.bind(settings.host, settings.port)
         settings, postgres = with_database(settings, stack)
         logs.set_up(settings.log_level, secrets=secrets_of(settings))
+        advise_on_python()
         settings, capacity = fit_descriptors(settings)
         app = application.create_app(settings)
         prepare_database(app)
@@ -198,5 +207,5 @@ if __name__ == "__main__":
         main()
     except REASONS as error:
         # Before `logs.set_up` Python prints the message alone.
-        logging.getLogger("ordertrack").critical("OrderTrack does not start: %s", error)
+        log.critical("OrderTrack does not start: %s", error)
         sys.exit(1)

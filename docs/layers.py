@@ -33,6 +33,7 @@ LAYERS = {
         "eventlet_support",
         "batching",
         "histogram",
+        "interpreter",
         "logs",
         "networks",
         "origins",

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 
 import pytest
 
+import wsgi
+from ordertrack import interpreter
 from tests.support.databases import JWT_SECRET, Postgres
-from tests.support.servers import ROOT, environment
+from tests.support.servers import ROOT, Server, environment
 
 SERVER = ("wsgi.py",)
 COMMAND = ("-m", "flask", "--app", "wsgi", "users", "list")
@@ -67,6 +69,20 @@ def test_a_start_that_fails_is_a_critical_record_of_the_server() -> None:
     assert record["level"] == "CRITICAL"
     assert record["logger"] == "ordertrack"
     assert record["message"].startswith("OrderTrack does not start: DB_DSN names a database")
+
+
+def test_a_python_that_could_be_faster_is_told_once(server: Server) -> None:
+    told = [json.loads(line) for line in server.log.splitlines() if interpreter.ADVICE in line]
+    assert [record["level"] for record in told] == ["WARNING"] * interpreter.is_unoptimised()
+
+
+@pytest.mark.parametrize("unoptimised", [True, False])
+def test_only_a_python_known_to_be_unoptimised_is_warned_of(
+    unoptimised: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(interpreter, "is_unoptimised", lambda: unoptimised)
+    wsgi.advise_on_python()
+    assert caplog.messages == [interpreter.ADVICE] * unoptimised
 
 
 class Terminal:

@@ -757,6 +757,11 @@ DEFECTS = [
         "open-sessions-stay-open", "ordertrack/extensions.py",
         "if self.session.registry.registry:", "if exc is not None:", LEAN_FLASK_TESTS,
     ),
+    Defect(
+        "packaged-pythons-are-warned-of", "ordertrack/interpreter.py",
+        'is_of_the_operating_system = prefix == "/usr"', "is_of_the_operating_system = False",
+        ["tests/unit/test_interpreter.py"],
+    ),
     Defect("proxys-scheme-is-ignored", APP, "x_proto=n", "x_proto=0", NGINX_TESTS),
     Defect("proxys-client-is-ignored", APP, "x_for=n", "x_for=n + 1", NGINX_TESTS),
     Defect(

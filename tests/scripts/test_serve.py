@@ -18,6 +18,8 @@ def checkout(tmp_path: Path) -> Path:
     """The real scripts beside a server that only tells how it was called."""
     folder = tmp_path / "a checkout"
     shutil.copytree(ROOT / "scripts", folder / "scripts")
+    (folder / "ordertrack").mkdir()
+    shutil.copy(ROOT / "ordertrack" / "interpreter.py", folder / "ordertrack")
     (folder / "requirements.txt").write_text("# nothing\n")
     (folder / "wsgi.py").write_text("import sys; print(sys.prefix, sys.argv[1:])\n")
     return folder
@@ -106,3 +108,30 @@ def test_the_scripts_can_be_run_directly() -> None:
     for script in ("serve", "test", "test-bare", "test-long", "screenshots"):
         assert os.access(ROOT / "scripts" / script, os.X_OK), script
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def provide_builds(folder: Path, **optimised: bool) -> None:
+    """Commands that pass for a Python, optimised or not, and say which one makes an environment."""
+    for name, is_optimised in optimised.items():
+        known = "exit 0" if is_optimised else "exit 1"
+        provide(
+            folder,
+            name.replace("_", "."),
+            f'case "$*" in *interpreter.py) {known};; *"-m venv"*) echo "by $0" >&2; exit 1;; esac',
+        )
+
+
+@pytest.mark.parametrize(
+    ("builds", "chosen", "expected"),
+    [
+        ({"python3_13": False, "python3_11": True, "python3": True}, "", "python3.11"),
+        ({"python3_13": False, "python3_11": False}, "", "python3.13"),
+        ({"python3_13": True, "python3_11": True}, "", "python3.13"),
+        ({"python3_13": True, "python3_11": False}, "python3.11", "python3.11"),
+    ],
+)
+def test_an_optimised_python_goes_before_others_that_were_not_chosen(
+    checkout: Path, only: Path, builds: dict[str, bool], chosen: str, expected: str
+) -> None:
+    provide_builds(only, **builds)
+    assert f"by {only / expected}\n" in serve(checkout, only, python=chosen).stderr
