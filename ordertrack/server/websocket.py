@@ -594,14 +594,17 @@ def take_over(
     subprotocol: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
     heartbeat: bool = True,
+    accept_key: bytes | None = None,
 ) -> WebSocket:
     """Turn the request in `environ` into a WebSocket; afterwards WSGI must answer nothing.
 
-    With `heartbeat`, the connection is kept alive by protocol pings. Raises what `check_handshake`
-    raises, and `Unavailable` at the limit of connections, while an HTTP answer is still possible;
-    `RuntimeError` where the request is not served by `server.server`.
+    With `heartbeat`, the connection is kept alive by protocol pings. `accept_key` is for a caller
+    that has checked the handshake already. Raises what `check_handshake` raises, and `Unavailable`
+    at the limit of connections, while an HTTP answer is still possible; `RuntimeError` where the
+    request is not served by `server.server`.
     """
-    accept_key = check_handshake(environ)
+    if accept_key is None:
+        accept_key = check_handshake(environ)
     if admission.is_draining or (
         counters.open >= limits.max_connections and not admission.evict(websocket=True)
     ):
