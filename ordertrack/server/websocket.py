@@ -45,7 +45,7 @@ fits, whatever its size: an answer larger than the bound is slow, not impossible
 `on_message` runs for the same connection. `CLOSE_TRANSITIONS` is the state table.
 """
 
-import _socket  # its sockets lack what socket.socket adds for files and contexts, and are smaller
+import _socket
 import logging
 import socket as _constants
 from collections import deque
@@ -614,14 +614,12 @@ def take_over(
         raise RuntimeError("WebSockets need OrderTrack's own server, ordertrack.server")
     event_loop.start()
     raw, early = release_socket()
-    # Accepted, it has the listening socket's options (`server.bind`): no delay, a bounded buffer.
-    ws_socket = _socket.socket(raw.family, raw.type, raw.proto, raw.detach())
+    # It has the listening socket's options (`server.bind`): no delay, and a bounded send buffer.
     try:
-        ws_socket.setblocking(False)
-        ws = WebSocket(ws_socket, handler, limits)
+        ws = WebSocket(raw, handler, limits)
         event_loop.add(ws)
     except BaseException:
-        ws_socket.close()
+        raw.close()
         raise
     counters.open += 1
     counters.opened += 1
