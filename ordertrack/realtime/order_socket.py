@@ -200,7 +200,7 @@ class OrderSockets:
             return refuse(shown, start_response)
 
     def _open(self, environ: WSGIEnvironment, order_id: int) -> Iterable[bytes]:
-        check_handshake(environ)
+        accept_key = check_handshake(environ)
         check_origin(self._origins, environ)
         credential, subprotocol = _credential(environ)
         after = _after(environ)
@@ -212,7 +212,13 @@ class OrderSockets:
             self._subscribe(watcher, order_id, after)
             if watcher.closing is not None:  # revoked, or too much was published meanwhile
                 raise watcher.closing
-            websocket.take_over(environ, watcher, subprotocol=subprotocol, limits=self._limits)
+            websocket.take_over(
+                environ,
+                watcher,
+                subprotocol=subprotocol,
+                limits=self._limits,
+                accept_key=accept_key,
+            )
             return []
         except BaseException:
             watcher.ended()

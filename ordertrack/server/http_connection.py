@@ -1,5 +1,6 @@
 """Serves one client's connection: its HTTP requests, one after the other, in one greenlet."""
 
+import _socket
 import contextlib
 import logging
 import socket
@@ -60,7 +61,7 @@ class Connection:
         "taken",
     )
 
-    def __init__(self, server: "Server", client: socket.socket, address: Any) -> None:
+    def __init__(self, server: "Server", client: _socket.socket, address: Any) -> None:
         self.address = address
         self.network = network_of(address[0])
         self.idle = True  # no byte of a request has arrived
@@ -130,7 +131,7 @@ class Connection:
             self._server.waiting.discard(self)
             self._patience -= time.monotonic() - began
 
-    def take_over(self) -> tuple[Any, bytes]:
+    def take_over(self) -> tuple[_socket.socket, bytes]:
         """Give the socket away, with the bytes that were read beyond the request."""
         self.taken = True
         eventlet_hub.forget(self._descriptor)

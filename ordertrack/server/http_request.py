@@ -16,8 +16,8 @@ MAX_HEADERS: Final = 100
 
 Environ = dict[str, Any]
 
-# The key in an environ of a callable that gives the connection away, as its socket and the bytes
-# that were read beyond the request. The HTTP server then forgets about both.
+# The key in an environ of a callable that gives the connection away: its socket, which does not
+# block, and the bytes that were read beyond the request. The HTTP server then forgets about both.
 TAKE_OVER: Final = "ordertrack.take_over"
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

@@ -1,5 +1,6 @@
 """Listens, accepts connections, and stops in order: `serve` runs the process's HTTP server."""
 
+import _socket  # its sockets lack what socket.socket adds for files and contexts, and are smaller
 import errno
 import gc
 import logging
@@ -15,12 +16,13 @@ from wsgiref.types import WSGIApplication
 
 import eventlet
 import eventlet.green.socket
+import eventlet.hubs
 
 from ordertrack.server.admission import admission
 from ordertrack.server.counters import counters
 from ordertrack.server.http_connection import Connection
 from ordertrack.server.http_request import Environ
-from ordertrack.server.loop import pause, sleep, wait_readable
+from ordertrack.server.loop import pause, sleep, spawn, wait_readable
 from ordertrack.server.waiting_connections import MAX_PER_ADDRESS, WaitingConnections
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,19 @@ def bind(host: str, port: int) -> list[Any]:
     return listening
 
 
+def accept(opened: Any) -> tuple[_socket.socket, Any]:
+    """The next connection's socket, non-blocking, and its address. Does not wait either."""
+    listening: socket.socket = opened.fd
+    descriptor, address = listening._accept()  # type: ignore[attr-defined]
+    eventlet.hubs.notify_opened(descriptor)
+    # As `socket.accept`, which looks up the family and the kind in enumerations each time.
+    client = _socket.socket(
+        _socket.socket.family.__get__(listening), socket.SOCK_STREAM, 0, descriptor
+    )
+    client.setblocking(False)
+    return client, address
+
+
 class Server:
     """A WSGI application on bound sockets, from `start` to `stop`.
 
@@ -140,7 +155,7 @@ class Server:
         """Begin to accept; returns at once. Raises `OSError` if the port has been taken since."""
         for opened in self._bound:
             opened.listen(BACKLOG)
-            opened.setblocking(False)  # eventlet's `accept` then returns plain sockets
+            opened.setblocking(False)
         self._accepting = [eventlet.spawn(self._accept, opened) for opened in self._bound]
 
     def _accept(self, opened: Any) -> None:
@@ -157,7 +172,7 @@ class Server:
             while len(self.connections) + counters.open >= self._capacity:
                 self._evict(f"{self._capacity} are open")
             try:
-                client, address = opened.accept()
+                client, address = accept(opened)
             except BlockingIOError:
                 wait_readable(opened)
                 continue
@@ -169,10 +184,9 @@ class Server:
                 else:
                     raise
                 continue
-            client.setblocking(False)
             connection = Connection(self, client, address)
             self.connections.add(connection)
-            eventlet.spawn_n(connection.serve)
+            spawn(connection.serve)
             accepted += 1
             if accepted % 64 == 0:  # a burst of connections must not block the loop
                 pause()

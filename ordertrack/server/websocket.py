@@ -45,7 +45,7 @@ fits, whatever its size: an answer larger than the bound is slow, not impossible
 `on_message` runs for the same connection. `CLOSE_TRANSITIONS` is the state table.
 """
 
-import _socket  # its sockets lack what socket.socket adds for files and contexts, and are smaller
+import _socket
 import logging
 import socket as _constants
 from collections import deque
@@ -594,14 +594,17 @@ def take_over(
     subprotocol: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
     heartbeat: bool = True,
+    accept_key: bytes | None = None,
 ) -> WebSocket:
     """Turn the request in `environ` into a WebSocket; afterwards WSGI must answer nothing.
 
-    With `heartbeat`, the connection is kept alive by protocol pings. Raises what `check_handshake`
-    raises, and `Unavailable` at the limit of connections, while an HTTP answer is still possible;
-    `RuntimeError` where the request is not served by `server.server`.
+    With `heartbeat`, the connection is kept alive by protocol pings. `accept_key` is for a caller
+    that has checked the handshake already. Raises what `check_handshake` raises, and `Unavailable`
+    at the limit of connections, while an HTTP answer is still possible; `RuntimeError` where the
+    request is not served by `server.server`.
     """
-    accept_key = check_handshake(environ)
+    if accept_key is None:
+        accept_key = check_handshake(environ)
     if admission.is_draining or (
         counters.open >= limits.max_connections and not admission.evict(websocket=True)
     ):
@@ -611,14 +614,12 @@ def take_over(
         raise RuntimeError("WebSockets need OrderTrack's own server, ordertrack.server")
     event_loop.start()
     raw, early = release_socket()
-    # Accepted, it has the listening socket's options (`server.bind`): no delay, a bounded buffer.
-    ws_socket = _socket.socket(raw.family, raw.type, raw.proto, raw.detach())
+    # It has the listening socket's options (`server.bind`): no delay, and a bounded send buffer.
     try:
-        ws_socket.setblocking(False)
-        ws = WebSocket(ws_socket, handler, limits)
+        ws = WebSocket(raw, handler, limits)
         event_loop.add(ws)
     except BaseException:
-        ws_socket.close()
+        raw.close()
         raise
     counters.open += 1
     counters.opened += 1

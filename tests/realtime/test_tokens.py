@@ -116,6 +116,7 @@ FORGERIES: dict[str, tuple[str, Callable[[Genuine], str]]] = {
             "no session": lambda g: g.signed(sid=None),
             "another's session": lambda g: g.signed(sid=g.others_session),
             "a session that is a list": lambda g: g.signed(sid=["1"]),
+            "no type": lambda g: g.signed(type=None),
             "a refresh token": lambda g: g.person.refresh_token,
             "a refresh token of its own making": lambda g: g.signed(type="refresh"),
         },

@@ -349,7 +349,8 @@ def announce(port: int) -> None:
 bound = http_server.bind("localhost", 0)
 if accept_error is not None:
     broken = http_server.bind("127.0.0.1", 0)[0]
-    broken.accept = fail_to_accept
+    accept = http_server.accept
+    http_server.accept = lambda opened: fail_to_accept() if opened is broken else accept(opened)
     bound.append(broken)
 descriptors.raise_limit()
 http_server.serve(
