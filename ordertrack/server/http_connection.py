@@ -50,6 +50,7 @@ class Connection:
     __slots__ = (
         "_deadline",
         "_descriptor",
+        "_has_waited",
         "_is_new",
         "_patience",
         "_reader",
@@ -71,6 +72,7 @@ class Connection:
         self._descriptor = client.fileno()
         self._reader = RequestReader(self._receive, server.max_body_bytes, pause)
         self._is_new = True  # nothing has been read
+        self._has_waited = False  # so the hub knows the socket
         self._deadline = 0.0
         self._patience = 0.0  # seconds that we still wait for the client to read the response
 
@@ -90,7 +92,7 @@ class Connection:
         """
         is_ready, self._is_new = self._is_new, False
         try:
-            while is_ready or wait_until(self._descriptor, READ, self._deadline):
+            while is_ready or self._wait(READ, self._deadline):
                 is_ready = False
                 try:
                     data: bytes = self._socket.recv(RECEIVE_BYTES)
@@ -102,6 +104,10 @@ class Connection:
         except OSError:  # also when another greenlet has closed it
             pass
         raise ClientGone
+
+    def _wait(self, events: int, deadline: float) -> bool:
+        self._has_waited = True
+        return wait_until(self._descriptor, events, deadline)
 
     def send(self, data: bytes) -> None:
         """Raises `ClientGone` when the client does not read it in time."""
@@ -121,7 +127,7 @@ class Connection:
         self._server.waiting.add(self)
         try:
             while rest:
-                if not wait_until(self._descriptor, WRITE, began + self._patience):
+                if not self._wait(WRITE, began + self._patience):
                     raise ClientGone
                 with contextlib.suppress(BlockingIOError):  # the wait ended early
                     rest = rest[self._socket.send(rest) :]
@@ -134,7 +140,8 @@ class Connection:
     def take_over(self) -> tuple[_socket.socket, bytes]:
         """Give the socket away, with the bytes that were read beyond the request."""
         self.taken = True
-        eventlet_hub.forget(self._descriptor)
+        if self._has_waited:
+            eventlet_hub.forget(self._descriptor)
         return self._socket, self._reader.rest()
 
     def hang_up(self) -> None:

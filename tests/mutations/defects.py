@@ -704,6 +704,11 @@ DEFECTS = [
         "if len(digits) > MAX_DIGITS:", "if False:",
         PACKETS_TESTS,
     ),
+    Defect(
+        "two-epolls-watch-a-websocket", HTTP_CONNECTION,
+        "        if self._has_waited:", "        if False:",
+        only(WEBSOCKET_TESTS, "test_one_epoll_watches_a_socket_that_has_become_a_websocket"),
+    ),
     # --- who speaks -----------------------------------------------------------------------------
     Defect(
         "identity-takes-refresh-tokens", AUTH,

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -568,3 +569,29 @@ def test_accepted_sockets_send_at_once_and_keep_little() -> None:
     assert kept <= 2 * http_server.SEND_BUFFER  # Linux doubles what was asked for
     accepted.close()
     listening.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fdinfo").exists(), reason="reads Linux's /proc")
+def test_one_epoll_watches_a_socket_that_has_become_a_websocket() -> None:
+    """The hub's own has let go of it, where the HTTP server had waited for the request there."""
+    with running() as server, peer(server.port), contextlib.ExitStack() as stack:
+        idle = len(watched(server))
+        opening = handshake("/ws", server.port)
+        for number, waits in enumerate((False, True, False, True)):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
+            if waits:
+                client.sendall(opening[:20])
+                eventually(lambda so_many=idle + number: len(watched(server)) == so_many + 1)
+                client.sendall(opening[20:])
+            else:
+                client.sendall(opening)
+            assert client.recv(4096).startswith(b"HTTP/1.1 101")
+            client.sendall(frame(TEXT, b"hello"))
+            assert client.recv(4096) == b"\x81\x05hello"
+            eventually(lambda so_many=idle + number: len(watched(server)) == so_many + 1)
+
+
+def watched(server: Echo) -> list[str]:
+    """The descriptors that the server's epolls watch, one that two of them watch twice."""
+    infos = Path(f"/proc/{server.process.pid}/fdinfo").glob("*")
+    return [line for info in infos for line in info.read_text().splitlines() if "tfd:" in line]
