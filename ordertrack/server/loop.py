@@ -55,9 +55,9 @@ FAILURES: Final[tuple[type[BaseException], ...]] = (Exception, eventlet.Timeout)
 # While flushes are due, those of a turn may take this part of the time that everything else took
 # since the last ones, within these bounds in seconds; it is checked after `FLUSH_STEP` sockets.
 FLUSH_SHARE: Final = 0.5
-SHORTEST_FLUSH: Final = 0.0001
+SHORTEST_FLUSH: Final = 0.0002
 LONGEST_FLUSH: Final = 0.005
-FLUSH_STEP: Final = 16
+FLUSH_STEP: Final = 32
 
 # Connections closed in a row before others run: some 2 ms of work.
 CLOSE_CHUNK: Final = 256

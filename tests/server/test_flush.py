@@ -117,7 +117,7 @@ def test_a_turn_is_bounded_however_long_the_others_took(world: World) -> None:
 def test_a_socket_that_cannot_be_flushed_is_aborted_and_the_others_are_flushed(
     world: World,
 ) -> None:
-    world.broken = {0, 15, 16, 99}
+    world.broken = {0, FLUSH_STEP - 1, FLUSH_STEP, 99}
     world.ask(*range(100))
     while world.hub.scheduled:
         world.hub.turn()
