@@ -5,7 +5,7 @@ builds a frame for each recipient. tests/sio/test_canary.py compares the two int
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import socketio
@@ -25,7 +25,9 @@ class _Client:
     """A client of one namespace. It is connected between its connect and disconnect handlers."""
 
     session: EngineIOSession
-    rooms: set[str] = field(default_factory=set)
+    sid: str
+    namespace: str
+    rooms: tuple[str, ...] = ()  # a set would take 200 bytes more
     connected: bool = False
 
 
@@ -41,7 +43,8 @@ class RoomManager(socketio.Manager):  # type: ignore[misc]
         super().__init__()
         self.rooms: dict[str, dict[str, dict[str, EngineIOSession]]] = {}
         self._clients: dict[str, dict[str, _Client]] = {}  # namespace → sid
-        self._sids: dict[str, dict[str, str]] = {}  # eio_sid → namespace → sid
+        # By eio_sid: one client for each namespace that the session has joined or is joining.
+        self._of_session: dict[str, tuple[_Client, ...]] = {}
 
     # For the application --------------------------------------------------------------------------
 
@@ -107,12 +110,12 @@ class RoomManager(socketio.Manager):  # type: ignore[misc]
 
     def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
         session = self.server.eio.sockets.get(eio_sid)
-        if session is None or namespace in self._sids.get(eio_sid, {}):
+        if session is None or self.sid_from_eio_sid(eio_sid, namespace) is not None:
             return None
-        sids = self._sids.setdefault(eio_sid, {})
         sid: str = self.server.eio.generate_id()
-        sids[namespace] = sid
-        self._clients.setdefault(namespace, {})[sid] = _Client(session)
+        client = _Client(session, sid, namespace)
+        self._of_session[eio_sid] = (*self._of_session.get(eio_sid, ()), client)
+        self._clients.setdefault(namespace, {})[sid] = client
         return sid
 
     def connect(self, sid: str, namespace: str) -> str | None:
@@ -130,7 +133,10 @@ class RoomManager(socketio.Manager):  # type: ignore[misc]
         return client is not None and client.connected
 
     def sid_from_eio_sid(self, eio_sid: str, namespace: str) -> str | None:
-        return self._sids.get(eio_sid, {}).get(namespace)
+        for client in self._of_session.get(eio_sid, ()):
+            if client.namespace == namespace:
+                return client.sid
+        return None
 
     def eio_sid_from_sid(self, sid: str, namespace: str) -> str | None:
         session = self.socket(sid, namespace)
@@ -151,20 +157,22 @@ class RoomManager(socketio.Manager):  # type: ignore[misc]
             return
         for room in client.rooms:
             self._remove(sid, namespace, room)
-        sids = self._sids.get(client.session.sid, {})
-        sids.pop(namespace, None)
-        if not sids:
-            self._sids.pop(client.session.sid, None)
+        eio_sid = client.session.sid
+        others = tuple(one for one in self._of_session.get(eio_sid, ()) if one is not client)
+        if others:
+            self._of_session[eio_sid] = others
+        else:
+            self._of_session.pop(eio_sid, None)
 
     def namespaces_of(self, eio_sid: str) -> list[tuple[str, str]]:
         """The namespaces that a session has joined or is joining, each with its sid there."""
-        return list(self._sids.get(eio_sid, {}).items())
+        return [(client.namespace, client.sid) for client in self._of_session.get(eio_sid, ())]
 
     def forget(self, eio_sid: str) -> None:
         """Remove a session from all namespaces."""
         for namespace, sid in self.namespaces_of(eio_sid):
             self.basic_disconnect(sid, namespace)
-        self._sids.pop(eio_sid, None)
+        self._of_session.pop(eio_sid, None)
 
     def is_sid_room(self, namespace: str, room: str) -> bool:
         return self._client(room, namespace) is not None
@@ -178,13 +186,14 @@ class RoomManager(socketio.Manager):  # type: ignore[misc]
             raise ValueError("sid is not connected to requested namespace")
         if self.is_sid_room(namespace, room):
             raise ValueError("cannot enter a sid room")
-        client.rooms.add(room)
+        if room not in client.rooms:
+            client.rooms += (room,)
         self.rooms.setdefault(namespace, {}).setdefault(room, {})[sid] = client.session
 
     def basic_leave_room(self, sid: str, namespace: str, room: str) -> None:
         client = self._client(sid, namespace)
         if client is not None and room in client.rooms:
-            client.rooms.remove(room)
+            client.rooms = tuple(one for one in client.rooms if one != room)
             self._remove(sid, namespace, room)
 
     def _remove(self, sid: str, namespace: str, room: str) -> None:
