@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from benchmarks import report, run, tools
-from benchmarks.contenders import ALL
 from benchmarks.scenarios import Scenario, all_scenarios
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -53,7 +52,10 @@ def _parse() -> argparse.Namespace:
     command.add_argument("--rounds", type=int, default=3, help="at least; medians are shown (3)")
     command.add_argument("--quick", action="store_true", help="small and short: does it work?")
     command.add_argument(
-        "--peers", nargs="*", choices=[kind.name for kind in ALL], help="beside OrderTrack (all)"
+        "--peers",
+        nargs="*",
+        choices=[kind.name for kind in run.CONTENDERS],
+        help="beside OrderTrack (all)",
     )
     command.add_argument("--save", action="store_true", help="write into benchmarks/results/")
     return parser.parse_args()

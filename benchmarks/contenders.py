@@ -25,8 +25,6 @@ from typing import IO, ClassVar
 from benchmarks import machine, tools
 from benchmarks.cluster import Cluster, Database
 from benchmarks.load import Target
-from ordertrack.lifecycle import MAIN_FLOW, Standing, predecessors
-from ordertrack.services import orders as order_service
 
 # The checkout whose server is measured: this one, or another to compare it with.
 ROOT = Path(os.environ.get("BENCH_ORDERTRACK") or Path(__file__).resolve().parent.parent)
@@ -123,7 +121,7 @@ class ServerProcess:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=_clean_environment() | environment,
+                env=clean_environment() | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -351,60 +349,12 @@ class CLimit(Contender):
         return [(order, 1) for order in range(1, count + 1)]
 
 
-class PgBench(Contender):
-    """PostgreSQL's own load generator with OrderTrack's statement: the limit of a status change."""
-
-    name = "pgbench"
-    title = "pgbench, the same statement"
-
-    def __init__(self, cluster: Cluster) -> None:
-        super().__init__(cluster)
-        self._store = OrderTrack(cluster)
-        self._store.name = self.name  # type: ignore[misc]
-
-    def prepare(self) -> None:
-        self._store.prepare()
-
-    def version(self) -> str:
-        return tools.said(str(self.cluster.binaries / "pgbench"), "--version")
-
-    def changes_per_second(self, orders: int, connections: int, seconds: float) -> float:
-        """Status changes a second, prepared, each connection on orders of its own."""
-        fresh = self._store.add_orders(orders)
-        self.cluster.settle()
-        assert self._store.database is not None
-        script = _pgbench_script(self._store.tokens[0], fresh[0][0], connections)
-        with tempfile.TemporaryDirectory() as folder:
-            (path := Path(folder) / "move.sql").write_text(script)
-            command = [
-                str(self.cluster.binaries / "pgbench"), "-n", "-M", "prepared", "-D", "n=-1",
-                "-c", str(connections), "-T", str(max(1, round(seconds))), "-f", str(path),
-            ]  # fmt: skip
-            with machine.pinned([machine.SERVER_CORE]):
-                done = subprocess.run(
-                    command,
-                    env=_clean_environment() | self._store.database.libpq_environment,
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
-        found = re.search(r"tps = ([0-9.]+)", done.stdout)
-        if done.returncode or found is None:
-            raise StartFailed(f"pgbench failed:\n{done.stdout}{done.stderr}")
-        return float(found[1])
-
-
-ALL: tuple[type[Contender], ...] = (
-    OrderTrack, Express, ExpressTransaction, Fastify, Go, FastAPI, StockFlask, CLimit, PgBench,
-)  # fmt: skip
-
-
 def free_port() -> int:
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         return int(listener.getsockname()[1])
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """Ours, without what would lead a server to another database or setting."""
     foreign = re.compile(r"PG[A-Z]+|DB_|JWT_|FLASK_|PYTHON|NODE_")
     return {name: value for name, value in os.environ.items() if not foreign.match(name)}
@@ -444,32 +394,3 @@ def _signed(secret: str, user: int, name: str, role: str) -> str:
     }  # fmt: skip
     signed = ".".join(encoded(json.dumps(part).encode()) for part in ({"alg": "HS256"}, claims))
     return f"{signed}.{encoded(hmac.digest(secret.encode(), signed.encode(), hashlib.sha256))}"
-
-
-def _pgbench_script(token: str, first_order: int, connections: int) -> str:
-    """OrderTrack's own statement with the parameters of a driver's change.
-
-    Connection c moves the orders c, c + connections, … one after the other, three steps each.
-    """
-    # "PREPARE name (type, …) AS statement", "EXECUTE name (%(name)s, …)"
-    head, _, statement = order_service._MOVE._prepare.partition(" AS ")
-    types = re.findall(r"[a-z\[\]]+", head.partition("(")[2])
-    names = re.findall(r"%\((\w+)\)s", order_service._MOVE._execute)
-    claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==="))
-    values = {"user": claims["sub"], "session": claims["sid"], "drivers_see_all": "true",
-              "if_version": "NULL", "note": "NULL", "id": ":order"}  # fmt: skip
-    script = [
-        r"\set n :n + 1",
-        rf"\set order {first_order} + :client_id + {connections} * (:n / 3)",
-        r"\set step :n % 3",
-    ]
-    for step, target in enumerate(MAIN_FLOW[1:]):
-        values["target"] = f"'{target}'"
-        for standing in Standing:
-            allowed = ",".join(f"'{status}'" for status in predecessors(target, standing))
-            values[f"as_{standing}"] = f"ARRAY[{allowed}]"
-        sql = statement
-        for number, (name, kind) in reversed([*enumerate(zip(names, types, strict=True), 1)]):
-            sql = sql.replace(f"${number}", f"CAST({values[name]} AS {kind})")
-        script += [rf"\if :step = {step}", " ".join(sql.split()) + ";", r"\endif"]
-    return "\n".join(script) + "\n"

@@ -7,10 +7,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from benchmarks import cluster, contenders, load, machine, tools
-from benchmarks.contenders import Contender, PgBench, StartFailed
+from benchmarks import cluster, load, machine, tools
+from benchmarks.contenders import (
+    CLimit,
+    Contender,
+    Express,
+    ExpressTransaction,
+    FastAPI,
+    Fastify,
+    Go,
+    OrderTrack,
+    StartFailed,
+    StockFlask,
+)
+from benchmarks.pgbench import PgBench
 from benchmarks.progress import Progress
 from benchmarks.scenarios import Case, Figures, Scenario
+
+CONTENDERS: tuple[type[Contender], ...] = (
+    OrderTrack, Express, ExpressTransaction, Fastify, Go, FastAPI, StockFlask, CLimit, PgBench,
+)  # fmt: skip
 
 
 @dataclass
@@ -89,7 +105,7 @@ def _prepare(
     wanted: set[str], postgres: cluster.Cluster
 ) -> tuple[dict[str, Contender], dict[str, str]]:
     ready, skipped = {}, {}
-    for kind in contenders.ALL:
+    for kind in CONTENDERS:
         if kind.name in wanted:
             contender = kind(postgres)
             try:

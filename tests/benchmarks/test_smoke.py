@@ -36,6 +36,19 @@ def test_a_scenario_runs_against_the_server_and_reports_every_stream_whole(tmp_p
     assert '"fan-out"' in data.read_text()
 
 
+def test_placed_and_moved_orders_are_counted_and_the_database_alone_is_the_limit() -> None:
+    rows = [row for row in all_scenarios(quick=True) if row.name in ("put", "post")]
+    results = run.run(rows, rounds=1, peers=["pgbench"])
+    assert not report.failures(results), report.failures(results)
+    rates = {
+        (scenario.name, outcome.case.contender): outcome.rounds[0]["requests/s"]
+        for scenario, outcomes in results.scenarios
+        for outcome in outcomes
+    }
+    assert rates.keys() == {("put", "ordertrack"), ("put", "pgbench"), ("post", "ordertrack")}
+    assert all(rates.values())
+
+
 @pytest.mark.parametrize(
     ("fault", "found"),
     [

@@ -1,7 +1,8 @@
-/* The limit: what a single-threaded program reaches that does nothing but one send() per message.
+/* The limit: what a single-threaded program reaches that does nothing but exactly one send() per message.
  *
  * It speaks just enough of the protocol for the load generator (Socket.IO over WebSocket, PUT status),
- * keeps versions in memory, checks no token, has no database, and sends every change to everybody.
+ * keeps versions in memory, checks no token, has no database, sends every change to everybody, and then
+ * answers who made it. Its sockets block: a message is never merged with the next one.
  *
  * climit PORT [drop|repeat|reorder]: the second argument makes it a faulty server, on which the tests
  * show that the load generator's check can fail. It prints "ready" when it listens.
@@ -84,8 +85,8 @@ static void take_put(int fd, char *request) {
                           statuses[version_of(order)], version_of(order));
     length = snprintf(answer, sizeof answer, "HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s",
                       legal ? "200 OK" : "409 Conflict", length, json);
+    if (legal) broadcast(order, version); /* before the answer, as the peer in Node does */
     transmit(fd, answer, (size_t)length);
-    if (legal) broadcast(order, version);
 }
 
 static void take_upgrade(int fd) {
