@@ -26,7 +26,7 @@ from benchmarks import machine, tools
 from benchmarks.cluster import Cluster, Database
 from benchmarks.load import Target
 from ordertrack.lifecycle import MAIN_FLOW, Standing, predecessors
-from ordertrack.services import orders as order_service
+from ordertrack.services import order_writes
 
 # The checkout whose server is measured: this one, or another to compare it with.
 ROOT = Path(os.environ.get("BENCH_ORDERTRACK") or Path(__file__).resolve().parent.parent)
@@ -452,9 +452,9 @@ def _pgbench_script(token: str, first_order: int, connections: int) -> str:
     Connection c moves the orders c, c + connections, … one after the other, three steps each.
     """
     # "PREPARE name (type, …) AS statement", "EXECUTE name (%(name)s, …)"
-    head, _, statement = order_service._MOVE._prepare.partition(" AS ")
+    head, _, statement = order_writes.MOVE._prepare.partition(" AS ")
     types = re.findall(r"[a-z\[\]]+", head.partition("(")[2])
-    names = re.findall(r"%\((\w+)\)s", order_service._MOVE._execute)
+    names = re.findall(r"%\((\w+)\)s", order_writes.MOVE._execute)
     claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==="))
     values = {"user": claims["sub"], "session": claims["sid"], "drivers_see_all": "true",
               "if_version": "NULL", "note": "NULL", "id": ":order"}  # fmt: skip
