@@ -11,7 +11,7 @@ import hashlib
 import re
 import time
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -38,6 +38,9 @@ T = TypeVar("T")
 # transaction_timeout. https://www.postgresql.org/docs/current/errcodes-appendix.html
 _TRANSIENT_CLASSES = frozenset({"08", "53", "57"})
 _TRANSIENT = frozenset({"55P03", "40001", "40P01", "25006", "25P03", "25P04"})
+
+# With which a pooler reports that it lost its own connection to PostgreSQL.
+_LOST_BY_A_POOLER = frozenset({"08000", "08003", "08006", "08007", "08P01"})
 
 
 @dataclass(slots=True)
@@ -190,6 +193,20 @@ def _is_lost_connection(error: Any) -> bool:
     )
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether PostgreSQL refused a statement, so that for sure nothing of it was done.
+
+    Not so when the connection was lost, or when PostgreSQL ended it: the statement's outcome is
+    unknown then. *error* is what a `Statement` raised.
+    """
+    cause = error.__cause__ if isinstance(error, Unavailable) else error
+    return (
+        isinstance(cause, psycopg2.Error)
+        and cause.diag.severity_nonlocalized == "ERROR"
+        and cause.pgcode not in _LOST_BY_A_POOLER
+    )
+
+
 @contextmanager
 def transaction() -> Iterator[Session]:
     """One transaction: committed when the block ends, rolled back when it raises.
@@ -291,6 +308,15 @@ class Statement:
         """The first row, or None."""
         rows = self.all(**values)
         return rows[0] if rows else None
+
+
+def array(values: Iterable[object]) -> str:
+    """An array of numbers, booleans, names or None as a parameter of a `Statement`.
+
+    As text, which PostgreSQL reads faster than the ARRAY[…] that psycopg2 makes of a list. Not for
+    texts of users, which would have to be quoted.
+    """
+    return f"{{{','.join('NULL' if value is None else str(value) for value in values)}}}"
 
 
 _ANSWER = Statement("SELECT 1 AS one")

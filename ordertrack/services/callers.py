@@ -23,6 +23,15 @@ ACTOR_CTE = """
          WHERE u.id = :user AND u.active
            AND s.id = :session AND s.revoked_at IS NULL)
 """
+# One of several callers, the row `w` of a larger statement with its user and session. LIMIT makes
+# PostgreSQL look each up by its id, however many it expects, and not read all users.
+GOOD_SESSION = """
+    LATERAL (SELECT u.id, u.name, u.role
+               FROM users u JOIN sessions s ON s.user_id = u.id
+              WHERE u.id = w.user_id AND u.active
+                AND s.id = w.session_id AND s.revoked_at IS NULL
+              LIMIT 1)
+"""
 CALLER = {"user": "bigint", "session": "bigint", "drivers_see_all": "boolean"}
 
 # What `actor_of` reads.

@@ -29,7 +29,7 @@ from ordertrack.eventlog import Event, Span
 from ordertrack.lifecycle import Standing, Status
 from ordertrack.models import User
 from ordertrack.policy import Actor, Caller, OrderFacts, Role
-from ordertrack.services import accounts, callers
+from ordertrack.services import accounts, callers, order_writes
 from ordertrack.services.accounts import Driver
 from ordertrack.services.order_rows import (
     COLUMNS,
@@ -39,6 +39,7 @@ from ordertrack.services.order_rows import (
     split,
     view_of,
 )
+from ordertrack.services.order_writes import LOCK_ROW, MOVE_SQL
 from ordertrack.services.row_queue import RowQueue
 
 # A client that missed more events than this gets the order's present state instead of a replay.
@@ -296,32 +297,7 @@ def fit(
 
 # --- placing -----------------------------------------------------------------------------------
 
-# The order's first event, of the order `o` and the caller `a`.
-_CREATED = """
-    event AS (
-        INSERT INTO order_events (order_id, version, type, status, actor_id, actor_name,
-                                  actor_role, changes, customer_id)
-        SELECT o.id, o.version, 'created', o.status, a.id, a.name, a.role,
-               jsonb_build_object('description', o.description), o.customer_id
-          FROM o CROSS JOIN actor a)
-"""
-
-# Inserts an order and its first event, if the caller's session is good.
-_PLACE = db.Statement(
-    f"""
-    WITH {callers.ACTOR_CTE},
-    o AS (
-        INSERT INTO orders (customer_id, description)
-        SELECT id, :description FROM actor
-        RETURNING *),
-    {_CREATED}
-    SELECT {COLUMNS} FROM o CROSS JOIN actor a
-    """,
-    **callers.CALLER,
-    description="text",
-)
-
-# The same with the client's key, if no order was placed with it. As `_MOVE` it does not wait, for
+# Places an order with the client's key, if none was placed with it. As `MOVE` it does not wait, for
 # the same reason: while another transaction places the order of this key, which is what the
 # advisory lock says, there is no row. Two things it cannot see, and then the key's index refuses
 # the second row (`_is_taken`): a transaction that committed since the snapshot, and one of an
@@ -336,7 +312,7 @@ _PLACE_ONCE_SQL = f"""
         INSERT INTO orders (customer_id, description)
         SELECT id, :description FROM free
         RETURNING *),
-    {_CREATED},
+    {order_writes.CREATED},
     key AS (
         INSERT INTO idempotency_keys (user_id, key, request_hash, order_id)
         SELECT o.customer_id, :key, :fingerprint, o.id FROM o)
@@ -378,7 +354,7 @@ def create(caller: Caller, description: str, *, key: str | None = None) -> Order
     """
     if key is not None:
         return _create_once(caller, description, key)
-    row = _PLACE.one(**callers.parameters(caller), description=description)
+    row = order_writes.place({**callers.parameters(caller), "description": description})
     return view_of(callers.actor_of(caller, row), row)
 
 
@@ -449,59 +425,6 @@ def _placed_before(caller: Caller, key: str, fingerprint: str) -> OrderView | No
 
 _row_queue = RowQueue()
 
-# Locks an order for a change: other changes of it wait until this transaction ends. Inserts that
-# refer to it do not.
-_LOCK_ROW = "SELECT id FROM orders WHERE id = :id FOR NO KEY UPDATE"
-
-# Moves an order to another status and appends the event: the hot path. The statement is the whole
-# check: the session, the caller's rights, the order's status and version. It sees one snapshot of
-# the database, so it must not wait: after a wait that snapshot is out of date, the caller's rights
-# with it. Hence SKIP LOCKED: a row that another transaction holds counts as not found, and
-# `_move_after_waiting` comes next. A row that was changed since the snapshot is checked again as it
-# is now (READ COMMITTED), so in a race of two conflicting changes one finds no row.
-_MOVE_SQL = f"""
-    WITH {callers.ACTOR_CTE},
-    free AS ({_LOCK_ROW} SKIP LOCKED),
-    o AS (
-        UPDATE orders o
-           SET status = :target, previous_status = o.status, version = o.version + 1
-          FROM actor a, free
-         WHERE o.id = free.id AND o.deleted_at IS NULL
-           AND (a.role = 'admin' AND o.status = ANY (:as_admin)
-                OR a.role = 'driver' AND o.status = ANY (:as_driver)
-                   AND {callers.STAFF_SEES}
-                OR o.customer_id = a.id AND o.status = ANY (:as_owner))
-           AND (:if_version IS NULL OR o.version = :if_version)
-        RETURNING o.*),
-    event AS (
-        INSERT INTO order_events (order_id, version, type, status, previous_status, actor_id,
-                                  actor_name, actor_role, note, customer_id, driver_id)
-        SELECT o.id, o.version, 'status_changed', o.status, o.previous_status, a.id,
-               a.name, a.role, :note, o.customer_id, o.driver_id
-          FROM o CROSS JOIN actor a)
-    SELECT {COLUMNS} FROM o CROSS JOIN actor a
-"""
-_MOVE = db.Statement(
-    _MOVE_SQL,
-    **callers.CALLER,
-    id="bigint",
-    target="text",
-    note="text",
-    as_admin="text[]",
-    as_driver="text[]",
-    as_owner="text[]",
-    if_version="integer",
-)
-
-# The statuses from which each standing may move an order to a target.
-_PREDECESSORS: dict[Status, dict[str, list[str]]] = {
-    target: {
-        f"as_{standing.value}": [s.value for s in lifecycle.predecessors(target, standing)]
-        for standing in Standing
-    }
-    for target in Status
-}
-
 
 def change_status(
     caller: Caller,
@@ -525,13 +448,13 @@ def change_status(
         "target": target.value,
         "if_version": if_version,
         "note": note,
-        **_PREDECESSORS[target],
+        **order_writes.PREDECESSORS[target],
     }
     # Between the statement and the explanation of its failure the order may change, and its new
     # state may allow the change after all. So it is tried again, but not for ever.
-    move = _MOVE.one
+    move: Callable[[Mapping[str, Any]], Any] = order_writes.move
     for _ in range(5):
-        row = move(**parameters)
+        row = move(parameters)
         if row is not None:
             return view_of(callers.actor_of(caller, row), row)
         unchanged = _explain(caller, order_id, target, if_version)
@@ -541,15 +464,15 @@ def change_status(
     raise Unavailable("The order is being changed by many at once. Try again.")
 
 
-def _move_after_waiting(**parameters: Any) -> Any:
-    """`_MOVE` for a locked row: waits for the lock first, so that its snapshot is taken after.
+def _move_after_waiting(parameters: Mapping[str, Any]) -> Any:
+    """`MOVE` for a locked row: waits for the lock first, so that its snapshot is taken after.
 
     Only this passes through the queue. The statement by itself never waits, and its successes would
     make a stuck queue look as if it moved.
     """
     with _row_queue.take(parameters["id"]), db.transaction() as t:
-        t.execute(text(_LOCK_ROW), {"id": parameters["id"]})
-        row = t.execute(text(_MOVE_SQL), parameters).one_or_none()
+        t.execute(text(LOCK_ROW), {"id": parameters["id"]})
+        row = t.execute(text(MOVE_SQL), parameters).one_or_none()
         if row is not None:
             db.mark_appended(t)
         return row
@@ -588,7 +511,7 @@ def _locked(caller: Caller, order_id: int) -> Iterator[tuple[Transaction, Actor,
     The caller is read after the lock was taken: rights may end during the wait for it.
     """
     with _row_queue.take(order_id), db.transaction() as t:
-        t.execute(text(_LOCK_ROW), {"id": order_id})
+        t.execute(text(LOCK_ROW), {"id": order_id})
         actor, row = _read_in(t, caller, order_id)
         if row is None or not policy.can_see(actor, row):
             raise no_such_order()

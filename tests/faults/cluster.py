@@ -67,6 +67,27 @@ class Cluster:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
 
+    @contextlib.contextmanager
+    def commits_waiting(self) -> Iterator[None]:
+        """Commits reach the disk, and then wait for a standby that does not exist: `at_commit`."""
+        self._require_standby("nobody")
+        try:
+            yield
+        finally:
+            self._require_standby("")
+
+    def _require_standby(self, name: str) -> None:
+        # On one connection that writes nothing: this must not wait itself.
+        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("SET synchronous_commit = off")
+            cursor.execute("ALTER SYSTEM SET synchronous_standby_names = %s", [name])
+            cursor.execute("SELECT pg_reload_conf()")
+
+    def at_commit(self) -> list[int]:
+        """The process ids of backends that have committed and wait before they say so."""
+        rows = self.execute("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        return [pid for (pid,) in rows]
+
     def ensure_running(self) -> None:
         self._running.ensure_running()
 

@@ -38,10 +38,11 @@ WATCHERS = {OrdersWatcher: 10, ResumingRawWatcher: 8, FeedWatcher: 2}
 
 # Of each kind in a hundred kills.
 SHARES = {
-    "kill -9 of a server": 40,
+    "kill -9 of a server": 36,
     "SIGTERM of a server": 10,
     "kill -9 of a database backend": 12,
-    "termination of a database backend": 12,
+    "termination of a database backend": 8,
+    "termination of database backends at their COMMIT": 8,
     "kill -9 of all of PostgreSQL": 10,
     "cut of connections": 16,
 }
@@ -287,6 +288,7 @@ class RandomKills:
             "SIGTERM of a server": lambda: self._end_a_server(SupervisedServer.terminate),
             "kill -9 of a database backend": lambda: self._end_a_backend(kill=True),
             "termination of a database backend": lambda: self._end_a_backend(kill=False),
+            "termination of database backends at their COMMIT": self._end_commits,
             "kill -9 of all of PostgreSQL": self._kill_postgresql,
             "cut of connections": self._cut_connections,
         }
@@ -309,6 +311,15 @@ class RandomKills:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         self._await_recovery()
+
+    def _end_commits(self) -> None:
+        """Twice: what waits behind the first writes makes groups."""
+        with self._cluster.commits_waiting():
+            for _ in range(2):
+                eventually(self._cluster.at_commit, 20)
+                time.sleep(self._chance.uniform(0, 0.2))
+                for pid in self._cluster.at_commit():
+                    self._cluster.execute("SELECT pg_terminate_backend(%s)", pid)
 
     def _kill_postgresql(self) -> None:
         self._cluster.kill()

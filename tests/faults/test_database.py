@@ -5,6 +5,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg2
@@ -316,6 +317,43 @@ def test_a_server_survives_the_kill_of_all_of_postgresql(cluster: Cluster, start
     assert move(admin, order).status_code == 200
     assert [event["version"] for event in admin.history(order)] == [1, 2]
     assert len(cluster.backends("ordertrack%")) <= backends
+
+
+@pytest.mark.safety("database-killed")
+def test_writes_whose_connection_dies_at_their_commit_are_there_once(
+    cluster: Cluster, start: Start
+) -> None:
+    """Their outcomes are unknown, of every call of a group, and none of them is repeated."""
+    server = start()
+    admin = server.people.admin()
+    orders = [admin.order() for _ in range(12)]
+    placed = [f"order {n}" for n in range(6)]
+    calls = [lambda o=order: move(admin, o) for order in orders]  # type: ignore[misc]
+    calls += [
+        lambda d=text: admin.api.post("/api/orders", json={"description": d})  # type: ignore[misc]
+        for text in placed
+    ]
+    ended = 0
+    with ThreadPoolExecutor(len(calls)) as pool:
+        with cluster.commits_waiting():
+            answers = [pool.submit(call) for call in calls]
+
+            def all_end() -> bool:
+                nonlocal ended
+                for pid in cluster.at_commit():
+                    ended += cluster.execute("SELECT pg_terminate_backend(%s)", pid) == [(True,)]
+                return all(answer.done() for answer in answers)
+
+            eventually(all_end)
+        for answer in answers:
+            assert is_unavailable(answer.result()), answer.result().text
+    assert 2 <= ended <= len(calls) // 2, "they were not in groups"
+    own = admin.api.get("/api/orders?limit=100").json()["orders"]
+    assert sorted(order["description"] for order in own if order["version"] == 1) == placed
+    # A client that repeats its request finds it done.
+    for order in orders:
+        assert move(admin, order).json()["version"] == 2
+        assert [event["version"] for event in admin.history(order)] == [1, 2]
 
 
 def test_a_postgresql_that_hangs_is_not_waited_for(cluster: Cluster, start: Start) -> None:

@@ -19,6 +19,7 @@ POLICY = "ordertrack/policy.py"
 LIFECYCLE = "ordertrack/lifecycle.py"
 CALLERS = "ordertrack/services/callers.py"
 ORDERS = "ordertrack/services/orders.py"
+ORDER_WRITES = "ordertrack/services/order_writes.py"
 LISTS = "ordertrack/services/order_lists.py"
 QUERY = "ordertrack/services/order_query.py"
 SEARCH = "ordertrack/services/order_search.py"
@@ -82,6 +83,7 @@ TIME_TESTS = ["tests/realtime/test_time.py"]
 SETTINGS_TESTS = ["tests/realtime/test_settings.py"]
 REVOCATION_TESTS = ["tests/realtime/test_revocation_while_connecting.py"]
 RIGHTS_TESTS = ["tests/services/test_rights_after_waiting.py"]
+GROUP_TESTS = ["tests/services/test_order_groups.py"]
 LIST_TESTS = ["tests/services/test_order_lists.py"]
 PLAN_TESTS = ["tests/services/test_plans.py"]
 PASSWORD_TESTS = ["tests/web/test_passwords.py"]
@@ -203,18 +205,20 @@ DEFECTS = [
         "OLD.updated_at + interval '1 microsecond'));", "'-infinity'));", RIGHTS_TESTS,
     ),
     Defect(
-        "move-ignores-the-version", ORDERS,
+        "move-ignores-the-version", ORDER_WRITES,
         "AND (:if_version IS NULL OR o.version = :if_version)",
         "AND (:if_version IS NULL OR o.version >= 0)", ORDER_TESTS,
     ),
     Defect(
-        "move-reaches-deleted-orders", ORDERS,
-        "WHERE o.id = free.id AND o.deleted_at IS NULL", "WHERE o.id = free.id",
+        "move-reaches-deleted-orders", ORDER_WRITES,
+        "FROM actor a, free\n         WHERE o.id = free.id AND o.deleted_at IS NULL",
+        "FROM actor a, free\n         WHERE o.id = free.id",
         ORDER_TESTS + LIFECYCLE_TESTS,
     ),
     Defect(
-        "move-by-any-driver", ORDERS,
-        "AND {callers.STAFF_SEES}\n", "AND true\n",
+        "move-by-any-driver", ORDER_WRITES,
+        "AND o.status = ANY (:as_driver)\n                   AND {callers.STAFF_SEES}\n",
+        "AND o.status = ANY (:as_driver)\n                   AND true\n",
         LIFECYCLE_TESTS,
     ),
     Defect(
@@ -232,24 +236,83 @@ DEFECTS = [
     ),
     Defect(
         "move-is-not-tried-again", ORDERS,
-        "    move = _MOVE.one\n    for _ in range(5):\n", "    move = _MOVE.one\n    for _ in range(1):\n",
+        "= order_writes.move\n    for _ in range(5):\n", "= order_writes.move\n    for _ in range(1):\n",
         RACE_TESTS,
     ),
     Defect(
         "changes-do-not-lock-the-row", ORDERS,
-        '        t.execute(text(_LOCK_ROW), {"id": order_id})\n        actor', "        actor",
+        '        t.execute(text(LOCK_ROW), {"id": order_id})\n        actor', "        actor",
         LIFECYCLE_TESTS
         + only(RIGHTS_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
     ),
     Defect(
-        "moves-wait-within-their-statement", ORDERS,
-        "free AS ({_LOCK_ROW} SKIP LOCKED),", "free AS ({_LOCK_ROW}),",
+        "moves-wait-within-their-statement", ORDER_WRITES,
+        "free AS ({LOCK_ROW} SKIP LOCKED),", "free AS ({LOCK_ROW}),",
         only(RIGHTS_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
     ),
     Defect(
         "moves-do-not-wait", ORDERS,
-        '        t.execute(text(_LOCK_ROW), {"id": parameters["id"]})\n', "",
+        '        t.execute(text(LOCK_ROW), {"id": parameters["id"]})\n', "",
         only(RIGHTS_TESTS, "test_a_change_that_waited_is_judged_by_the_rights_after_the_wait"),
+    ),
+    Defect(
+        "groups-wait-within-their-statement", ORDER_WRITES,
+        "ORDER BY id FOR NO KEY UPDATE SKIP LOCKED),", "ORDER BY id FOR NO KEY UPDATE),",
+        only(
+            GROUP_TESTS,
+            "test_rights_that_end_while_a_change_waits_for_its_group_are_gone",
+            "test_a_locked_order_delays_no_other_order_of_its_group",
+        ),
+    ),
+    Defect(
+        "groups-move-by-any-driver", ORDER_WRITES,
+        "{_steps(Standing.DRIVER)}\n                   AND {callers.STAFF_SEES}\n",
+        "{_steps(Standing.DRIVER)}\n", GROUP_TESTS,
+    ),
+    Defect(
+        "groups-ignore-the-version", ORDER_WRITES,
+        "AND (a.if_version IS NULL OR o.version = a.if_version)",
+        "AND (a.if_version IS NULL OR o.version >= 0)", GROUP_TESTS,
+    ),
+    Defect(
+        "groups-reach-deleted-orders", ORDER_WRITES,
+        "ON free.id = a.order_id\n         WHERE o.id = free.id AND o.deleted_at IS NULL",
+        "ON free.id = a.order_id\n         WHERE o.id = free.id", GROUP_TESTS,
+    ),
+    Defect(
+        "groups-take-signed-out-callers", CALLERS,
+        "AND s.id = w.session_id AND s.revoked_at IS NULL\n",
+        "AND s.id = w.session_id\n", GROUP_TESTS,
+    ),
+    Defect(
+        "groups-forget-the-second-change-of-an-order", ORDER_WRITES,
+        'if first[call["id"]] is call else _ALONE', "if first else _ALONE", GROUP_TESTS,
+    ),
+    Defect(
+        "groups-mix-their-orders-up", ORDER_WRITES,
+        "SELECT a.id, a.description FROM a ORDER BY a.n", "SELECT a.id, a.description FROM a ORDER BY a.n DESC",
+        GROUP_TESTS,
+    ),
+    Defect(
+        "groups-are-refused-together", ORDER_WRITES,
+        "if len(calls) == 1 or not db.is_refusal(error):", "if calls:", GROUP_TESTS,
+    ),
+    Defect(
+        "groups-are-repeated-whatever-happened", ORDER_WRITES,
+        "if len(calls) == 1 or not db.is_refusal(error):", "if len(calls) == 1:",
+        GROUP_TESTS
+        + only(
+            ["tests/faults/test_database.py"],
+            "test_writes_whose_connection_dies_at_their_commit_are_there_once",
+        ),
+    ),
+    Defect(
+        "groups-of-a-lost-connection-are-repeated", DB,
+        'and cause.diag.severity_nonlocalized == "ERROR"\n', 'and cause.diag.severity_nonlocalized != "FATAL"\n', GROUP_TESTS,
+    ),
+    Defect(
+        "stuck-groups-are-waited-for", ORDER_WRITES,
+        "if time.monotonic() - self._began < _STUCK:", "if self._began:", GROUP_TESTS,
     ),
     Defect(
         "newer-versions-match", ORDERS,

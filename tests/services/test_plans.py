@@ -17,7 +17,8 @@ from ordertrack.errors import Forbidden
 from ordertrack.extensions import db
 from ordertrack.lifecycle import Status
 from ordertrack.policy import DriverScope
-from ordertrack.services import order_lists, order_search, order_walk, orders
+from ordertrack.services import order_lists, order_search, order_walk, order_writes, orders
+from ordertrack.services.callers import parameters
 from ordertrack.services.order_query import Filters
 from tests.support import reads
 from tests.support.bulk import ABSENT, Size, fill
@@ -95,6 +96,27 @@ def test_no_write_looks_at_more_orders_than_it_writes(large: Large, postgres: Po
                 assert not plan.scanned_whole(*BIG_TABLES), f"{name}: {plan.shape}"
                 read = sum(plan.rows_read(table) for table in BIG_TABLES)
                 assert read <= 10, f"{name}: {plan.shape}"
+
+
+def test_a_group_looks_each_of_its_orders_up(large: Large) -> None:
+    first = SIZE.orders - 150  # they are Pending
+    caller, most = large.callers.admin, order_writes._MOST
+    moves = [
+        {**parameters(caller), "id": first + n, "target": "Processing", "note": None,
+         "if_version": None}
+        for n in range(most)
+    ]  # fmt: skip
+    placed = [{**parameters(large.callers.customer), "description": "a lamp"}] * most
+    with recorded(db.engine) as plans:
+        for several, calls in (
+            (order_writes._move_several, moves),
+            (order_writes._place_several, placed),
+        ):
+            plans.clear()
+            assert all(several(calls))
+            [plan] = plans
+            assert not plan.scanned_whole(*BIG_TABLES), plan.shape
+            assert sum(plan.rows_read(table) for table in BIG_TABLES) <= 6 * most, plan.shape
 
 
 def test_the_relay_reads_the_end_of_the_log_only(large: Large) -> None:
