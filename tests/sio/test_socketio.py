@@ -205,6 +205,15 @@ def test_an_acknowledgement_comes_after_the_events_emitted_before_it(server: Ech
     client.close()
 
 
+def test_acknowledgements_of_one_turn_leave_together(server: Echo) -> None:
+    client = WebSocketClient(server.port)
+    before = server.stats()["sends"]
+    client.send(b"".join(frame(TEXT, f'42{n}["numbers",0]'.encode()) for n in range(100)))
+    assert [client.packet() for _ in range(100)] == [f"43{n}[0]" for n in range(100)]
+    assert server.stats()["sends"] - before < 20
+    client.close()
+
+
 def test_the_handshake_and_its_cookies_are_kept_until_connect(server: Echo) -> None:
     path = "/socket.io/?EIO=4&transport=websocket"
     client = WebSocketClient(
