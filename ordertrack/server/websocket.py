@@ -654,8 +654,7 @@ def take_over(
         handler.on_open(ws)
         if early:
             ws.feed(early)
-        if ws._pending is not None:
-            event_loop.flush_first(ws)
+        ws.flush()
     except Exception as error:  # noqa: BLE001 (logged there; an HTTP answer is no longer possible)
         event_loop.abort_failed(ws, error)
     return ws
