@@ -91,6 +91,7 @@ class Loop:
         self.view = memoryview(self.buffer)
         self.sockets: dict[int, Socket] = {}  # by descriptor
         self.dirty: deque[Socket] = deque()  # to be flushed
+        self.answering: deque[Socket] = deque()  # to be flushed before those
         self.sweeps: list[_Sweep] = []
         self._flushing = False  # a flush is scheduled
         self._flushed_at = 0.0  # when the last one ended, or the first socket asked
@@ -165,9 +166,18 @@ class Loop:
     def flush_soon(self, ws: Socket) -> None:
         self.dirty.append(ws)
         if not self._flushing:
-            self._flushing = True
-            self._flushed_at = monotonic()
-            self._hub.schedule_call_global(0, self._flush)
+            self._begin_flushing()
+
+    def flush_first(self, ws: Socket) -> None:
+        """As `flush_soon`, but in the next turn whatever waits: for an answer to one client."""
+        self.answering.append(ws)
+        if not self._flushing:
+            self._begin_flushing()
+
+    def _begin_flushing(self) -> None:
+        self._flushing = True
+        self._flushed_at = monotonic()
+        self._hub.schedule_call_global(0, self._flush)
 
     def _flush(self) -> None:
         dirty = self.dirty
@@ -175,20 +185,24 @@ class Loop:
         share = (now - self._flushed_at) * FLUSH_SHARE
         end = now + min(max(share, SHORTEST_FLUSH), LONGEST_FLUSH)
         try:
+            self._flush_some(self.answering, len(self.answering))
             while dirty and now < end:
-                for _ in range(min(len(dirty), FLUSH_STEP)):
-                    ws = dirty.popleft()
-                    try:
-                        ws.flush()
-                    except Exception as error:  # noqa: BLE001 (logged there)
-                        self.abort_failed(ws, error)
+                self._flush_some(dirty, min(len(dirty), FLUSH_STEP))
                 now = monotonic()
         finally:  # else nothing would ever be flushed again
-            if dirty:
+            if dirty or self.answering:
                 self._flushed_at = now
                 self._hub.schedule_call_global(0, self._flush)
             else:
                 self._flushing = False
+
+    def _flush_some(self, sockets: deque[Socket], count: int) -> None:
+        for _ in range(count):
+            ws = sockets.popleft()
+            try:
+                ws.flush()
+            except Exception as error:  # noqa: BLE001 (logged there)
+                self.abort_failed(ws, error)
 
     # Sweeps ---------------------------------------------------------------------------------------
 

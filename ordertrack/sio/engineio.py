@@ -253,10 +253,10 @@ class EngineIOSession:
         else:
             self.enqueue(message)
 
-    def send_text(self, packet: str) -> None:
-        """Send a message that is one Socket.IO packet, now."""
+    def answer(self, packet: str) -> None:
+        """Send a message that is one Socket.IO packet, in the loop's next turn."""
         if self.ws is not None:
-            self.ws.write(text_frame(MESSAGE + packet))
+            self.ws.answer(text_frame(MESSAGE + packet))
         else:
             self.enqueue(EncodedMessage([packet]))
 
@@ -370,7 +370,7 @@ class EngineIOSession:
             return
         self.ws = ws
         self.server.session_opened(self)
-        ws.write(text_frame(self.server.open_packet(self.sid, upgrades=False)))
+        ws.answer(text_frame(self.server.open_packet(self.sid, upgrades=False)))
 
     def on_message_in_loop(self, ws: WebSocket, message: Message) -> bool:
         if message == PONG:

@@ -213,14 +213,14 @@ class Server(socketio.Server):  # type: ignore[misc]
         data: Any = None,
         number: int | None = None,
     ) -> None:
-        """Send a Socket.IO packet now."""
+        """Send a Socket.IO packet."""
         try:
             text = packets.encode(kind, namespace, data, number)
         except TypeError:  # it has attachments
             packet = self.packet_class(kind, namespace=namespace, data=data, id=number)
             session.send(encode(packet))
         else:
-            session.send_text(text)
+            session.answer(text)
 
 
 class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]

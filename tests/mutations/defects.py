@@ -768,6 +768,16 @@ DEFECTS = [
         PACKETS_TESTS,
     ),
     Defect(
+        "answers-wait-for-broadcasts", LOOP,
+        "        self.answering.append(ws)\n", "        self.dirty.append(ws)\n",
+        FLUSH_TESTS,
+    ),
+    Defect(
+        "large-answers-wait-for-the-next-turn", WEBSOCKET,
+        "if len(frame) > LARGE_ANSWER:", "if False:",
+        only(SOCKETIO_TESTS, "test_large_answers_are_made_only_as_the_client_reads_them"),
+    ),
+    Defect(
         "two-epolls-watch-a-websocket", HTTP_CONNECTION,
         "        if self._has_waited:", "        if False:",
         only(WEBSOCKET_TESTS, "test_one_epoll_watches_a_socket_that_has_become_a_websocket"),

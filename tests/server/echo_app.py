@@ -195,6 +195,11 @@ def fail(sid: str) -> None:
     raise RuntimeError("a bug in a handler")
 
 
+@server.on("large")
+def large(sid: str, size: int) -> str:
+    return "x" * size
+
+
 @socketio.on("flask")
 def in_flask(data: str) -> str:
     flask_socketio.join_room("by flask")

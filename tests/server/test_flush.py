@@ -73,6 +73,10 @@ class World:
         for number in numbers:
             self.loop.flush_soon(FakeSocket(self, number))
 
+    def answer(self, *numbers: int) -> None:
+        for number in numbers:
+            self.loop.flush_first(FakeSocket(self, number))
+
     def turn(self) -> int:
         """Let the loop flush; how many it flushed."""
         before = len(self.flushed)
@@ -123,6 +127,25 @@ def test_a_socket_that_cannot_be_flushed_is_aborted_and_the_others_are_flushed(
         world.hub.turn()
     assert world.aborted == sorted(world.broken)
     assert world.flushed == [n for n in range(100) if n not in world.broken]
+
+
+def test_answers_leave_in_the_next_turn_whatever_else_waits(world: World) -> None:
+    world.ask(*range(3000))
+    world.turn()
+    before = len(world.flushed)
+    world.answer(5000, 5001, 5002)
+    world.broken = {5001}
+    world.ask(4000)
+    assert world.turn() > 2, "the others are not held up either"
+    assert world.flushed[before : before + 3] == [5000, 5002, before]
+    assert world.aborted == [5001]
+
+
+def test_an_answer_begins_the_flushing_of_an_idle_loop(world: World) -> None:
+    for number in range(3):
+        world.answer(number)
+        assert world.turn() == 1
+    assert not world.hub.scheduled
 
 
 FRAMES = [bytes([65 + number]) * (number + 1) for number in range(4)]

@@ -205,6 +205,27 @@ def test_an_acknowledgement_comes_after_the_events_emitted_before_it(server: Ech
     client.close()
 
 
+def test_acknowledgements_of_one_turn_leave_together(server: Echo) -> None:
+    client = WebSocketClient(server.port)
+    before = server.stats()["sends"]
+    client.send(b"".join(frame(TEXT, f'42{n}["numbers",0]'.encode()) for n in range(100)))
+    assert [client.packet() for _ in range(100)] == [f"43{n}[0]" for n in range(100)]
+    assert server.stats()["sends"] - before < 20
+    client.close()
+
+
+def test_large_answers_are_made_only_as_the_client_reads_them() -> None:
+    with running(max_queue_bytes=100_000) as server:
+        client = WebSocketClient(server.port, receive_buffer=4096)
+        before = server.stats()["messages_in"]
+        client.send(*(frame(TEXT, f'42{n}["large",20000]'.encode()) for n in range(16)))
+        eventually(lambda: server.stats()["messages_in"] >= before + 16)
+        assert 0 < server.stats()["queued_bytes"] < 50_000
+        for n in range(16):
+            assert client.packet().startswith(f"43{n}[")
+        client.close()
+
+
 def test_the_handshake_and_its_cookies_are_kept_until_connect(server: Echo) -> None:
     path = "/socket.io/?EIO=4&transport=websocket"
     client = WebSocketClient(
