@@ -107,6 +107,11 @@ class Hub(eventlet.hubs.epolls.Hub):  # type: ignore[misc]
         self.register(fileno)  # arms it, if it is known from one of our waits
         return listener
 
+    def register(self, fileno: int, new: bool = False) -> None:
+        # A listener for a file that was closed is removed late: its number may be waited for again.
+        if fileno not in self._waits:
+            super().register(fileno, new)
+
     def _obsolete(self, fileno: int) -> bool:
         found: bool = super()._obsolete(fileno)
         wait = self._waits.pop(fileno, None)
@@ -135,6 +140,7 @@ class Hub(eventlet.hubs.epolls.Hub):  # type: ignore[misc]
             self._end(wait)
         if self._others:
             super().wait(0)
+            self._others.clear()  # which does nothing as long as there are no listeners
         if monotonic() >= self._look_at:
             self._end_late()
 

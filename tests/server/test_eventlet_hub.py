@@ -304,6 +304,38 @@ def test_eventlets_waits_and_ours_alternate_on_one_descriptor(pairs: Pairs) -> N
 
 
 @on("ours")
+def test_a_listener_for_a_closed_file_does_not_end_the_wait_for_the_next(pairs: Pairs) -> None:
+    old, _ = pairs.make()
+    new, other = pairs.make()
+    number = old.fileno()
+
+    def listen() -> None:
+        with pytest.raises(eventlet.hubs.IOClosed):
+            eventlet.hubs.trampoline(number, read=True)
+
+    listening = eventlet.spawn(listen)
+    turns()
+    os.dup2(new.fileno(), number)
+    waiting = eventlet.spawn(wait, number, seconds=1.0)
+    turns()  # the first is told, and removes its listener
+    listening.wait()
+    other.send(b"x")
+    assert waiting.wait(), "not woken"
+
+
+@on("ours")
+def test_an_event_that_nobody_waits_for_is_not_kept(pairs: Pairs) -> None:
+    one, other = pairs.make()
+    waiting = eventlet.spawn(wait, one)
+    turns()
+    waiting.kill()
+    other.send(b"x")
+    turns()
+    hub: Any = eventlet.hubs.get_hub()
+    assert not hub._others
+
+
+@on("ours")
 def test_a_forgotten_descriptor_can_be_watched_elsewhere(pairs: Pairs) -> None:
     one, other = pairs.make()
     other.send(b"x")
